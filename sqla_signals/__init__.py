@@ -1,0 +1,42 @@
+"""Django-style model signals for SQLAlchemy."""
+
+from .changes import UNSET, Change
+from .decorator import receiver
+from .dispatch import mute
+from .errors import (
+    AsyncReceiverError,
+    InstallError,
+    ReceiverOptionError,
+    ReceiverTypeError,
+    SessionInFlushError,
+    SignalRecursionError,
+    SignalsError,
+    SignalsNotInstalledWarning,
+)
+from .install import Installation, install, raw
+from .signals import Signal, post_delete, post_save, pre_delete, pre_save
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "UNSET",
+    "AsyncReceiverError",
+    "Change",
+    "InstallError",
+    "Installation",
+    "ReceiverOptionError",
+    "ReceiverTypeError",
+    "SessionInFlushError",
+    "Signal",
+    "SignalRecursionError",
+    "SignalsError",
+    "SignalsNotInstalledWarning",
+    "install",
+    "mute",
+    "post_delete",
+    "post_save",
+    "pre_delete",
+    "pre_save",
+    "raw",
+    "receiver",
+]

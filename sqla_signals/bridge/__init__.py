@@ -1,0 +1,1 @@
+"""SQLAlchemy's events in, our signals out."""

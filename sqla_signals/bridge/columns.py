@@ -1,0 +1,219 @@
+"""What one mapper writes: which column attributes an INSERT or UPDATE of an instance covers.
+
+The rules are those of SQLAlchemy's ``orm/persistence.py``, asked from outside. No SQL is emitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import inspect
+from sqlalchemy.schema import Column
+from sqlalchemy.sql import ClauseElement
+
+from .._sqlalchemy import LoaderCallableStatus, UOWTransaction
+from ..changes import UNSET, Change
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import InstanceState, Mapper
+
+Values = Mapping[str, Any]
+
+
+class Columns:
+    """The column attributes of one mapper, with what is asked of them for each row."""
+
+    __slots__ = (
+        "_absent",
+        "_equal",
+        "_fetched",
+        "_keys",
+        "_primary_key",
+        "_tables",
+        "_version",
+        "_written_along",
+        "keys",
+    )
+
+    def __init__(self, mapper: Mapper[Any]) -> None:
+        props = {
+            prop.key: prop for prop in mapper.column_attrs if isinstance(prop.columns[0], Column)
+        }
+        self.keys = frozenset(props)
+        self._keys = {column: key for key, prop in props.items() for column in prop.columns}
+        manager = mapper.class_manager
+        self._equal = {key: manager[key].impl.is_equal for key in props}
+        self._primary_key = {
+            mapper.get_property_by_column(column).key: column for column in mapper.primary_key
+        }
+        self._absent = {key: absent_value(mapper, prop.columns) for key, prop in props.items()}
+        self._tables = {
+            key: frozenset(column.table for column in prop.columns) for key, prop in props.items()
+        }
+        self._fetched = frozenset(
+            key
+            for key, prop in props.items()
+            if any(column.server_onupdate is not None for column in prop.columns)
+        )
+        self._written_along: dict[Any, frozenset[str]] = {}
+        for key, prop in props.items():
+            for column in prop.columns:
+                if column.onupdate is not None:
+                    along = self._written_along.get(column.table, frozenset())
+                    self._written_along[column.table] = along | {key}
+        self._version: str | None = None
+        if mapper.version_id_col is not None and mapper.version_id_generator is not False:
+            self._version = mapper.get_property_by_column(mapper.version_id_col).key
+
+    def assigned(self, state: InstanceState[Any], foreseen: Values = {}) -> dict[str, Change]:
+        """What an UPDATE of this instance would write if it were flushed now.
+
+        :param foreseen: what the flush is going to assign itself, on top of what is there.
+        """
+        changed: dict[str, Change] = {}
+        values = state.dict
+        for key, old in state.committed_state.items():
+            equal = self._equal.get(key)
+            if equal is None or key in foreseen or key not in values:
+                continue
+            if differs(equal, values[key], old) and self._is_update_of(key, old):
+                changed[key] = Change(known(old), values[key])
+        return changed
+
+    def will_write(self, state: InstanceState[Any], foreseen: Values) -> bool:
+        """Whether an UPDATE is going to be written once the flush has assigned ``foreseen``."""
+        if self.assigned(state, foreseen):
+            return True
+        committed, values = state.committed_state, state.dict
+        for key, new in foreseen.items():
+            old = committed[key] if key in committed else values.get(key, UNSET)
+            if new is UNSET or old is UNSET or differs(self._equal[key], new, old):
+                return True
+        return False
+
+    def history(self, state: InstanceState[Any]) -> History:
+        """What :meth:`updated` needs to know from right before the statement."""
+        values = state.dict
+        return History(
+            dict(state.committed_state),
+            frozenset(state.expired_attributes),
+            [key for key in state.committed_state if is_expression(values.get(key))],
+        )
+
+    def updated(
+        self, state: InstanceState[Any], before: History, context: UOWTransaction
+    ) -> dict[str, Change]:
+        """What the UPDATE that has just been emitted wrote; empty if none was.
+
+        Versions, ``onupdate`` defaults and SQL expressions lose their history when the new value
+        is fetched or expired, so the history from right before the statement is asked too: an
+        entry that vanished was written.
+        """
+        changed: dict[str, Change] = {}
+        values, committed = state.dict, state.committed_state
+        for key, old in committed.items():
+            equal = self._equal.get(key)
+            if (
+                equal is not None
+                and key in values
+                and (key in before.expressions or differs(equal, values[key], old))
+                and self._is_update_of(key, old)
+                and not self._is_cascaded(key, state, context)
+            ):
+                changed[key] = Change(known(old), values[key])
+        for key, old in before.committed.items():
+            if key not in committed and key in self.keys:
+                changed[key] = Change(known(old), values.get(key, UNSET))
+        # A SQL expression that another before_update listener assigned after ours.
+        for key in state.expired_attributes.difference(before.expired, changed, self._fetched):
+            if key in self.keys and not any(key in keys for keys in self._written_along.values()):
+                changed[key] = Change(UNSET, UNSET)
+        return changed
+
+    def post_updated(
+        self, state: InstanceState[Any], columns: Iterable[Any], context: UOWTransaction
+    ) -> dict[str, Change]:
+        """What the extra UPDATE of a ``post_update`` relationship wrote."""
+        keys = {self._keys.get(column) for column in columns}
+        changed = self.updated(state, NO_HISTORY, context)
+        return {key: change for key, change in changed.items() if key in keys}
+
+    def written_along(self, changed: Iterable[str]) -> frozenset[str]:
+        """``update_fields`` for an UPDATE that changed these: with versions and ``onupdate``."""
+        fields = frozenset(changed)
+        if self._written_along:
+            for table in {table for key in fields for table in self._tables[key]}:
+                fields |= self._written_along.get(table, frozenset())
+        return fields if self._version is None else fields | {self._version}
+
+    def inserted(self, values: Values) -> dict[str, Change]:
+        """``changes`` of a row that was inserted and left ``values`` in the instance."""
+        return {
+            key: Change(UNSET, values.get(key, absent)) for key, absent in self._absent.items()
+        }
+
+    def given(self, values: Values) -> dict[str, Change]:
+        """``changes`` of a row to be inserted: what is assigned so far."""
+        return {key: Change(UNSET, values[key]) for key in self._absent if key in values}
+
+    def _is_update_of(self, key: str, old: Any) -> bool:
+        # A primary key whose old value was never loaded locates the row and is not SET.
+        return key not in self._primary_key or not isinstance(old, LoaderCallableStatus)
+
+    def _is_cascaded(self, key: str, state: InstanceState[Any], context: UOWTransaction) -> bool:
+        column = self._primary_key.get(key)
+        return column is not None and ("pk_cascaded", state, column) in context.attributes
+
+
+class History(NamedTuple):
+    """The attribute history of an instance right before its UPDATE."""
+
+    committed: Values
+    expired: frozenset[str]
+    expressions: Sequence[str]
+
+
+NO_HISTORY: Final = History({}, frozenset(), ())
+
+
+def is_expression(value: Any) -> bool:
+    """Whether a value is SQL, to be computed by the database."""
+    return isinstance(value, ClauseElement) or hasattr(value, "__clause_element__")
+
+
+def differs(equal: Any, new: Any, old: Any) -> bool:
+    """Whether SQLAlchemy would put ``new`` into the SET clause."""
+    # A comparison may give something that is neither True nor False, such as an array.
+    return is_expression(new) or equal(new, old) is not True
+
+
+def known(value: Any) -> Any:
+    """``value``, or ``UNSET`` for SQLAlchemy's symbols of a value that was never loaded."""
+    return UNSET if isinstance(value, LoaderCallableStatus) else value
+
+
+def absent_value(mapper: Mapper[Any], columns: Iterable[Any]) -> Any:
+    """What a column holds after an INSERT that was given no value for it: NULL or unknown."""
+    for column in columns:
+        if (
+            column.server_default is not None
+            or column.default is not None
+            or column.computed is not None
+            or column.identity is not None
+            or column.primary_key
+        ):
+            return UNSET
+    return None
+
+
+_columns: WeakKeyDictionary[Mapper[Any], Columns] = WeakKeyDictionary()
+
+
+def columns_of(mapper: Mapper[Any]) -> Columns:
+    """The :class:`Columns` of a mapper, made once."""
+    found = _columns.get(mapper)
+    if found is None:
+        found = _columns[mapper] = Columns(inspect(mapper))
+    return found

@@ -1,0 +1,312 @@
+"""One flush: ``pre_*`` before its first statement, ``post_*`` after its bookkeeping.
+
+``before_flush`` foresees the rows and announces them, the mapper events note what is really
+written (and announce what could not be foreseen), ``after_flush`` completes the notes while the
+history is still there, ``after_flush_postexec`` sends the ``post_*`` signals, when the session
+takes changes again.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from .._sqlalchemy import pending_states, postupdated_states
+from ..changes import Change, Changes
+from ..dispatch import audible
+from ..errors import SignalRecursionError
+from ..receivers import Receiver
+from ..signals import Signal, post_delete, post_save, pre_delete, pre_save
+from .calls import Calls
+from .columns import NO_HISTORY, History, columns_of
+from .foresight import Foreseen, Foresight, cascade_origins
+from .guard import guarded
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import InstanceState, Mapper, Session, UOWTransaction
+
+    State = InstanceState[Any]
+
+MAX_ROUNDS: Final = 100
+"""How often ``pre_*`` receivers may add to one flush; SQLAlchemy's own limit in ``commit()``."""
+
+_KEY: Final = "sqla_signals"
+_flushes: dict[int | None, weakref.ref[Flush]] = {}
+
+
+class Written(NamedTuple):
+    """One row that the flush has written."""
+
+    instance: Any
+    kind: str
+    changed: dict[str, Change] | None
+    """Of an update: what the UPDATE changed."""
+    values: Mapping[str, Any]
+    """Of a created row: what the instance held right after the INSERT."""
+
+
+CREATED: Final = "created"
+UPDATED: Final = "updated"
+DELETED: Final = "deleted"
+
+
+class Flush:
+    """The signals of one ``Session.flush()``, from its beginning to its end."""
+
+    def __init__(
+        self, session: Session, context: UOWTransaction, objects: Sequence[object] | None
+    ) -> None:
+        self.session = session
+        self.context = context
+        self._objects = objects
+        self._calls = Calls(session)
+        self._announced: dict[State, bool] = {}
+        """Whose ``pre_*`` was sent, and whether that was ``pre_delete``."""
+        self._origins: dict[State, Any] = {}
+        self._history: dict[State, History] = {}
+        self._written: dict[State, Written | None] = {}
+        """In the order of the ``after_*`` events; ``None``: flushed, but no row written so far."""
+        self._held: list[Any] = []
+        # The unit of work holds us, and it dies with the flush however that ends.
+        context.attributes[_KEY] = self
+        _flushes[session.hash_key] = weakref.ref(self, _forget(session.hash_key))
+
+    @staticmethod
+    def of(state: State) -> Flush | None:
+        """The flush that the state's session is in, if its session is listened to."""
+        reference = _flushes.get(state.session_id)
+        return reference() if reference is not None else None
+
+    @staticmethod
+    def of_context(context: UOWTransaction) -> Flush | None:
+        """The flush that was begun with this unit of work."""
+        found: Flush | None = context.attributes.get(_KEY)
+        return found
+
+    # -- before the first statement --------------------------------------------------------------
+
+    def announce(self) -> None:
+        """Send ``pre_*`` for every row foreseen, until the receivers add nothing new."""
+        if not (pre_save.receivers or pre_delete.receivers):
+            return
+        with guarded(self.session):
+            callers: list[Receiver] = []
+            for _ in range(MAX_ROUNDS):
+                foresight = Foresight(self.session, self._objects)
+                self._held.append(foresight)
+                del self._held[:-1]
+                fresh = [
+                    row
+                    for row in foresight.rows(self._announces)
+                    if self._announced.get(row.state) is not row.is_delete
+                ]
+                if not fresh:
+                    return
+                callers = []
+                for row in fresh:
+                    if row.still_stands(self.session):
+                        callers += self._announce(row)
+            raise SignalRecursionError(
+                f"pre_* receivers kept adding to the flush for {MAX_ROUNDS} rounds; the last one "
+                f"called {', '.join(dict.fromkeys(map(str, callers)))}. "
+                f"Let one of them do nothing for what another one has caused."
+            )
+
+    def _announces(self, mapper: Mapper[Any], is_delete: bool) -> bool:
+        return bool(self._receivers(pre_delete if is_delete else pre_save, mapper))
+
+    def _announce(self, row: Foreseen) -> Sequence[Receiver]:
+        state = row.state
+        self._announced[state] = row.is_delete
+        if row.is_delete:
+            return self._send_delete(pre_delete, row.instance, state.mapper, row.origin)
+        return self._send_pre_save(row)
+
+    def announce_late(self, state: State, is_delete: bool) -> None:
+        """Send ``pre_*`` right before the statement, for a row that could not be foreseen."""
+        if self._announced.get(state) is is_delete or not self._announces(state.mapper, is_delete):
+            return
+        if not is_delete and state not in pending_states(self.session):
+            if not columns_of(state.mapper).assigned(state):
+                return
+        with guarded(self.session):
+            self._announce(Foreseen(state, state.obj(), is_delete, None, {}, None, None))
+
+    # -- while the statements are emitted ---------------------------------------------------------
+
+    def remember(self, state: State) -> None:
+        """Keep the history that an UPDATE may wipe out."""
+        if state.committed_state or state.expired_attributes:
+            self._history[state] = columns_of(state.mapper).history(state)
+
+    def inserted(self, state: State) -> None:
+        """An INSERT was emitted for the state."""
+        self._written[state] = Written(state.obj(), CREATED, None, dict(state.dict))
+
+    def saved(self, state: State) -> None:
+        """The state went through an UPDATE, which may have written nothing."""
+        if state in pending_states(self.session):
+            self._row_switched(state)
+            return
+        before = self._history.pop(state, NO_HISTORY)
+        changed = columns_of(state.mapper).updated(state, before, self.context)
+        self._written[state] = Written(state.obj(), UPDATED, changed, {}) if changed else None
+
+    def _row_switched(self, state: State) -> None:
+        """The row of a deleted instance was turned into the row of a new one."""
+        key = state.mapper._identity_key_from_state(state)
+        replaced = self.session.identity_map.get(key)
+        if replaced is not None:
+            self.deleted(replaced._sa_instance_state)
+        self.inserted(state)
+
+    def deleted(self, state: State) -> None:
+        """A DELETE was emitted for the state."""
+        self._written[state] = Written(state.obj(), DELETED, None, {})
+
+    def complete(self) -> None:
+        """Add what has no mapper event, while the history is still there."""
+        for state, (is_delete, listonly) in self.context.states.items():
+            if is_delete and listonly and state not in self._written:
+                self.deleted(state)
+        for state, columns in postupdated_states(self.context):
+            if not self.context.is_deleted(state):
+                self._post_updated(state, columns)
+        if post_delete.receivers:
+            deletes = [s for s, row in self._written.items() if row and row.kind == DELETED]
+            self._origins = cascade_origins(self.session, deletes)
+
+    def _post_updated(self, state: State, columns: set[Any]) -> None:
+        known = self._written.get(state)
+        changed = columns_of(state.mapper).post_updated(state, columns, self.context)
+        if not changed:
+            return
+        if known is None:
+            self._written[state] = Written(state.obj(), UPDATED, changed, {})
+        elif known.kind == CREATED:
+            values = {**known.values, **{key: change.new for key, change in changed.items()}}
+            self._written[state] = known._replace(values=values)
+        else:
+            self._written[state] = known._replace(changed={**(known.changed or {}), **changed})
+
+    # -- after the bookkeeping --------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Send ``post_*`` for every row written."""
+        rows = [(state, row) for state, row in self._written.items() if row is not None]
+        self._written = {}
+        if not rows:
+            return
+        with guarded(self.session):
+            for state, row in rows:
+                if row.kind == DELETED:
+                    origin = self._origins.get(state)
+                    self._send_delete(post_delete, row.instance, state.mapper, origin)
+                else:
+                    self._send_post_save(state, row)
+
+    # -- calling receivers ------------------------------------------------------------------------
+
+    def _send_pre_save(self, row: Foreseen) -> Sequence[Receiver]:
+        state, mapper = row.state, row.state.mapper
+        receivers = self._receivers(pre_save, mapper)
+        columns = columns_of(mapper)
+        for receiver in receivers:
+            created = state in pending_states(self.session)
+            # Taken anew for each receiver: the one before may have assigned something.
+            if created:
+                values = dict(state.dict)
+                changes = Changes(lambda values=values: columns.given(values))  # type: ignore[misc]
+                update_fields = None
+            else:
+                changed = columns.assigned(state)
+                changes = Changes(lambda changed=changed: changed)  # type: ignore[misc]
+                update_fields = frozenset(changed)
+                if receiver.fields is not None and receiver.columns(mapper).isdisjoint(
+                    update_fields.union(row.assigns)
+                ):
+                    continue
+            self._call_save(
+                pre_save, receiver, mapper, row.instance, created, changes, update_fields
+            )
+        return receivers
+
+    def _send_post_save(self, state: State, row: Written) -> None:
+        mapper = state.mapper
+        columns = columns_of(mapper)
+        created = row.kind == CREATED
+        if created:
+            changes = Changes(lambda: columns.inserted(row.values))
+            update_fields = None
+        else:
+            changed = row.changed or {}
+            changes = Changes(lambda: changed)
+            update_fields = columns.written_along(changed)
+        for receiver in self._receivers(post_save, mapper):
+            if (
+                update_fields is None
+                or receiver.fields is None
+                or not receiver.columns(mapper).isdisjoint(changes)
+            ):
+                self._call_save(
+                    post_save, receiver, mapper, row.instance, created, changes, update_fields
+                )
+
+    def _call_save(
+        self,
+        signal: Signal,
+        receiver: Receiver,
+        mapper: Mapper[Any],
+        instance: Any,
+        created: bool,
+        changes: Changes,
+        update_fields: frozenset[str] | None,
+    ) -> None:
+        calls = self._calls
+        calls.call(
+            signal,
+            receiver,
+            mapper.class_,
+            {
+                "instance": instance,
+                "created": created,
+                "changes": changes,
+                "update_fields": update_fields,
+                "raw": calls.raw,
+                "using": calls.using(mapper, instance),
+                "session": self.session,
+                "signal": signal,
+            },
+        )
+
+    def _send_delete(
+        self, signal: Signal, instance: Any, mapper: Mapper[Any], origin: Any
+    ) -> Sequence[Receiver]:
+        receivers = self._receivers(signal, mapper)
+        for receiver in receivers:
+            self._calls.call(
+                signal,
+                receiver,
+                mapper.class_,
+                {
+                    "instance": instance,
+                    "origin": origin,
+                    "using": self._calls.using(mapper, instance),
+                    "session": self.session,
+                    "signal": signal,
+                },
+            )
+        return receivers
+
+    def _receivers(self, signal: Signal, mapper: Mapper[Any]) -> tuple[Receiver, ...]:
+        cls = mapper.class_
+        return audible(signal, cls, signal.table.lookup(cls))
+
+
+def _forget(key: int) -> Any:
+    def forget(reference: weakref.ref[Flush]) -> None:
+        if _flushes.get(key) is reference:
+            del _flushes[key]
+
+    return forget

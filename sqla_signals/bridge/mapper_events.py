@@ -1,0 +1,126 @@
+"""The mapper events that tell what a flush writes, on the mappers somebody has receivers for.
+
+Listeners are added when a flush first finds receivers for a mapper, and stay until the last
+installation is removed: SQLAlchemy's listener collections must not lose members while another
+thread runs through them. They do nothing outside of a flush that an installation listens to.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import event
+
+from .._sqlalchemy import all_mappers, is_last_listener
+from ..signals import post_delete, post_save, pre_delete, pre_save
+from .flush import Flush
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+    from sqlalchemy.orm import InstanceState, Mapper
+
+    State = InstanceState[Any]
+
+
+def before_insert(mapper: Mapper[Any], connection: Connection, state: State) -> None:
+    flush = Flush.of(state)
+    if flush is not None:
+        flush.announce_late(state, is_delete=False)
+
+
+def before_update(mapper: Mapper[Any], connection: Connection, state: State) -> None:
+    flush = Flush.of(state)
+    if flush is not None:
+        flush.announce_late(state, is_delete=False)
+        flush.remember(state)
+
+
+def before_delete(mapper: Mapper[Any], connection: Connection, state: State) -> None:
+    flush = Flush.of(state)
+    if flush is not None:
+        flush.announce_late(state, is_delete=True)
+
+
+def after_insert(mapper: Mapper[Any], connection: Connection, state: State) -> None:
+    flush = Flush.of(state)
+    if flush is not None:
+        flush.inserted(state)
+
+
+def after_update(mapper: Mapper[Any], connection: Connection, state: State) -> None:
+    flush = Flush.of(state)
+    if flush is not None:
+        flush.saved(state)
+
+
+def after_delete(mapper: Mapper[Any], connection: Connection, state: State) -> None:
+    flush = Flush.of(state)
+    if flush is not None:
+        flush.deleted(state)
+
+
+_SAVES: Final = {
+    "before_insert": before_insert,
+    "before_update": before_update,
+    "after_insert": after_insert,
+    "after_update": after_update,
+}
+_DELETES: Final = {"before_delete": before_delete, "after_delete": after_delete}
+_GROUPS: Final = (((pre_save, post_save), _SAVES), ((pre_delete, post_delete), _DELETES))
+
+_lock = threading.Lock()
+_listening: WeakKeyDictionary[Mapper[Any], set[str]] = WeakKeyDictionary()
+_seen: tuple[object, ...] = ()
+
+
+def listen_where_needed() -> None:
+    """Listen on each mapper that has receivers by now; cheap when nothing has changed."""
+    global _seen
+    now = tuple(signal.table for signals, _ in _GROUPS for signal in signals)
+    if now == _seen:
+        return
+    with _lock:
+        for mapper in all_mappers():
+            for signals, listeners in _GROUPS:
+                if any(signal.has_receivers_for(mapper.class_) for signal in signals):
+                    _listen(mapper, listeners)
+        _seen = now
+
+
+def _listen(mapper: Mapper[Any], listeners: Mapping[str, Callable[..., None]]) -> None:
+    names = _listening.setdefault(mapper, set())
+    for name, listener in listeners.items():
+        if name not in names:
+            # With raw and retval both set, SQLAlchemy calls the function itself, unwrapped.
+            event.listen(mapper, name, listener, raw=True, retval=True)
+            names.add(name)
+
+
+def stay_last(mapper: Mapper[Any]) -> None:
+    """Let ``before_update`` run after any listener that could still turn nothing into an UPDATE."""
+    if "before_update" in _listening.get(mapper, ()) and not is_last_listener(
+        mapper, "before_update", before_update
+    ):
+        with _lock:
+            event.remove(mapper, "before_update", before_update)
+            event.listen(mapper, "before_update", before_update, raw=True, retval=True)
+
+
+def mappers_changed() -> None:
+    """A mapper was configured: look again at the next flush."""
+    global _seen
+    _seen = ()
+
+
+def stop_listening() -> None:
+    """Remove every listener."""
+    global _seen
+    with _lock:
+        for mapper, names in list(_listening.items()):
+            for name in names:
+                event.remove(mapper, name, {**_SAVES, **_DELETES}[name])
+        _listening.clear()
+        _seen = ()

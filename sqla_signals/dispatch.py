@@ -1,0 +1,129 @@
+"""Who is called, in which order, and who is muted.
+
+A :class:`Table` is what a signal's receivers come to: made once after each change, never changed
+itself, so that a send needs no lock and sees the receivers there were when it began.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+from blinker import ANY
+
+from .errors import AsyncReceiverError
+from .receivers import PHASES, Phase, Receiver, describe_sender, identity, sender_list
+
+if TYPE_CHECKING:
+    from .signals import Signal
+
+
+class Table:
+    """The receivers of one signal, in the order of connection, looked up by sender."""
+
+    __slots__ = ("_any", "_by_class", "_exact", "receivers")
+
+    def __init__(self, receivers: Iterable[Receiver]) -> None:
+        self.receivers = tuple(sorted(receivers, key=lambda receiver: receiver.serial))
+        self._any = _by_phase(r for r in self.receivers if r.sender is ANY)
+        # Only senders that someone named are kept here, so the dictionary is bounded.
+        self._exact: dict[Any, dict[Phase, tuple[Receiver, ...]]] = {}
+        for key in {identity(r.sender) for r in self.receivers if r.sender is not ANY}:
+            self._exact[key] = _by_phase(
+                r for r in self.receivers if r.sender is ANY or identity(r.sender) == key
+            )
+        self._by_class: WeakKeyDictionary[type, dict[Phase, tuple[Receiver, ...]]] = (
+            WeakKeyDictionary()
+        )
+
+    def lookup(self, sender: Any, on: Phase = "flush") -> tuple[Receiver, ...]:
+        """The receivers to call for ``sender`` in that phase, each callable once."""
+        if isinstance(sender, type):
+            found = self._by_class.get(sender)
+            if found is None:
+                found = _by_phase(r for r in self.receivers if r.matches(sender))
+                self._by_class[sender] = found
+            return found[on]
+        return self._exact.get(identity(sender), self._any)[on]
+
+
+def _by_phase(receivers: Iterable[Receiver]) -> dict[Phase, tuple[Receiver, ...]]:
+    found: dict[Phase, dict[Any, Receiver]] = {phase: {} for phase in PHASES}
+    for receiver in receivers:
+        phase = found[receiver.on]
+        first = phase.get(receiver.fn_id)
+        # One function, several matching connections: called once, where it stood first.
+        phase[receiver.fn_id] = receiver if first is None else first.merged(receiver)
+    return {phase: tuple(unique.values()) for phase, unique in found.items()}
+
+
+class _Mute(NamedTuple):
+    signal: Signal | None
+    sender: Any
+    receiver: Any
+
+    def silences(self, signal: Signal, sender: Any, receiver: Receiver) -> bool:
+        return (
+            (self.signal is None or self.signal is signal)
+            and (self.sender is ANY or self.sender is sender or self.sender == _name(sender))
+            and (self.receiver is None or self.receiver in (receiver.fn_id, receiver.name))
+        )
+
+
+def _name(sender: Any) -> str | None:
+    return sender.__name__ if isinstance(sender, type) else None
+
+
+_mutes: ContextVar[tuple[_Mute, ...]] = ContextVar("sqla_signals_mutes", default=())
+
+
+@contextmanager
+def mute(
+    signal: Signal | None = None,
+    sender: Any = None,
+    receiver: Callable[..., Any] | str | None = None,
+) -> Iterator[None]:
+    """Silence signals inside a ``with`` block, in this thread or task only.
+
+    :param signal: only this signal; ``None`` for every signal.
+    :param sender: only this sender (a class, its name, any object) or a list; ``None`` for all.
+    :param receiver: only this receiver, the function or its name; ``None`` for all.
+
+    Blocks nest: leaving the inner one does not end the outer one. What happens inside the block
+    is silenced, and only that: a flush inside it sends nothing, one after it sends again.
+    """
+    who = identity(receiver) if receiver is not None else None
+    token = _mutes.set(_mutes.get() + tuple(_Mute(signal, s, who) for s in sender_list(sender)))
+    try:
+        yield
+    finally:
+        _mutes.reset(token)
+
+
+def audible(
+    signal: Signal, sender: Any, receivers: tuple[Receiver, ...]
+) -> tuple[Receiver, ...]:
+    """``receivers`` without those that a :func:`mute` block around us silences."""
+    mutes = _mutes.get()
+    if not mutes:
+        return receivers
+    return tuple(
+        r for r in receivers if not any(mute.silences(signal, sender, r) for mute in mutes)
+    )
+
+
+def is_muted(signal: Signal) -> bool:
+    """Whether everything that ``signal`` sends is silenced here and now."""
+    return any(m.signal in (None, signal) and m.sender is ANY and m.receiver is None
+               for m in _mutes.get())
+
+
+def unawaitable(signal: Signal, receiver: Receiver, sender: Any, where: str) -> AsyncReceiverError:
+    """The error for an ``async def`` receiver that nothing here can await."""
+    return AsyncReceiverError(
+        f"{signal.name}: receiver {receiver} is async, but {describe_sender(sender)} was sent "
+        f"from {where}"
+    )

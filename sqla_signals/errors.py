@@ -1,0 +1,48 @@
+"""The exceptions and warnings of the package.
+
+Every exception derives from :class:`SignalsError`; where one is also what a Python or SQLAlchemy
+user would catch (``TypeError``, ``InvalidRequestError``), it derives from that too.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy.exc import InvalidRequestError
+
+
+class SignalsError(Exception):
+    """Base of every exception that ``sqla_signals`` raises."""
+
+
+class ReceiverTypeError(SignalsError, TypeError):
+    """A receiver cannot be called with what its signal sends; raised at connect time."""
+
+
+class ReceiverOptionError(SignalsError, ValueError):
+    """An option of a receiver is wrong: an unknown phase, sender, attribute or combination.
+
+    Raised at connect time, or when mappers are configured if the class was not mapped before.
+    """
+
+
+class InstallError(SignalsError, TypeError):
+    """:func:`~sqla_signals.install` was given something that makes no sessions."""
+
+
+class AsyncReceiverError(SignalsError, RuntimeError):
+    """An ``async def`` receiver was reached from synchronous code, where nothing can await it."""
+
+
+class SignalRecursionError(SignalsError, RecursionError):
+    """Receivers keep causing each other's signals and never settle; the message prints the cycle."""
+
+
+class SessionInFlushError(SignalsError, InvalidRequestError):
+    """A flush receiver called ``flush()``, ``commit()``, ``rollback()`` or ``close()``.
+
+    The session is in the middle of a flush then; letting the call through would leave that flush
+    half written.
+    """
+
+
+class SignalsNotInstalledWarning(UserWarning):
+    """Receivers are connected to model signals but :func:`~sqla_signals.install` was not called."""

@@ -1,0 +1,180 @@
+"""``install`` and ``raw``: which sessions are listened to."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import event
+from sqlalchemy.orm import Mapper, Session, UOWTransaction, scoped_session, sessionmaker
+
+from . import mapping
+from .bridge import mapper_events
+from .bridge.calls import RAW
+from .bridge.flush import Flush
+from .errors import InstallError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+
+class Installation:
+    """What :func:`install` returns; :meth:`remove` undoes it."""
+
+    def __init__(self, target: Any) -> None:
+        self._target = target
+        self._listeners: list[tuple[Any, str, Callable[..., Any]]] = [
+            (target, "before_flush", self._before_flush),
+            (target, "after_flush", self._after_flush),
+            (target, "after_flush_postexec", self._after_flush_postexec),
+            (Mapper, "mapper_configured", self._mapper_configured),
+        ]
+        for on, name, listener in self._listeners:
+            event.listen(on, name, listener)
+        mapping.installations.add(self)
+
+    def remove(self) -> None:
+        """Stop listening to these sessions. May be called twice."""
+        for on, name, listener in self._listeners:
+            event.remove(on, name, listener)
+        self._listeners = []
+        mapping.installations.discard(self)
+        if not mapping.installations:
+            mapper_events.stop_listening()
+
+    def _before_flush(
+        self, session: Session, context: UOWTransaction, objects: Sequence[object] | None
+    ) -> None:
+        if Flush.of_context(context) is not None:
+            return  # another installation has begun it
+        if not any(signal.receivers for signal in mapping.model_signals):
+            return
+        mapper_events.listen_where_needed()
+        flush = Flush(session, context, objects)
+        flush.announce()
+        # A pre_* receiver may have connected one of a model that had none.
+        mapper_events.listen_where_needed()
+
+    def _after_flush(self, session: Session, context: UOWTransaction) -> None:
+        flush = Flush.of_context(context)
+        if flush is not None:
+            flush.complete()
+
+    def _after_flush_postexec(self, session: Session, context: UOWTransaction) -> None:
+        flush = Flush.of_context(context)
+        if flush is not None:
+            flush.finish()
+
+    def _mapper_configured(self, mapper: Mapper[Any], cls: type) -> None:
+        mapper_events.mappers_changed()
+
+    def __repr__(self) -> str:
+        state = "" if self._listeners else ", removed"
+        return f"<Installation on {self._target!r}{state}>"
+
+
+def install(target: Any = None) -> Installation:
+    """Send signals for the work of sessions.
+
+    :param target: whose work. ``None``: every ``Session`` in the process, also behind an
+        ``AsyncSession``. Else one of: a ``Session`` class or instance, a ``sessionmaker``, a
+        ``scoped_session``, an ``AsyncSession`` class or instance, an ``async_sessionmaker``, an
+        ``async_scoped_session``, a Flask-SQLAlchemy ``db``.
+    :returns: the :class:`Installation`, whose ``remove()`` undoes it.
+    :raises InstallError: ``target`` makes no sessions.
+
+    Sessions that exist already are included. Installing for the same sessions twice, or for all
+    and for some, never sends a signal twice; each installation is removed on its own.
+    """
+    return Installation(session_target(Session if target is None else target))
+
+
+def session_target(target: Any) -> Any:
+    """The ``Session`` class or instance whose events are those of ``target``."""
+    if isinstance(target, Session) or (isinstance(target, type) and issubclass(target, Session)):
+        return target
+    if isinstance(target, sessionmaker):
+        return target.class_
+    if isinstance(target, scoped_session):
+        return session_target(target.session_factory)
+    asyncio = sys.modules.get("sqlalchemy.ext.asyncio")
+    if asyncio is not None:
+        if isinstance(target, asyncio.AsyncSession):
+            return target.sync_session
+        if isinstance(target, type) and issubclass(target, asyncio.AsyncSession):
+            return target.sync_session_class
+        if isinstance(target, asyncio.async_scoped_session):
+            return session_target(target.session_factory)
+        if isinstance(target, asyncio.async_sessionmaker):
+            return _own_sync_session_class(target)
+    if isinstance(getattr(target, "session", None), scoped_session):  # Flask-SQLAlchemy's db
+        return session_target(target.session)
+    raise InstallError(
+        f"install({target!r}): not something that makes sessions. Give a Session class, a "
+        f"sessionmaker, a scoped_session, an AsyncSession class, an async_sessionmaker, a "
+        f"Flask-SQLAlchemy db, or nothing for every session."
+    )
+
+
+def _own_sync_session_class(maker: Any) -> type[Session]:
+    """A ``Session`` class that only this ``async_sessionmaker`` uses."""
+    used: type[Session] = maker.kw.get("sync_session_class") or maker.class_.sync_session_class
+    if not used.__dict__.get("_sqla_signals_maker"):
+        used = type(used.__name__, (used,), {"_sqla_signals_maker": True})
+        maker.configure(sync_session_class=used)
+    return used
+
+
+class raw:  # noqa: N801 - used like a function
+    """Mark what a session writes inside the block as ``raw=True``, for loading fixtures.
+
+    :param session: a ``Session``, for ``with``; or an ``AsyncSession``, for ``async with``.
+
+    What is pending at the end of the block is flushed there, so that it is raw as well; not after
+    an exception. Blocks may nest.
+    """
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self._sync: Session = getattr(session, "sync_session", session)
+
+    def _enter(self) -> None:
+        self._sync.info[RAW] = self._sync.info.get(RAW, 0) + 1
+
+    def _exit(self) -> None:
+        self._sync.info[RAW] -= 1
+        if not self._sync.info[RAW]:
+            del self._sync.info[RAW]
+
+    def __enter__(self) -> None:
+        if self._session is not self._sync:
+            raise TypeError("use 'async with raw(session)' with an AsyncSession")
+        self._enter()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if exc is None:
+                self._sync.flush()
+        finally:
+            self._exit()
+
+    async def __aenter__(self) -> None:
+        self._enter()
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if exc is None:
+                await self._session.flush()
+        finally:
+            self._exit()

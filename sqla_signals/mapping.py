@@ -1,0 +1,106 @@
+"""What receivers of model signals need from the mappers: checks once a class is mapped.
+
+The one listener outside of ``install``: added when the first receiver of a model signal is
+connected, because the warning that ``install`` was forgotten has to come from somewhere.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+from sqlalchemy import event
+from sqlalchemy.orm import Mapper, Session
+
+from ._sqlalchemy import all_mappers, mapper_of
+from .errors import ReceiverOptionError, SignalsNotInstalledWarning
+from .receivers import Receiver
+
+if TYPE_CHECKING:
+    from .signals import ModelSignal
+
+model_signals: list[ModelSignal] = []
+"""The signals whose senders are mapped classes."""
+
+installations: WeakSet[Any] = WeakSet()
+"""What :func:`sqla_signals.install` has returned and is not removed."""
+
+_lock = threading.Lock()
+_watching = False
+
+
+def connected(signal: ModelSignal, receivers: Iterable[Receiver]) -> None:
+    """Check new receivers as far as their classes are mapped, and the rest when they are."""
+    global _watching
+    for receiver in receivers:
+        check_fields(signal, receiver)
+    with _lock:
+        if not _watching:
+            event.listen(Mapper, "after_configured", _after_configured)
+            _watching = True
+    if not installations and any(
+        (mapper := _mapper(receiver)) is not None and mapper.configured for receiver in receivers
+    ):
+        event.listen(Session, "before_flush", _flushed_without_install, once=True)
+
+
+def _mapper(receiver: Receiver) -> Mapper[Any] | None:
+    return mapper_of(receiver.sender) if isinstance(receiver.sender, type) else None
+
+
+def check_fields(signal: ModelSignal, receiver: Receiver) -> None:
+    """Raise :class:`ReceiverOptionError` if ``fields`` names what a matching class lacks."""
+    if receiver.fields is None:
+        return
+    for mapper in all_mappers():
+        if mapper.configured and receiver.matches(mapper.class_):
+            receiver.columns(mapper)
+
+
+def check_name(receiver: Receiver) -> None:
+    """Raise :class:`ReceiverOptionError` if a string sender names two classes of one registry."""
+    if not isinstance(receiver.sender, str) or receiver.propagate:
+        return
+    found: dict[Any, list[str]] = defaultdict(list)
+    for mapper in all_mappers():
+        if receiver.matches(mapper.class_):
+            cls = mapper.class_
+            found[mapper.registry].append(f"{cls.__module__}.{cls.__qualname__}")
+    for names in found.values():
+        if len(set(names)) > 1:
+            raise ReceiverOptionError(
+                f"receiver {receiver}: sender={receiver.sender!r} could be any of "
+                f"{', '.join(sorted(names))}. Give the full name or the class."
+            )
+
+
+def _after_configured() -> None:
+    waiting = [(signal, receiver) for signal in model_signals for receiver in signal.table.receivers]
+    for signal in model_signals:
+        signal.forget_lookups()
+    for signal, receiver in waiting:
+        check_fields(signal, receiver)
+        check_name(receiver)
+    if waiting and not installations:
+        _warn([receiver for _, receiver in waiting], "mappers were configured")
+
+
+def _flushed_without_install(*_: object) -> None:
+    receivers = [receiver for signal in model_signals for receiver in signal.table.receivers]
+    if receivers and not installations:
+        _warn(receivers, "a session was flushed")
+
+
+def _warn(receivers: list[Receiver], when: str) -> None:
+    names = ", ".join(dict.fromkeys(str(receiver) for receiver in receivers[:5]))
+    more = f" and {len(receivers) - 5} more" if len(receivers) > 5 else ""
+    warnings.warn(
+        f"{when} while sqla_signals is not installed, so these receivers are never called: "
+        f"{names}{more}. Add one line where the application starts: sqla_signals.install()",
+        SignalsNotInstalledWarning,
+        stacklevel=2,
+    )

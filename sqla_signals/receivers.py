@@ -1,0 +1,277 @@
+"""One connected receiver: its options, the senders it stands for, and how it is described.
+
+A :class:`Receiver` is what ``connect`` stores. It knows no session and sends nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import itertools
+import weakref
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from blinker import ANY
+
+from ._sqlalchemy import column_keys, is_mapped
+from .errors import ReceiverOptionError, ReceiverTypeError
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Mapper
+
+    from .signals import Signal
+
+Phase = Literal["flush", "commit", "rollback"]
+PHASES: Final[tuple[Phase, ...]] = ("flush", "commit", "rollback")
+
+_serials = itertools.count()
+
+
+class Receiver:
+    """A callable connected to a signal for one sender, with the options it was connected with."""
+
+    __slots__ = (
+        "_columns",
+        "_fn",
+        "__weakref__",
+        "_sender",
+        "dispatch_uid",
+        "durable",
+        "fields",
+        "fn_id",
+        "is_async",
+        "key",
+        "location",
+        "name",
+        "on",
+        "propagate",
+        "serial",
+        "weak",
+    )
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        sender: Any,
+        *,
+        weak: bool,
+        on: Phase = "flush",
+        propagate: bool = False,
+        fields: frozenset[str] | None = None,
+        durable: bool = False,
+        name: str | None = None,
+        dispatch_uid: object = None,
+        forget: Callable[[Receiver], None],
+    ) -> None:
+        self.serial = next(_serials)
+        self.fn_id = identity(fn)
+        self.key = (
+            (self.fn_id if dispatch_uid is None else ("uid", dispatch_uid)),
+            identity(sender),
+            on,
+            durable,
+            # The same function may be connected twice with different filters; it is called once.
+            (propagate, fields) if dispatch_uid is None else None,
+        )
+        self.on = on
+        self.propagate = propagate
+        self.fields = fields
+        self.durable = durable
+        self.dispatch_uid = dispatch_uid
+        self.weak = weak
+        self.is_async = is_async(fn)
+        self.name = name or default_name(fn)
+        self.location = location(fn)
+        self._columns: dict[int, frozenset[str]] = {}
+
+        me = weakref.ref(self)
+
+        def forget_me(_: object) -> None:
+            receiver = me()
+            if receiver is not None:
+                forget(receiver)
+
+        self._fn: Callable[[], Callable[..., Any] | None]
+        if not weak:
+            self._fn = _strong(fn)
+        elif inspect.ismethod(fn):
+            self._fn = weakref.WeakMethod(fn, forget_me)
+        else:
+            self._fn = weakref.ref(fn, forget_me)
+        try:
+            self._sender: Callable[[], Any] = weakref.ref(sender, forget_me)
+        except TypeError:
+            self._sender = _strong(sender)
+
+    @property
+    def fn(self) -> Callable[..., Any] | None:
+        """The callable, or ``None`` once a weakly connected one was garbage collected."""
+        return self._fn()
+
+    @property
+    def sender(self) -> Any:
+        """What the receiver was connected to: a class, a name, ``blinker.ANY``, any object."""
+        return self._sender()
+
+    def matches(self, sender: Any) -> bool:
+        """Whether an event that ``sender`` sends is for this receiver."""
+        mine = self._sender()
+        if mine is ANY or mine is sender:
+            return True
+        if not isinstance(sender, type):
+            return isinstance(mine, str | int) and bool(mine == sender)
+        if isinstance(mine, str):
+            return is_named(sender, mine) or (
+                self.propagate
+                and is_mapped(sender)
+                and any(is_mapped(base) and is_named(base, mine) for base in sender.__mro__[1:])
+            )
+        if isinstance(mine, type) and (self.propagate or not is_mapped(mine)):
+            return issubclass(sender, mine) and is_mapped(sender)
+        return False
+
+    def columns(self, mapper: Mapper[Any]) -> frozenset[str]:
+        """The column attributes of ``mapper`` that ``fields`` names.
+
+        Raises :class:`ReceiverOptionError` for a name that the class does not have.
+        """
+        assert self.fields is not None
+        found = self._columns.get(id(mapper))
+        if found is None:
+            keys: set[str] = set()
+            for field in sorted(self.fields):
+                columns = column_keys(mapper, field)
+                if not columns:
+                    raise ReceiverOptionError(
+                        f"receiver {self}: {mapper.class_.__name__} has no column attribute "
+                        f"{field!r} to watch with fields=. Use one of: "
+                        f"{', '.join(sorted(prop.key for prop in mapper.column_attrs))}"
+                    )
+                keys |= columns
+            found = self._columns[id(mapper)] = frozenset(keys)
+        return found
+
+    def merged(self, other: Receiver) -> Receiver:
+        """This receiver, with ``fields`` that let through what either of the two would."""
+        if self.fields is None or self.fields == other.fields:
+            return self
+        merged = copy.copy(self)
+        merged.fields = None if other.fields is None else self.fields | other.fields
+        merged._columns = {}
+        return merged
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.location})"
+
+    def __repr__(self) -> str:
+        return f"<Receiver {self} on={self.on!r} sender={describe_sender(self.sender)}>"
+
+
+def _strong(value: Any) -> Callable[[], Any]:
+    return lambda: value
+
+
+def identity(value: Any) -> Any:
+    """A hashable that is equal for the same object (and for equal strings), as blinker has it."""
+    if isinstance(value, str | int):
+        return value
+    if inspect.ismethod(value):
+        return (id(value.__func__), id(value.__self__))
+    return id(value)
+
+
+def unwrapped(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The function behind partials, decorators and callable instances."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    if not inspect.isroutine(fn) and not isinstance(fn, type):
+        fn = getattr(fn, "__call__", fn)  # noqa: B004 - the bound method is wanted, not the test
+    return fn
+
+
+def is_async(fn: Callable[..., Any]) -> bool:
+    """Whether calling ``fn`` gives a coroutine: also for partials and ``async def __call__``."""
+    return inspect.iscoroutinefunction(unwrapped(fn))
+
+
+def default_name(fn: Callable[..., Any]) -> str:
+    """``module.qualname`` of ``fn``, or of its class if it is an instance."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    named: Any = fn if hasattr(fn, "__qualname__") else type(fn)
+    return f"{getattr(named, '__module__', '?')}.{named.__qualname__}"
+
+
+def location(fn: Callable[..., Any]) -> str:
+    """``file:line`` where ``fn`` is defined, or ``<built-in>``."""
+    code = getattr(inspect.unwrap(unwrapped(fn)), "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code is not None else "<built-in>"
+
+
+def is_named(cls: type, name: str) -> bool:
+    """Whether ``name`` is the class's bare or dotted name."""
+    if "." not in name:
+        return cls.__name__ == name
+    return name in (f"{cls.__module__}.{cls.__qualname__}", f"{cls.__module__}.{cls.__name__}")
+
+
+def describe_sender(sender: Any) -> str:
+    """How a sender is named in messages."""
+    if sender is ANY:
+        return "any sender"
+    return sender.__name__ if isinstance(sender, type) else repr(sender)
+
+
+def sender_list(sender: Any) -> list[Any]:
+    """``sender=`` as given by a user, as a list; ``None`` is any sender."""
+    if sender is None or sender is ANY:
+        return [ANY]
+    if isinstance(sender, list | tuple | set | frozenset):
+        if not sender:
+            raise ReceiverOptionError("sender=[] would never match; leave sender out for every model")
+        return [ANY if one is None else one for one in sender]
+    return [sender]
+
+
+def field_names(fields: Iterable[Any] | str | None) -> frozenset[str] | None:
+    """``fields=`` as given by a user (names or mapped attributes), as names."""
+    if fields is None:
+        return None
+    names = [fields] if isinstance(fields, str) else [getattr(f, "key", f) for f in fields]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ReceiverOptionError(
+            f"fields= takes attribute names such as {{'status'}} or {{Order.status}}, got {fields!r}"
+        )
+    return frozenset(names)
+
+
+def check_callable(fn: Any, signal: Signal) -> None:
+    """Raise :class:`ReceiverTypeError` if ``signal`` could not call ``fn``."""
+    if not callable(fn):
+        raise ReceiverTypeError(f"{signal.name}: {fn!r} is not callable, so it cannot be a receiver")
+    try:
+        signature = inspect.signature(fn)
+    except ValueError:  # a builtin that does not tell
+        return
+    who = f"{signal.name}: receiver {default_name(fn)} ({location(fn)})"
+    if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+        raise ReceiverTypeError(
+            f"{who} must accept **kwargs, because signals may send more in a later version. "
+            f"Add it: def {getattr(fn, '__name__', 'receiver')}(sender, **kwargs)"
+        )
+    try:
+        signature.bind(object(), **dict.fromkeys(signal.arguments or (), None))
+    except TypeError as error:
+        if signal.arguments is None:
+            try:
+                signature.bind_partial(object())
+            except TypeError as no_sender:
+                error = no_sender
+            else:
+                return
+        raise ReceiverTypeError(
+            f"{who} cannot be called: {error}. {signal.name} sends the sender as the first "
+            f"argument, then by keyword: {', '.join(signal.arguments or ('what send() was given',))}"
+        ) from None
