@@ -7,13 +7,13 @@ the difference is settled here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from sqlalchemy import inspect
 from sqlalchemy.orm import (
     ColumnProperty,
     CompositeProperty,
-    LoaderCallableStatus,
     PassiveFlag,
     RelationshipProperty,
     Session,
@@ -21,44 +21,24 @@ from sqlalchemy.orm import (
     UOWTransaction,
     dependency,
 )
-from sqlalchemy.orm.mapper import _all_registries  # type: ignore[attr-defined]
+from sqlalchemy.orm.mapper import _all_registries
 from sqlalchemy.schema import Column
+
+from .changes import UNSET
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, Mapper
 
+    State = InstanceState[Any]
+
 # 2.1 put an underscore before these names.
-OneToManyDP: Final[type[Any]] = getattr(dependency, "_OneToManyDP", None) or dependency.OneToManyDP
-ManyToOneDP: Final[type[Any]] = getattr(dependency, "_ManyToOneDP", None) or dependency.ManyToOneDP
-DetectKeySwitch: Final[type[Any]] = (
-    getattr(dependency, "_DetectKeySwitch", None) or dependency.DetectKeySwitch
-)
+_NEW: Final = "_" if hasattr(dependency, "_OneToManyDP") else ""
+OneToManyDP: Final[type[Any]] = getattr(dependency, f"{_NEW}OneToManyDP")
+ManyToOneDP: Final[type[Any]] = getattr(dependency, f"{_NEW}ManyToOneDP")
+DetectKeySwitch: Final[type[Any]] = getattr(dependency, f"{_NEW}DetectKeySwitch")
 
 PASSIVE_OFF: Final = PassiveFlag.PASSIVE_OFF
 PASSIVE_NO_INITIALIZE: Final = PassiveFlag.PASSIVE_NO_INITIALIZE
-
-__all__ = [
-    "PASSIVE_NO_INITIALIZE",
-    "PASSIVE_OFF",
-    "DetectKeySwitch",
-    "LoaderCallableStatus",
-    "ManyToOneDP",
-    "OneToManyDP",
-    "UOWTransaction",
-    "all_mappers",
-    "column_keys",
-    "contains_state",
-    "deleted_states",
-    "is_last_listener",
-    "is_mapped",
-    "is_orphan",
-    "mapper_of",
-    "modified_states",
-    "orphaned_outside_of_session",
-    "pending_states",
-    "postupdated_states",
-]
-
 
 # -- mappers -----------------------------------------------------------------------------------
 
@@ -114,40 +94,276 @@ def is_last_listener(mapper: Mapper[Any], event_name: str, fn: Callable[..., Any
 # -- what a session is about to flush ----------------------------------------------------------
 
 
-def pending_states(session: Session) -> Mapping[InstanceState[Any], Any]:
+def pending_states(session: Session) -> Mapping[State, Any]:
     """The states that were added and have no row yet; the live dictionary of the session."""
     return session._new
 
 
-def deleted_states(session: Session) -> Mapping[InstanceState[Any], Any]:
+def deleted_states(session: Session) -> Mapping[State, Any]:
     """The states marked as deleted, in the order of marking; the live dictionary."""
     return session._deleted
 
 
-def modified_states(session: Session) -> set[InstanceState[Any]]:
+def modified_states(session: Session) -> set[State]:
     """The persistent states with pending changes, those also marked as deleted included."""
     return set(session._dirty_states)
 
 
-def contains_state(session: Session, state: InstanceState[Any]) -> bool:
+def contains_state(session: Session, state: State) -> bool:
     """Whether a state is pending or persistent in the session."""
     return bool(session._contains_state(state))
 
 
-def is_orphan(state: InstanceState[Any]) -> bool:
+def is_orphan(state: State) -> bool:
     """Whether a ``delete-orphan`` cascade has left the instance without a parent."""
     return bool(state.manager.mapper._is_orphan(state))
 
 
-def orphaned_outside_of_session(state: InstanceState[Any]) -> bool:
+def orphaned_outside_of_session(state: State) -> bool:
     """Whether a pending orphan lost a parent that was in no session; flush() drops it silently."""
     return bool(state._orphaned_outside_of_session)
 
 
 def postupdated_states(
     context: UOWTransaction,
-) -> Iterator[tuple[InstanceState[Any], set[Column[Any]]]]:
+) -> Iterator[tuple[State, set[Column[Any]]]]:
     """The states that got an extra UPDATE for ``post_update``, with the columns it may write."""
     for states, columns in context.post_update_states.values():
         for state in states:
             yield state, columns
+
+
+def pk_cascaded(context: UOWTransaction, state: State, column: Any) -> bool:
+    """Whether ``ON UPDATE CASCADE`` is trusted to change this primary key column."""
+    key: Any = ("pk_cascaded", state, column)
+    return key in context.attributes
+
+
+def is_deleted(context: UOWTransaction, state: State) -> bool:
+    """Whether the unit of work deletes the state."""
+    return bool(context.states.get(state, (False, False))[0])
+
+
+def state_with_key_of(session: Session, state: State) -> State | None:
+    """The state in the identity map under the key that a pending state is going to have."""
+    found = session.identity_map.get(state.mapper._identity_key_from_state(state))
+    return None if found is None else inspect(found)
+
+
+def in_order(states: Iterable[State]) -> list[State]:
+    """Persistent states by class and primary key, as far as the keys can be compared."""
+    return sorted(states, key=_order)
+
+
+def _order(state: State) -> tuple[Any, ...]:
+    if state.key is None:
+        return (state.class_.__name__, state.insert_order)
+    parts = (part if isinstance(part, int) else str(part) for part in state.key[1])
+    return (state.class_.__name__, -1, *((type(part).__name__, part) for part in parts))
+
+
+class DryRun(UOWTransaction):
+    """A unit of work that registers as the real one will, and assigns and writes nothing.
+
+    SQLAlchemy's own dependency processors find what else is affected (the presort actions); the
+    foreign keys that they are going to assign are computed and kept in ``assigns``. Collections
+    that this loads are loaded for good; the flush does not load them again.
+    """
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
+        self.assigns: dict[State, dict[str, Any]] = {}
+        self.post_updates: set[State] = set()
+        self.causes: dict[State, State] = {}
+        self._cause: State | None = None
+
+    def register_object(
+        self,
+        state: State,
+        isdelete: bool = False,
+        listonly: bool = False,
+        cancel_delete: bool = False,
+        operation: str | None = None,
+        prop: Any = None,
+    ) -> bool:
+        # The real run warns of objects outside of the session; warning twice would be noise.
+        if not contains_state(self.session, state):
+            return False
+        if self._cause is not None and self._cause is not state:
+            self.causes.setdefault(state, self._cause)
+        return super().register_object(state, isdelete, listonly, cancel_delete)
+
+    # -- orm/unitofwork.py: UOWTransaction._generate_actions, Preprocess.execute ----------------
+
+    def presort(self) -> None:
+        """Let the dependency processors register what else is affected, to a fixpoint."""
+        while any([self._presort(action) for action in list(self.presort_actions.values())]):
+            pass
+
+    def _presort(self, action: Any) -> bool:
+        processor = action.dependency_processor
+        fresh: dict[bool, list[State]] = {True: [], False: []}
+        for mapper in action._mappers(self):
+            for state in self.mappers[mapper].difference(action.processed):
+                is_delete, listonly = self.states[state]
+                if not listonly:
+                    fresh[is_delete].append(state)
+        presorts = ((True, processor.presort_deletes), (False, self._presort_saves(processor)))
+        for is_delete, presort in presorts:
+            states = in_order(fresh[is_delete])
+            for state in states:
+                self._cause = state
+                presort(self, [state])
+            action.processed.update(states)
+        self._cause = None
+        if not action.setup_flush_actions:
+            action.setup_flush_actions = bool(
+                processor.prop_has_changes(self, fresh[True], True)
+                or processor.prop_has_changes(self, fresh[False], False)
+            )
+        return bool(fresh[True] or fresh[False])
+
+    def _presort_saves(self, processor: Any) -> Any:
+        # With passive_updates=False a key switch assigns the foreign keys while presorting.
+        if isinstance(processor, DetectKeySwitch) and not processor.passive_updates:
+            return lambda uow, states: self._key_switches(processor, states)
+        return processor.presort_saves
+
+    # -- orm/dependency.py: process_saves and process_deletes, as assignments to be -------------
+
+    def synchronize(self) -> None:
+        """Compute what the dependency processors will assign to foreign keys."""
+        for action in self.presort_actions.values():
+            processor = action.dependency_processor
+            if not action.setup_flush_actions:
+                continue
+            saves: list[State] = []
+            deletes: list[State] = []
+            for mapper in action._mappers(self):
+                for state in self.mappers[mapper]:
+                    is_delete, listonly = self.states[state]
+                    if not listonly:
+                        (deletes if is_delete else saves).append(state)
+            if isinstance(processor, DetectKeySwitch):
+                if processor.passive_updates:
+                    self._key_switches(processor, saves)
+            elif isinstance(processor, OneToManyDP):
+                self._one_to_many_deletes(processor, deletes)
+                self._one_to_many_saves(processor, saves)
+            elif isinstance(processor, ManyToOneDP):
+                self._many_to_one_saves(processor, saves)
+
+    def _history(self, processor: Any, state: State, passive: Any) -> Any:
+        return self.get_attribute_history(state, processor.key, passive)  # type: ignore[no-untyped-call]
+
+    def _one_to_many_deletes(self, processor: Any, states: list[State]) -> None:
+        if not processor.post_update and processor.passive_deletes == "all":
+            return
+        added: set[State] = self.memo(("children_added", processor), set)  # type: ignore[no-untyped-call]
+        for state in states:
+            history = self._history(processor, state, processor._passive_delete_flag)
+            if not history:
+                continue
+            cleared = [c for c in history.deleted if c is not None and not processor.hasparent(c)]
+            if processor.post_update or not processor.cascade.delete:
+                cleared += [c for c in history.unchanged if c is not None and c not in added]
+            for child in cleared:
+                self._clear(processor, processor.mapper, child, state)
+
+    def _one_to_many_saves(self, processor: Any, states: list[State]) -> None:
+        nulls = not processor.cascade.delete_orphan and processor.passive_deletes != "all"
+        for state in states:
+            history = self._history(processor, state, PASSIVE_NO_INITIALIZE)
+            if not history:
+                continue
+            for child in history.added:
+                self._populate(processor, state, processor.parent, child, processor.mapper, state)
+            if nulls:
+                for child in history.deleted:
+                    if child is not None and not processor.hasparent(child):
+                        self._clear(processor, processor.mapper, child, state)
+            if processor._pks_changed(self, state):
+                for child in history.unchanged:
+                    self._populate(
+                        processor, state, processor.parent, child, processor.mapper, state
+                    )
+
+    def _many_to_one_saves(self, processor: Any, states: list[State]) -> None:
+        for state in states:
+            history = self._history(processor, state, PASSIVE_NO_INITIALIZE)
+            if not history:
+                continue
+            for target in history.added:
+                if target is None:
+                    self._clear(processor, processor.parent, state, state)
+                elif contains_state(self.session, target):
+                    self._populate(
+                        processor, target, processor.mapper, state, processor.parent, state
+                    )
+            if not history.added and history.deleted:
+                self._clear(processor, processor.parent, state, state)
+
+    def _key_switches(self, processor: Any, states: Iterable[State]) -> None:
+        switched = processor._key_switchers(self, states)
+        if not switched:
+            return
+        for state in self.session.identity_map.all_states():
+            if not issubclass(state.class_, processor.parent.class_):
+                continue
+            related = state.get_impl(processor.key).get(
+                state, state.dict, passive=processor._passive_update_flag
+            )
+            if processor.prop.uselist:
+                related = related[0] if related else None
+            target = inspect(related, raiseerr=False) if related is not None else None
+            if target is not None and target in switched:
+                self.register_object(state, False, processor.passive_updates)
+                self._populate(processor, target, processor.mapper, state, processor.parent, state)
+
+    # -- orm/sync.py ----------------------------------------------------------------------------
+
+    def _populate(
+        self,
+        processor: Any,
+        source: State,
+        source_mapper: Any,
+        dest: State | None,
+        dest_mapper: Any,
+        cause: State,
+    ) -> None:
+        if not self._takes_part(processor, dest, cause):
+            return
+        assert dest is not None
+        for left, right in processor.prop.synchronize_pairs:
+            key = source_mapper.get_property_by_column(left).key
+            self._assign(dest, dest_mapper, right, self._value(source, key))
+
+    def _clear(self, processor: Any, dest_mapper: Any, dest: State, cause: State) -> None:
+        if self._takes_part(processor, dest, cause):
+            for _, right in processor.prop.synchronize_pairs:
+                self._assign(dest, dest_mapper, right, None)
+
+    def _takes_part(self, processor: Any, dest: State | None, cause: State) -> bool:
+        if dest is None or (not processor.post_update and is_deleted(self, dest)):
+            return False
+        if dest is not cause:
+            self.causes.setdefault(dest, cause)
+        if processor.post_update:
+            self.post_updates.add(dest)
+        return True
+
+    def _assign(self, dest: State, mapper: Any, column: Any, value: Any) -> None:
+        key = mapper.get_property_by_column(column).key
+        impl = dest.manager[key].impl
+        if key not in dest.dict and key not in dest.committed_state and impl.active_history:
+            impl.get(dest, dest.dict, PASSIVE_OFF)
+        self.assigns.setdefault(dest, {})[key] = value
+
+    def _value(self, source: State, key: str) -> Any:
+        if key in self.assigns.get(source, ()):
+            return self.assigns[source][key]
+        if key in source.dict or source.key is not None:
+            value = source.manager[key].impl.get(source, source.dict, PASSIVE_OFF)
+            if value is not None or source.key is not None:
+                return value
+        return UNSET

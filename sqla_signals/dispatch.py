@@ -103,9 +103,7 @@ def mute(
         _mutes.reset(token)
 
 
-def audible(
-    signal: Signal, sender: Any, receivers: tuple[Receiver, ...]
-) -> tuple[Receiver, ...]:
+def audible(signal: Signal, sender: Any, receivers: tuple[Receiver, ...]) -> tuple[Receiver, ...]:
     """``receivers`` without those that a :func:`mute` block around us silences."""
     mutes = _mutes.get()
     if not mutes:
@@ -117,8 +115,9 @@ def audible(
 
 def is_muted(signal: Signal) -> bool:
     """Whether everything that ``signal`` sends is silenced here and now."""
-    return any(m.signal in (None, signal) and m.sender is ANY and m.receiver is None
-               for m in _mutes.get())
+    return any(
+        m.signal in (None, signal) and m.sender is ANY and m.receiver is None for m in _mutes.get()
+    )
 
 
 def unawaitable(signal: Signal, receiver: Receiver, sender: Any, where: str) -> AsyncReceiverError:

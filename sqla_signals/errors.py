@@ -33,7 +33,7 @@ class AsyncReceiverError(SignalsError, RuntimeError):
 
 
 class SignalRecursionError(SignalsError, RecursionError):
-    """Receivers keep causing each other's signals and never settle; the message prints the cycle."""
+    """Receivers keep causing each other's signals and never settle; the message names them."""
 
 
 class SessionInFlushError(SignalsError, InvalidRequestError):

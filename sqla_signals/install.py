@@ -55,6 +55,8 @@ class Installation:
         flush.announce()
         # A pre_* receiver may have connected one of a model that had none.
         mapper_events.listen_where_needed()
+        for mapper in flush.mappers:
+            mapper_events.stay_last(mapper)
 
     def _after_flush(self, session: Session, context: UOWTransaction) -> None:
         flush = Flush.of_context(context)
@@ -103,7 +105,7 @@ def session_target(target: Any) -> Any:
         if isinstance(target, asyncio.AsyncSession):
             return target.sync_session
         if isinstance(target, type) and issubclass(target, asyncio.AsyncSession):
-            return target.sync_session_class
+            return target.sync_session_class  # type: ignore[attr-defined]
         if isinstance(target, asyncio.async_scoped_session):
             return session_target(target.session_factory)
         if isinstance(target, asyncio.async_sessionmaker):
@@ -126,7 +128,7 @@ def _own_sync_session_class(maker: Any) -> type[Session]:
     return used
 
 
-class raw:  # noqa: N801 - used like a function
+class raw:
     """Mark what a session writes inside the block as ``raw=True``, for loading fixtures.
 
     :param session: a ``Session``, for ``with``; or an ``AsyncSession``, for ``async with``.

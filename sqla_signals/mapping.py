@@ -79,7 +79,9 @@ def check_name(receiver: Receiver) -> None:
 
 
 def _after_configured() -> None:
-    waiting = [(signal, receiver) for signal in model_signals for receiver in signal.table.receivers]
+    waiting = [
+        (signal, receiver) for signal in model_signals for receiver in signal.table.receivers
+    ]
     for signal in model_signals:
         signal.forget_lookups()
     for signal, receiver in waiting:

@@ -33,9 +33,9 @@ class Receiver:
     """A callable connected to a signal for one sender, with the options it was connected with."""
 
     __slots__ = (
+        "__weakref__",
         "_columns",
         "_fn",
-        "__weakref__",
         "_sender",
         "dispatch_uid",
         "durable",
@@ -230,7 +230,7 @@ def sender_list(sender: Any) -> list[Any]:
         return [ANY]
     if isinstance(sender, list | tuple | set | frozenset):
         if not sender:
-            raise ReceiverOptionError("sender=[] would never match; leave sender out for every model")
+            raise ReceiverOptionError("sender=[] never matches; leave sender out for every model")
         return [ANY if one is None else one for one in sender]
     return [sender]
 
@@ -242,7 +242,7 @@ def field_names(fields: Iterable[Any] | str | None) -> frozenset[str] | None:
     names = [fields] if isinstance(fields, str) else [getattr(f, "key", f) for f in fields]
     if not names or not all(isinstance(name, str) for name in names):
         raise ReceiverOptionError(
-            f"fields= takes attribute names such as {{'status'}} or {{Order.status}}, got {fields!r}"
+            f"fields= takes attribute names, {{'status'}} or {{Order.status}}, not {fields!r}"
         )
     return frozenset(names)
 
@@ -250,7 +250,9 @@ def field_names(fields: Iterable[Any] | str | None) -> frozenset[str] | None:
 def check_callable(fn: Any, signal: Signal) -> None:
     """Raise :class:`ReceiverTypeError` if ``signal`` could not call ``fn``."""
     if not callable(fn):
-        raise ReceiverTypeError(f"{signal.name}: {fn!r} is not callable, so it cannot be a receiver")
+        raise ReceiverTypeError(
+            f"{signal.name}: {fn!r} is not callable, so it cannot be a receiver"
+        )
     try:
         signature = inspect.signature(fn)
     except ValueError:  # a builtin that does not tell
@@ -263,7 +265,7 @@ def check_callable(fn: Any, signal: Signal) -> None:
         )
     try:
         signature.bind(object(), **dict.fromkeys(signal.arguments or (), None))
-    except TypeError as error:
+    except TypeError:
         if signal.arguments is None:
             try:
                 signature.bind_partial(object())
@@ -273,5 +275,5 @@ def check_callable(fn: Any, signal: Signal) -> None:
                 return
         raise ReceiverTypeError(
             f"{who} cannot be called: {error}. {signal.name} sends the sender as the first "
-            f"argument, then by keyword: {', '.join(signal.arguments or ('what send() was given',))}"
+            f"argument, then by keyword {', '.join(signal.arguments or ('what send() is given',))}"
         ) from None

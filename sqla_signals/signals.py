@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Generator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import blinker
 from blinker import ANY
@@ -45,7 +45,7 @@ class Signal(blinker.NamedSignal):
     """
 
     arguments: tuple[str, ...] | None = None
-    _phases: ClassVar[tuple[Phase, ...]] = ("flush",)
+    _phases: tuple[Phase, ...] = ("flush",)
 
     # blinker keeps sets of ids in instance attributes and iterates over them without a lock; none
     # of that is used here, so its __init__, which creates them, is not called.
@@ -165,7 +165,9 @@ class Signal(blinker.NamedSignal):
         """
         who = identity(receiver) if receiver is not None else None
         if who is None and dispatch_uid is None:
-            raise ReceiverOptionError(f"{self.name}.disconnect() needs a receiver or a dispatch_uid")
+            raise ReceiverOptionError(
+                f"{self.name}.disconnect() needs a receiver or a dispatch_uid"
+            )
         senders = None if sender is None else sender_list(sender)
         ids = None if senders is None or ANY in senders else {identity(one) for one in senders}
         with self._lock:
@@ -180,9 +182,9 @@ class Signal(blinker.NamedSignal):
             for key in gone:
                 del self._connected[key]
             self._table = None
-        if gone:
-            if "receiver_disconnected" in self.__dict__ and self.receiver_disconnected.receivers:
-                self.receiver_disconnected.send(self, receiver=receiver, sender=sender)
+        listened_to = "receiver_disconnected" in self.__dict__
+        if gone and listened_to and self.receiver_disconnected.receivers:
+            self.receiver_disconnected.send(self, receiver=receiver, sender=sender)
         return bool(gone)
 
     @contextmanager

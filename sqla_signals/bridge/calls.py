@@ -59,8 +59,7 @@ class Calls:
                     self._wait_for(result, signal, receiver, sender)
         except BaseException as error:
             error.add_note(
-                f"Raised by receiver {receiver} of {signal.name}, "
-                f"sender {describe_sender(sender)}."
+                f"Raised by receiver {receiver} of {signal.name}, sender {describe_sender(sender)}."
             )
             raise
 

@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import inspect
+from sqlalchemy.orm import LoaderCallableStatus
 from sqlalchemy.schema import Column
 from sqlalchemy.sql import ClauseElement
 
-from .._sqlalchemy import LoaderCallableStatus, UOWTransaction
+from .._sqlalchemy import pk_cascaded
 from ..changes import UNSET, Change
 
 if TYPE_CHECKING:
-    from sqlalchemy.orm import InstanceState, Mapper
+    from sqlalchemy.orm import InstanceState, Mapper, UOWTransaction
 
 Values = Mapping[str, Any]
+NOTHING: Final[Values] = {}
 
 
 class Columns:
@@ -67,7 +69,7 @@ class Columns:
         if mapper.version_id_col is not None and mapper.version_id_generator is not False:
             self._version = mapper.get_property_by_column(mapper.version_id_col).key
 
-    def assigned(self, state: InstanceState[Any], foreseen: Values = {}) -> dict[str, Change]:
+    def assigned(self, state: InstanceState[Any], foreseen: Values = NOTHING) -> dict[str, Change]:
         """What an UPDATE of this instance would write if it were flushed now.
 
         :param foreseen: what the flush is going to assign itself, on top of what is there.
@@ -150,9 +152,7 @@ class Columns:
 
     def inserted(self, values: Values) -> dict[str, Change]:
         """``changes`` of a row that was inserted and left ``values`` in the instance."""
-        return {
-            key: Change(UNSET, values.get(key, absent)) for key, absent in self._absent.items()
-        }
+        return {key: Change(UNSET, values.get(key, absent)) for key, absent in self._absent.items()}
 
     def given(self, values: Values) -> dict[str, Change]:
         """``changes`` of a row to be inserted: what is assigned so far."""
@@ -164,7 +164,7 @@ class Columns:
 
     def _is_cascaded(self, key: str, state: InstanceState[Any], context: UOWTransaction) -> bool:
         column = self._primary_key.get(key)
-        return column is not None and ("pk_cascaded", state, column) in context.attributes
+        return column is not None and pk_cascaded(context, state, column)
 
 
 class History(NamedTuple):

@@ -9,10 +9,10 @@ takes changes again.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from .._sqlalchemy import pending_states, postupdated_states
+from .._sqlalchemy import is_deleted, pending_states, postupdated_states, state_with_key_of
 from ..changes import Change, Changes
 from ..dispatch import audible
 from ..errors import SignalRecursionError
@@ -67,7 +67,7 @@ class Flush:
         self._history: dict[State, History] = {}
         self._written: dict[State, Written | None] = {}
         """In the order of the ``after_*`` events; ``None``: flushed, but no row written so far."""
-        self._held: list[Any] = []
+        self._foresight: Foresight | None = None
         # The unit of work holds us, and it dies with the flush however that ends.
         context.attributes[_KEY] = self
         _flushes[session.hash_key] = weakref.ref(self, _forget(session.hash_key))
@@ -93,9 +93,8 @@ class Flush:
         with guarded(self.session):
             callers: list[Receiver] = []
             for _ in range(MAX_ROUNDS):
-                foresight = Foresight(self.session, self._objects)
-                self._held.append(foresight)
-                del self._held[:-1]
+                # Held to the end, with what it loaded, so that no row comes back as another object.
+                foresight = self._foresight = Foresight(self.session, self._objects)
                 fresh = [
                     row
                     for row in foresight.rows(self._announces)
@@ -113,6 +112,11 @@ class Flush:
                 f"Let one of them do nothing for what another one has caused."
             )
 
+    @property
+    def mappers(self) -> Iterable[Mapper[Any]]:
+        """The mappers whose rows were looked at to send ``pre_*``."""
+        return self._foresight.mappers if self._foresight is not None else ()
+
     def _announces(self, mapper: Mapper[Any], is_delete: bool) -> bool:
         return bool(self._receivers(pre_delete if is_delete else pre_save, mapper))
 
@@ -127,9 +131,9 @@ class Flush:
         """Send ``pre_*`` right before the statement, for a row that could not be foreseen."""
         if self._announced.get(state) is is_delete or not self._announces(state.mapper, is_delete):
             return
-        if not is_delete and state not in pending_states(self.session):
-            if not columns_of(state.mapper).assigned(state):
-                return
+        is_update = not is_delete and state not in pending_states(self.session)
+        if is_update and not columns_of(state.mapper).assigned(state):
+            return
         with guarded(self.session):
             self._announce(Foreseen(state, state.obj(), is_delete, None, {}, None, None))
 
@@ -155,10 +159,9 @@ class Flush:
 
     def _row_switched(self, state: State) -> None:
         """The row of a deleted instance was turned into the row of a new one."""
-        key = state.mapper._identity_key_from_state(state)
-        replaced = self.session.identity_map.get(key)
+        replaced = state_with_key_of(self.session, state)
         if replaced is not None:
-            self.deleted(replaced._sa_instance_state)
+            self.deleted(replaced)
         self.inserted(state)
 
     def deleted(self, state: State) -> None:
@@ -171,7 +174,7 @@ class Flush:
             if is_delete and listonly and state not in self._written:
                 self.deleted(state)
         for state, columns in postupdated_states(self.context):
-            if not self.context.is_deleted(state):
+            if not is_deleted(self.context, state):
                 self._post_updated(state, columns)
         if post_delete.receivers:
             deletes = [s for s, row in self._written.items() if row and row.kind == DELETED]

@@ -1,4 +1,4 @@
-"""While a flush receiver runs, the session must not be flushed, committed, rolled back or closed."""
+"""While a flush receiver runs, its session must not be flushed, committed, rolled back, closed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _REMEDY = {
     "flush": "leave it out: what a pre_* receiver changes is part of this flush, what a post_* "
     "receiver changes goes out with the next one",
-    "commit": 'leave it out: the caller commits. For work after the commit, connect with on="commit"',
+    "commit": "leave it out: the caller commits",
     "rollback": "raise an exception instead: it reaches the caller, who rolls back",
     "close": "leave it to whoever opened the session",
     "reset": "leave it to whoever opened the session",

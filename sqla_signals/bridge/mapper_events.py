@@ -26,12 +26,14 @@ if TYPE_CHECKING:
 
 
 def before_insert(mapper: Mapper[Any], connection: Connection, state: State) -> None:
+    """Announce an INSERT that was not foreseen."""
     flush = Flush.of(state)
     if flush is not None:
         flush.announce_late(state, is_delete=False)
 
 
 def before_update(mapper: Mapper[Any], connection: Connection, state: State) -> None:
+    """Announce an UPDATE that was not foreseen, and keep the history."""
     flush = Flush.of(state)
     if flush is not None:
         flush.announce_late(state, is_delete=False)
@@ -39,24 +41,28 @@ def before_update(mapper: Mapper[Any], connection: Connection, state: State) -> 
 
 
 def before_delete(mapper: Mapper[Any], connection: Connection, state: State) -> None:
+    """Announce a DELETE that was not foreseen."""
     flush = Flush.of(state)
     if flush is not None:
         flush.announce_late(state, is_delete=True)
 
 
 def after_insert(mapper: Mapper[Any], connection: Connection, state: State) -> None:
+    """Note an INSERT."""
     flush = Flush.of(state)
     if flush is not None:
         flush.inserted(state)
 
 
 def after_update(mapper: Mapper[Any], connection: Connection, state: State) -> None:
+    """Note an UPDATE, if one was emitted."""
     flush = Flush.of(state)
     if flush is not None:
         flush.saved(state)
 
 
 def after_delete(mapper: Mapper[Any], connection: Connection, state: State) -> None:
+    """Note a DELETE."""
     flush = Flush.of(state)
     if flush is not None:
         flush.deleted(state)
