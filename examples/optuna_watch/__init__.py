@@ -1,0 +1,1 @@
+"""Receivers for an application that somebody else wrote: Optuna."""

@@ -1,0 +1,1 @@
+"""A small shop: plain SQLAlchemy models, and the receivers that keep its rules."""
