@@ -1,5 +1,6 @@
 """Django-style model signals for SQLAlchemy."""
 
+from .bridge.transactions import on_commit, on_rollback
 from .changes import UNSET, Change
 from .decorator import receiver
 from .dispatch import mute
@@ -14,7 +15,7 @@ from .errors import (
     SignalsNotInstalledWarning,
 )
 from .install import Installation, install, raw
-from .signals import Signal, post_delete, post_save, pre_delete, pre_save
+from .signals import Signal, post_delete, post_save, pre_delete, pre_save, receiver_failed
 
 __version__ = "0.1.0"
 
@@ -33,10 +34,13 @@ __all__ = [
     "SignalsNotInstalledWarning",
     "install",
     "mute",
+    "on_commit",
+    "on_rollback",
     "post_delete",
     "post_save",
     "pre_delete",
     "pre_save",
     "raw",
     "receiver",
+    "receiver_failed",
 ]

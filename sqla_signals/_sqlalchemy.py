@@ -8,9 +8,12 @@ the difference is settled here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import deepcopy
+from types import MethodType
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import inspect
+from sqlalchemy.ext.mutable import Mutable
 from sqlalchemy.orm import (
     ColumnProperty,
     CompositeProperty,
@@ -27,6 +30,7 @@ from sqlalchemy.schema import Column
 from .changes import UNSET
 
 if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import InstanceState, Mapper
 
     State = InstanceState[Any]
@@ -89,6 +93,78 @@ def is_last_listener(mapper: Mapper[Any], event_name: str, fn: Callable[..., Any
     """Whether ``fn`` is the last listener of a mapper's own for an event."""
     listeners = getattr(mapper.dispatch, event_name).listeners
     return bool(listeners) and listeners[-1] == fn
+
+
+# -- instances and sessions like others --------------------------------------------------------
+
+
+def detached_copy(mapper: Mapper[Any], key: Any, values: Mapping[str, Any]) -> Any:
+    """A detached instance with these column values loaded; other columns count as expired."""
+    instance = mapper.class_manager.new_instance()
+    state: State = inspect(instance)
+    for name, value in values.items():
+        # A receiver may change what is mutable; the original and the next receiver must not see it.
+        state.dict[name] = deepcopy(value) if isinstance(value, _CONTAINERS) else value
+    state.key = key
+    state.expired_attributes.update(
+        prop.key for prop in mapper.column_attrs if prop.key not in values
+    )
+    if mapper.class_manager.dispatch.load:
+        mapper.class_manager.dispatch.load(state, None)  # as Session.merge(load=False) does
+    return instance
+
+
+_CONTAINERS: Final = (dict, list, set, bytearray, Mutable)
+
+
+def attached_copy(
+    session: Session, mapper: Mapper[Any], key: Any, values: Mapping[str, Any]
+) -> Any:
+    """The same, persistent in a session as if it had just been loaded; begins no transaction."""
+    instance = detached_copy(mapper, key, values)
+    state: State = inspect(instance)
+    session.identity_map.add(state)
+    state.session_id = session.hash_key
+    return instance
+
+
+def session_like(
+    session: Session, async_session: AsyncSession | None
+) -> tuple[Session, AsyncSession | None]:
+    """A new session of the same class on the same binds, without expiry at commit.
+
+    The class's own ``__init__`` is not called: an extension's may take anything.
+
+    :param async_session: the ``AsyncSession`` in front of it; then a new one is returned too.
+    """
+    cls = type(session)
+    new = cls.__new__(cls)
+    new.__dict__.update(session.__dict__)
+    new.__dict__.pop("_trans_context_manager", None)
+    Session.__init__(
+        new,
+        bind=session.bind,
+        autoflush=session.autoflush,
+        expire_on_commit=False,
+        twophase=session.twophase,
+        info={k: v for k, v in session.info.items() if not str(k).startswith("sqla_signals")},
+        query_cls=session._query_cls,
+        enable_baked_queries=session.enable_baked_queries,
+        join_transaction_mode="create_savepoint",
+    )
+    for name in ("binds", "_Session__binds", "execution_options"):  # the first two: 2.1, 2.0
+        if name in session.__dict__:
+            new.__dict__[name] = session.__dict__[name]
+    choose = session.connection_callable
+    if getattr(choose, "__self__", None) is session:
+        new.connection_callable = MethodType(choose.__func__, new)  # type: ignore[union-attr]
+    if async_session is None:
+        return new, None
+    async_cls = type(async_session)
+    new_async = async_cls.__new__(async_cls)
+    new_async.__dict__.update(async_session.__dict__)
+    new_async.sync_session = new_async._proxied = new_async._assign_proxied(new)
+    return new, new_async
 
 
 # -- what a session is about to flush ----------------------------------------------------------

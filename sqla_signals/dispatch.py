@@ -113,6 +113,23 @@ def audible(signal: Signal, sender: Any, receivers: tuple[Receiver, ...]) -> tup
     )
 
 
+def active_mutes() -> tuple[Any, ...]:
+    """The mutes in force here and now, to ask :func:`was_audible` about later."""
+    return _mutes.get()
+
+
+def was_audible(
+    signal: Signal, sender: Any, receiver: Receiver, occasions: Iterable[tuple[Any, ...]]
+) -> bool:
+    """Whether the receiver was not silenced on every occasion.
+
+    :param occasions: :func:`active_mutes`, taken when each of the changes happened.
+    """
+    return not all(
+        any(mute.silences(signal, sender, receiver) for mute in mutes) for mutes in occasions
+    )
+
+
 def is_muted(signal: Signal) -> bool:
     """Whether everything that ``signal`` sends is silenced here and now."""
     return any(

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
-from sqlalchemy.orm import Mapper, Session, UOWTransaction, scoped_session, sessionmaker
+from sqlalchemy.orm import (
+    Mapper,
+    Session,
+    SessionTransaction,
+    UOWTransaction,
+    scoped_session,
+    sessionmaker,
+)
 
 from . import mapping
-from .bridge import mapper_events
+from .bridge import mapper_events, transactions
 from .bridge.calls import RAW
 from .bridge.flush import Flush
 from .errors import InstallError
@@ -22,12 +30,15 @@ if TYPE_CHECKING:
 class Installation:
     """What :func:`install` returns; :meth:`remove` undoes it."""
 
-    def __init__(self, target: Any) -> None:
+    def __init__(self, target: Any, session_factory: Callable[[], Any] | None = None) -> None:
         self._target = target
+        self.session_factory = session_factory
         self._listeners: list[tuple[Any, str, Callable[..., Any]]] = [
             (target, "before_flush", self._before_flush),
             (target, "after_flush", self._after_flush),
             (target, "after_flush_postexec", self._after_flush_postexec),
+            (target, "after_commit", self._after_commit),
+            (target, "after_transaction_end", self._after_transaction_end),
             (Mapper, "mapper_configured", self._mapper_configured),
         ]
         for on, name, listener in self._listeners:
@@ -68,6 +79,19 @@ class Installation:
         if flush is not None:
             flush.finish()
 
+    def _after_commit(self, session: Session) -> None:
+        transactions.committed(session)
+
+    def _after_transaction_end(self, session: Session, transaction: SessionTransaction) -> None:
+        transactions.ended(session, transaction, session_factory_for)
+
+    def closeness(self, session: Session) -> float:
+        """How specifically this installation is for a session; 0 if it is not."""
+        target = self._target
+        if isinstance(target, type):
+            return len(target.__mro__) if isinstance(session, target) else 0
+        return math.inf if session is target else 0
+
     def _mapper_configured(self, mapper: Mapper[Any], cls: type) -> None:
         mapper_events.mappers_changed()
 
@@ -76,20 +100,37 @@ class Installation:
         return f"<Installation on {self._target!r}{state}>"
 
 
-def install(target: Any = None) -> Installation:
+def install(
+    target: Any = None, *, session_factory: Callable[[], Any] | None = None
+) -> Installation:
     """Send signals for the work of sessions.
 
     :param target: whose work. ``None``: every ``Session`` in the process, also behind an
         ``AsyncSession``. Else one of: a ``Session`` class or instance, a ``sessionmaker``, a
         ``scoped_session``, an ``AsyncSession`` class or instance, an ``async_sessionmaker``, an
         ``async_scoped_session``, a Flask-SQLAlchemy ``db``.
+    :param session_factory: makes the ``Session`` or ``AsyncSession`` that ``on="commit"`` receivers
+        get. By default a new session like the one that did the work, on the same bind, whose
+        instances do not expire when it commits.
     :returns: the :class:`Installation`, whose ``remove()`` undoes it.
     :raises InstallError: ``target`` makes no sessions.
 
     Sessions that exist already are included. Installing for the same sessions twice, or for all
     and for some, never sends a signal twice; each installation is removed on its own.
     """
-    return Installation(session_target(Session if target is None else target))
+    if session_factory is not None and not callable(session_factory):
+        raise InstallError(f"session_factory={session_factory!r} cannot be called")
+    return Installation(session_target(Session if target is None else target), session_factory)
+
+
+def session_factory_for(session: Session) -> Callable[[], Any] | None:
+    """The ``session_factory`` of the installation that is closest to the session."""
+    closest = max(
+        (one for one in mapping.installations if one.session_factory and one.closeness(session)),
+        key=lambda one: one.closeness(session),
+        default=None,
+    )
+    return closest.session_factory if closest is not None else None
 
 
 def session_target(target: Any) -> Any:

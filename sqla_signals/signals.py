@@ -99,7 +99,8 @@ class Signal(blinker.NamedSignal):
             object, then that object.
         :param weak: hold the receiver by a weak reference, as blinker does. A lambda or a local
             function needs ``weak=False``.
-        :param on: ``"flush"``: called at once, inside the transaction.
+        :param on: ``"flush"``: called at once, inside the transaction; ``"commit"``: after the
+            transaction was committed, in one of its own; ``"rollback"``: after the work was undone.
         :param propagate: also for the mapped subclasses of ``sender``.
         :param fields: attribute names; only called when one of them changed or the row is new.
         :param name: stable name for messages, ``module.qualname`` by default.
@@ -369,6 +370,18 @@ _SAVE_ARGUMENTS: Final = (
 )  # fmt: skip
 _DELETE_ARGUMENTS: Final = ("instance", "origin", "using", "session", "signal")
 
+receiver_failed: Final = Signal(
+    "receiver_failed",
+    """Sent when a receiver that was called after the transaction raised an exception.
+
+    The exception was logged already; it does not reach the caller of ``commit()``.
+
+    Arguments besides the sender, the model: ``receiver``, the function; ``signal``;
+    ``instance``; ``exception``.
+    """,
+    arguments=("receiver", "signal", "instance", "exception"),
+)
+
 pre_save: Final = ModelSignal(
     "pre_save",
     """Sent before the first statement of a flush, for each row it is going to INSERT or UPDATE.
@@ -411,7 +424,7 @@ post_save: Final = ModelSignal(
     Not sent: when :data:`pre_save` is not, and when the flush fails.
     """,
     arguments=_SAVE_ARGUMENTS,
-    phases=("flush",),
+    phases=("flush", "commit", "rollback"),
 )
 pre_delete: Final = ModelSignal(
     "pre_delete",
@@ -440,5 +453,5 @@ post_delete: Final = ModelSignal(
     Not sent: when :data:`pre_delete` is not, and when the flush fails.
     """,
     arguments=_DELETE_ARGUMENTS,
-    phases=("flush",),
+    phases=("flush", "commit", "rollback"),
 )

@@ -24,14 +24,14 @@ RAW: Final = "sqla_signals.raw"
 
 
 class Calls:
-    """What the calls of one session have in common; made for one flush."""
+    """What the calls of one session have in common; made for a flush or a delivery."""
 
     __slots__ = ("_async_session", "_binds", "raw", "session")
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, async_session: AsyncSession | None = None) -> None:
         self.session = session
         self.raw = bool(session.info.get(RAW))
-        self._async_session = async_session_of(session)
+        self._async_session = async_session or async_session_of(session)
         self._binds: dict[Mapper[Any], Engine | Connection] = {}
 
     def using(self, mapper: Mapper[Any], instance: object) -> Engine | Connection:
@@ -42,6 +42,10 @@ class Calls:
         if bind is None:
             bind = self._binds[mapper] = self.session.get_bind(mapper)
         return bind
+
+    def references(self) -> tuple[int, int]:
+        """How often the sessions are referred to; more than before: somebody kept one."""
+        return sys.getrefcount(self.session), sys.getrefcount(self._async_session)
 
     def call(
         self, signal: Signal, receiver: Receiver, sender: type, arguments: dict[str, Any]
@@ -73,7 +77,9 @@ class Calls:
     ) -> None:
         if self._async_session is None:
             raise unawaitable(signal, receiver, sender, PLAIN_SESSION)
-        await_only(fn(sender, **{**arguments, "session": self._async_session}))
+        if arguments["session"] is not None:
+            arguments = {**arguments, "session": self._async_session}
+        await_only(fn(sender, **arguments))
 
     def _wait_for(
         self, result: Awaitable[Any], signal: Signal, receiver: Receiver, sender: type

@@ -5,7 +5,7 @@ The rules are those of SQLAlchemy's ``orm/persistence.py``, asked from outside. 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -97,12 +97,7 @@ class Columns:
 
     def history(self, state: InstanceState[Any]) -> History:
         """What :meth:`updated` needs to know from right before the statement."""
-        values = state.dict
-        return History(
-            dict(state.committed_state),
-            frozenset(state.expired_attributes),
-            [key for key in state.committed_state if is_expression(values.get(key))],
-        )
+        return History(self.assigned(state), frozenset(state.expired_attributes))
 
     def updated(
         self, state: InstanceState[Any], before: History, context: UOWTransaction
@@ -120,14 +115,14 @@ class Columns:
             if (
                 equal is not None
                 and key in values
-                and (key in before.expressions or differs(equal, values[key], old))
+                and (key in before.assigned or differs(equal, values[key], old))
                 and self._is_update_of(key, old)
                 and not self._is_cascaded(key, state, context)
             ):
                 changed[key] = Change(known(old), values[key])
-        for key, old in before.committed.items():
-            if key not in committed and key in self.keys:
-                changed[key] = Change(known(old), values.get(key, UNSET))
+        for key, change in before.assigned.items():
+            if key not in committed:
+                changed[key] = Change(change.old, values.get(key, UNSET))
         # A SQL expression that another before_update listener assigned after ours.
         for key in state.expired_attributes.difference(before.expired, changed, self._fetched):
             if key in self.keys and not any(key in keys for keys in self._written_along.values()):
@@ -150,6 +145,22 @@ class Columns:
                 fields |= self._written_along.get(table, frozenset())
         return fields if self._version is None else fields | {self._version}
 
+    def same(self, key: str, old: Any, new: Any) -> bool:
+        """Whether the database would see no difference between two values."""
+        return not differs(self._equal[key], new, old)
+
+    def values(self, state: InstanceState[Any]) -> dict[str, Any]:
+        """The column values that the instance holds and the database knows."""
+        values = {key: value for key, value in state.dict.items() if key in self.keys}
+        if state.modified:
+            for key, old in state.committed_state.items():
+                if key in values:
+                    if isinstance(old, LoaderCallableStatus):
+                        del values[key]
+                    else:
+                        values[key] = old
+        return values
+
     def inserted(self, values: Values) -> dict[str, Change]:
         """``changes`` of a row that was inserted and left ``values`` in the instance."""
         return {key: Change(UNSET, values.get(key, absent)) for key, absent in self._absent.items()}
@@ -170,12 +181,11 @@ class Columns:
 class History(NamedTuple):
     """The attribute history of an instance right before its UPDATE."""
 
-    committed: Values
+    assigned: Mapping[str, Change]
     expired: frozenset[str]
-    expressions: Sequence[str]
 
 
-NO_HISTORY: Final = History({}, frozenset(), ())
+NO_HISTORY: Final = History({}, frozenset())
 
 
 def is_expression(value: Any) -> bool:

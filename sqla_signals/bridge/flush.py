@@ -10,14 +10,19 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from sqlalchemy.orm.exc import ObjectDeletedError
 
 from .._sqlalchemy import is_deleted, pending_states, postupdated_states, state_with_key_of
 from ..changes import Change, Changes
-from ..dispatch import audible
+from ..dispatch import active_mutes, audible
 from ..errors import SignalRecursionError
+from ..net import CREATED, DELETED, UPDATED, Effect, Kind
 from ..receivers import Receiver
 from ..signals import Signal, post_delete, post_save, pre_delete, pre_save
+from . import transactions
 from .calls import Calls
 from .columns import NO_HISTORY, History, columns_of
 from .foresight import Foreseen, Foresight, cascade_origins
@@ -39,16 +44,13 @@ class Written(NamedTuple):
     """One row that the flush has written."""
 
     instance: Any
-    kind: str
+    kind: Kind
+    key: Any
+    """The identity key before the flush."""
     changed: dict[str, Change] | None
     """Of an update: what the UPDATE changed."""
     values: Mapping[str, Any]
     """Of a created row: what the instance held right after the INSERT."""
-
-
-CREATED: Final = "created"
-UPDATED: Final = "updated"
-DELETED: Final = "deleted"
 
 
 class Flush:
@@ -144,9 +146,20 @@ class Flush:
         if state.committed_state or state.expired_attributes:
             self._history[state] = columns_of(state.mapper).history(state)
 
+    def keep_readable(self, state: State) -> None:
+        """Load the expired attributes of a row that is about to be deleted.
+
+        Committing expires instances, so one that is loaded, committed and deleted would come to
+        its ``post_delete`` receivers with nothing to read.
+        """
+        if state.expired_attributes and post_delete.has_receivers_for(state.class_):
+            # Gone already, by ON DELETE CASCADE or another transaction: there is nothing to load.
+            with suppress(ObjectDeletedError):
+                getattr(state.obj(), next(iter(state.expired_attributes)))
+
     def inserted(self, state: State) -> None:
         """An INSERT was emitted for the state."""
-        self._written[state] = Written(state.obj(), CREATED, None, dict(state.dict))
+        self._written[state] = Written(state.obj(), CREATED, None, None, dict(state.dict))
 
     def saved(self, state: State) -> None:
         """The state went through an UPDATE, which may have written nothing."""
@@ -155,7 +168,8 @@ class Flush:
             return
         before = self._history.pop(state, NO_HISTORY)
         changed = columns_of(state.mapper).updated(state, before, self.context)
-        self._written[state] = Written(state.obj(), UPDATED, changed, {}) if changed else None
+        row = Written(state.obj(), UPDATED, state.key, changed, {}) if changed else None
+        self._written[state] = row
 
     def _row_switched(self, state: State) -> None:
         """The row of a deleted instance was turned into the row of a new one."""
@@ -166,7 +180,7 @@ class Flush:
 
     def deleted(self, state: State) -> None:
         """A DELETE was emitted for the state."""
-        self._written[state] = Written(state.obj(), DELETED, None, {})
+        self._written[state] = Written(state.obj(), DELETED, state.key, None, {})
 
     def complete(self) -> None:
         """Add what has no mapper event, while the history is still there."""
@@ -177,7 +191,7 @@ class Flush:
             if not is_deleted(self.context, state):
                 self._post_updated(state, columns)
         if post_delete.receivers:
-            deletes = [s for s, row in self._written.items() if row and row.kind == DELETED]
+            deletes = [s for s, row in self._written.items() if row and row.kind is DELETED]
             self._origins = cascade_origins(self.session, deletes)
 
     def _post_updated(self, state: State, columns: set[Any]) -> None:
@@ -186,8 +200,8 @@ class Flush:
         if not changed:
             return
         if known is None:
-            self._written[state] = Written(state.obj(), UPDATED, changed, {})
-        elif known.kind == CREATED:
+            self._written[state] = Written(state.obj(), UPDATED, state.key, changed, {})
+        elif known.kind is CREATED:
             values = {**known.values, **{key: change.new for key, change in changed.items()}}
             self._written[state] = known._replace(values=values)
         else:
@@ -201,13 +215,41 @@ class Flush:
         self._written = {}
         if not rows:
             return
+        effects = [effect for state, row in rows if (effect := self._effect(state, row))]
+        if effects:
+            transactions.frame_of(self.session).add(effects)
         with guarded(self.session):
             for state, row in rows:
-                if row.kind == DELETED:
+                if row.kind is DELETED:
                     origin = self._origins.get(state)
                     self._send_delete(post_delete, row.instance, state.mapper, origin)
                 else:
                     self._send_post_save(state, row)
+
+    def _effect(self, state: State, row: Written) -> Effect | None:
+        """What the transaction keeps of a row, if somebody waits for its end."""
+        cls = state.class_
+        lookup = (post_delete if row.kind is DELETED else post_save).table.lookup
+        undone = lookup(cls, "rollback")
+        if not undone and not lookup(cls, "commit"):
+            return None
+        columns = columns_of(state.mapper)
+        changes: Mapping[str, Change] = row.changed or {}
+        if row.kind is CREATED:
+            changes = Changes(lambda: columns.inserted(row.values))
+        return Effect(
+            row.kind,
+            state.key,
+            row.instance,
+            was=row.key,
+            changes=changes,
+            equal=columns.same,
+            along=columns.written_along(changes) if row.kind is UPDATED else frozenset(),
+            values=columns.values(state) if undone else None,
+            origin=self._origins.get(state),
+            raw=self._calls.raw,
+            mutes=active_mutes(),
+        )
 
     # -- calling receivers ------------------------------------------------------------------------
 
@@ -238,7 +280,7 @@ class Flush:
     def _send_post_save(self, state: State, row: Written) -> None:
         mapper = state.mapper
         columns = columns_of(mapper)
-        created = row.kind == CREATED
+        created = row.kind is CREATED
         if created:
             changes = Changes(lambda: columns.inserted(row.values))
             update_fields = None

@@ -41,10 +41,11 @@ def before_update(mapper: Mapper[Any], connection: Connection, state: State) -> 
 
 
 def before_delete(mapper: Mapper[Any], connection: Connection, state: State) -> None:
-    """Announce a DELETE that was not foreseen."""
+    """Announce a DELETE that was not foreseen, and load what could not be read after it."""
     flush = Flush.of(state)
     if flush is not None:
         flush.announce_late(state, is_delete=True)
+        flush.keep_readable(state)
 
 
 def after_insert(mapper: Mapper[Any], connection: Connection, state: State) -> None:

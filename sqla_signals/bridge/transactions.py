@@ -1,0 +1,125 @@
+"""Which transaction a change belongs to, and when that transaction ends.
+
+A frame is kept for each root transaction and savepoint in which something happened; what a flush
+opens in between, a subtransaction, is none of our business. ``after_commit`` tells that the
+transaction whose turn it is was committed or released, ``after_transaction_end`` that it is over:
+a frame that was not committed by then was rolled back, or closed, which is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
+
+from sqlalchemy.orm import scoped_session
+
+from ..errors import SignalsError
+from ..net import Frame
+from . import delivery
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.orm import Session, SessionTransaction
+
+_frames: WeakKeyDictionary[SessionTransaction, Frame] = WeakKeyDictionary()
+
+_WAITING: Final = "sqla_signals.waiting"
+"""Key in ``Session.info`` of a frame with callbacks for a transaction that has not begun."""
+
+
+def frame_of(session: Session) -> Frame:
+    """The frame of the transaction or savepoint that the session is in."""
+    transaction = session.get_nested_transaction() or session.get_transaction()
+    if transaction is None:
+        frame: Frame = session.info.setdefault(_WAITING, Frame())
+        return frame
+    return _frame(transaction)
+
+
+def _frame(transaction: SessionTransaction) -> Frame:
+    frame = _known_frame(transaction)
+    if frame is None:
+        frame = _frames[transaction] = Frame()
+    return frame
+
+
+def _known_frame(transaction: SessionTransaction) -> Frame | None:
+    """The frame of a transaction, if it has one by now."""
+    frame = _frames.get(transaction)
+    if frame is None and transaction.parent is None and _WAITING in transaction.session.info:
+        frame = _frames[transaction] = transaction.session.info.pop(_WAITING)
+    return frame
+
+
+def committed(session: Session) -> None:
+    """``after_commit``: the current root was committed, or the current savepoint released."""
+    transaction = session.get_nested_transaction() or session.get_transaction()
+    if transaction is None:
+        return
+    frame = _known_frame(transaction)
+    if frame is not None:
+        frame.committed = True
+        if not transaction.nested:
+            # The instances still hold what was committed; right after this they are expired.
+            delivery.keep_values(frame.effects)
+
+
+def ended(
+    session: Session,
+    transaction: SessionTransaction,
+    factory_for: Callable[[Session], Callable[[], Any] | None],
+) -> None:
+    """``after_transaction_end``: hand the frame to the parent, or to delivery."""
+    if transaction.parent is not None and not transaction.nested:
+        return
+    frame = _known_frame(transaction)
+    if not frame:
+        return
+    del _frames[transaction]
+    if not frame.committed:
+        delivery.rolled_back(session, frame)
+    elif transaction.nested:
+        _frame(_enclosing(transaction)).merge(frame)
+    else:
+        delivery.committed(session, frame, factory_for(session))
+
+
+def _enclosing(savepoint: SessionTransaction) -> SessionTransaction:
+    transaction = savepoint.parent
+    while transaction is not None and not transaction.nested and transaction.parent is not None:
+        transaction = transaction.parent
+    assert transaction is not None
+    return transaction
+
+
+def on_commit(session: Session | AsyncSession, fn: Callable[[], Any]) -> None:
+    """Call ``fn`` once the work of the session is committed.
+
+    :param session: a session that an installation listens to.
+    :param fn: called without arguments, in the order of registration, after the ``on="commit"``
+        receivers; an ``async def`` is awaited behind an ``AsyncSession``. An exception is logged
+        and does not reach the caller of ``commit()``.
+
+    Called inside a savepoint, it is forgotten when that is rolled back. Before a transaction has
+    begun, it waits for the next one. It is not called after ``close()`` without ``commit()``.
+    """
+    frame_of(_checked(session, fn)).on_commit.append(fn)
+
+
+def on_rollback(session: Session | AsyncSession, fn: Callable[[], Any]) -> None:
+    """Call ``fn`` once the work of the session is undone.
+
+    That is when the savepoint it was called in, or the whole transaction, is rolled back, also by
+    ``close()`` without ``commit()``. Otherwise like :func:`on_commit`.
+    """
+    frame_of(_checked(session, fn)).on_rollback.append(fn)
+
+
+def _checked(session: Any, fn: Any) -> Session:
+    if isinstance(session, scoped_session):
+        session = session()
+    sync: Session = getattr(session, "sync_session", session)
+    if not callable(fn):
+        raise SignalsError(f"on_commit() and on_rollback() take a function, not {fn!r}")
+    return sync

@@ -1,0 +1,179 @@
+"""What a transaction did to each row in the end: plain values, no session and no SQL.
+
+A :class:`Frame` belongs to one transaction or savepoint. Effects are added in the order in which
+they were written; a row changed five times is one :class:`Effect`, a row created and deleted
+again is none. A released savepoint's frame is merged into its parent's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from enum import Enum
+from types import MappingProxyType
+from typing import Any, Final
+
+from .changes import UNSET, Change
+
+
+class Kind(Enum):
+    """What happened to a row."""
+
+    CREATED = "created"
+    UPDATED = "updated"
+    DELETED = "deleted"
+
+
+CREATED: Final = Kind.CREATED
+UPDATED: Final = Kind.UPDATED
+DELETED: Final = Kind.DELETED
+
+Equal = Callable[[str, Any, Any], bool]
+
+
+class Effect:
+    """What happened to one row, so far."""
+
+    __slots__ = (
+        "along",
+        "changes",
+        "equal",
+        "instance",
+        "kind",
+        "mutes",
+        "origin",
+        "raw",
+        "row",
+        "values",
+        "was",
+    )
+
+    def __init__(
+        self,
+        kind: Kind,
+        row: Hashable,
+        instance: Any,
+        *,
+        was: Hashable = None,
+        changes: Mapping[str, Change] = MappingProxyType({}),
+        equal: Equal | None = None,
+        along: frozenset[str] = frozenset(),
+        values: Mapping[str, Any] | None = None,
+        origin: Any = None,
+        raw: bool = False,
+        mutes: tuple[Any, ...] = (),
+    ) -> None:
+        self.kind = kind
+        self.row = row
+        """What identifies the row now."""
+        self.was = row if was is None else was
+        """What identified the row before."""
+        self.instance = instance
+        self.changes = changes
+        self.equal = equal
+        """Whether two values of an attribute are the same for the database."""
+        self.along = along
+        """What an UPDATE wrote besides: versions and ``onupdate`` columns."""
+        self.values = values
+        self.origin = origin
+        self.raw = raw
+        self.mutes: tuple[tuple[Any, ...], ...] = (mutes,)
+        """The mutes in force, once per effect folded into this one."""
+
+    def followed_by(self, later: Effect) -> Effect | None:
+        """This effect and a later one on the same row as one, ``None`` if they cancel out."""
+        if later.kind is DELETED:
+            if self.kind is CREATED:
+                return None
+            net = later._copy(DELETED)
+            net.was = self.was
+        else:
+            net = later._copy(self.kind)
+            net.was = self.was
+            net.changes = _chain(self.changes, later.changes, self.kind, later.equal)
+            net.along = self.along | later.along
+            if self.kind is UPDATED and not net.changes and not net.along:
+                return None
+        net.raw = self.raw and later.raw
+        net.mutes = self.mutes + later.mutes
+        return net
+
+    def _copy(self, kind: Kind) -> Effect:
+        return Effect(
+            kind,
+            self.row,
+            self.instance,
+            was=self.was,
+            changes=self.changes,
+            equal=self.equal,
+            along=self.along,
+            values=self.values,
+            origin=self.origin,
+            raw=self.raw,
+        )
+
+
+def _chain(
+    first: Mapping[str, Change], second: Mapping[str, Change], kind: Kind, equal: Equal | None
+) -> dict[str, Change]:
+    changes = dict(first)
+    for key, change in second.items():
+        old = changes[key].old if key in changes else change.old
+        if kind is CREATED:
+            old = UNSET
+        changes[key] = Change(old, change.new)
+        known = old is not UNSET and change.new is not UNSET
+        if kind is UPDATED and known and (equal or _same)(key, old, change.new):
+            del changes[key]
+    return changes
+
+
+def _same(key: str, old: Any, new: Any) -> bool:
+    return bool(old == new)
+
+
+class Frame:
+    """The effects and callbacks of one transaction or savepoint, in order."""
+
+    __slots__ = ("_effects", "_latest", "_next", "committed", "on_commit", "on_rollback")
+
+    def __init__(self) -> None:
+        self._effects: dict[int, Effect] = {}
+        self._latest: dict[Hashable, int] = {}
+        self._next = 0
+        self.committed = False
+        self.on_commit: list[Any] = []
+        self.on_rollback: list[Any] = []
+
+    @property
+    def effects(self) -> Iterable[Effect]:
+        """The net effects in the order of first occurrence."""
+        return self._effects.values()
+
+    def __bool__(self) -> bool:
+        return bool(self._effects or self.on_commit or self.on_rollback)
+
+    def add(self, effects: Iterable[Effect]) -> None:
+        """Add what one flush wrote."""
+        moved: dict[Hashable, int] = {}
+        for effect in effects:
+            number = None if effect.kind is CREATED else self._latest.pop(effect.was, None)
+            if number is None:
+                number, net = self._next, effect
+                self._next += 1
+            else:
+                folded = self._effects[number].followed_by(effect)
+                if folded is None:
+                    del self._effects[number]
+                    continue
+                net = folded
+            self._effects[number] = net
+            # Later, because two rows may swap their keys in one flush; but a key that was deleted
+            # and is created again in this flush is the new row's.
+            moved[net.row] = number
+        self._latest.update(moved)
+
+    def merge(self, child: Frame) -> None:
+        """Take over what a released savepoint did."""
+        self.add(child.effects)
+        self.on_commit += child.on_commit
+        self.on_rollback += child.on_rollback
