@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
+from operator import attrgetter
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -200,6 +201,11 @@ def orphaned_outside_of_session(state: State) -> bool:
     return bool(state._orphaned_outside_of_session)
 
 
+def has_pending_mutations(state: State) -> bool:
+    """Whether something was added to or removed from a collection that is not loaded."""
+    return "_pending_mutations" in state.__dict__
+
+
 def postupdated_states(
     context: UOWTransaction,
 ) -> Iterator[tuple[State, set[Column[Any]]]]:
@@ -228,14 +234,19 @@ def state_with_key_of(session: Session, state: State) -> State | None:
 
 def in_order(states: Iterable[State]) -> list[State]:
     """Persistent states by class and primary key, as far as the keys can be compared."""
-    return sorted(states, key=_order)
+    by_class: dict[type, list[State]] = {}
+    for state in states:
+        by_class.setdefault(state.class_, []).append(state)
+    ordered: list[State] = []
+    for cls in sorted(by_class, key=lambda cls: cls.__name__):
+        try:
+            ordered += sorted(by_class[cls], key=_KEY)
+        except TypeError:
+            ordered += sorted(by_class[cls], key=lambda state: str(_KEY(state)))
+    return ordered
 
 
-def _order(state: State) -> tuple[Any, ...]:
-    if state.key is None:
-        return (state.class_.__name__, state.insert_order)
-    parts = (part if isinstance(part, int) else str(part) for part in state.key[1])
-    return (state.class_.__name__, -1, *((type(part).__name__, part) for part in parts))
+_KEY: Final = attrgetter("key")
 
 
 class DryRun(UOWTransaction):
@@ -280,13 +291,13 @@ class DryRun(UOWTransaction):
         processor = action.dependency_processor
         fresh: dict[bool, list[State]] = {True: [], False: []}
         for mapper in action._mappers(self):
-            for state in self.mappers[mapper].difference(action.processed):
+            for state in self.mappers.get(mapper, ()):
                 is_delete, listonly = self.states[state]
-                if not listonly:
+                if not listonly and state not in action.processed:
                     fresh[is_delete].append(state)
         presorts = ((True, processor.presort_deletes), (False, self._presort_saves(processor)))
         for is_delete, presort in presorts:
-            states = in_order(fresh[is_delete])
+            states = fresh[is_delete]
             for state in states:
                 self._cause = state
                 presort(self, [state])

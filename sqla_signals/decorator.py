@@ -3,16 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from typing import Any, TypeVar
+from typing import Any, Unpack, overload
 
+from .protocols import F, M, Options, OtherSender, OwnSignal, ReceiverDecorator
 from .receivers import Phase
-from .signals import Signal
-
-F = TypeVar("F", bound=Callable[..., Any])
+from .signals import ModelSignal, Signal
 
 
+@overload
+def receiver(  # type: ignore[overload-overlap]
+    signal: ModelSignal | Iterable[ModelSignal],
+    *,
+    sender: type[M] | OtherSender = None,
+    weak: bool = False,
+    **options: Unpack[Options],
+) -> ReceiverDecorator[M]: ...
+# Model signals and others in one list. The type of ``sender`` is the same as above: mypy gives up
+# where a sender of type Any matches several overloads that differ in it.
+@overload
 def receiver(
-    signal: Signal | Iterable[Signal],
+    signal: Iterable[Signal],
+    *,
+    sender: type[M] | OtherSender = None,  # pyright: ignore[reportInvalidTypeVarUse]
+    weak: bool = False,
+    **options: Unpack[Options],
+) -> Callable[[F], F]: ...
+@overload
+def receiver(
+    signal: OwnSignal | Iterable[OwnSignal],
+    *,
+    sender: Any = None,
+    weak: bool = False,
+    **options: Unpack[Options],
+) -> Callable[[F], F]: ...
+def receiver(
+    signal: Any,
     *,
     sender: Any = None,
     on: Phase = "flush",
@@ -22,12 +47,12 @@ def receiver(
     name: str | None = None,
     dispatch_uid: object = None,
     weak: bool = False,
-) -> Callable[[F], F]:
+) -> Any:
     """Connect the decorated function to one signal or several, and return the function itself.
 
     The options are those of :meth:`Signal.connect`, except that ``weak`` is ``False`` here.
     """
-    signals = [signal] if isinstance(signal, Signal) else list(signal)
+    signals: list[Signal] = [signal] if isinstance(signal, Signal) else list(signal)
 
     def decorate(fn: F) -> F:
         for one in signals:

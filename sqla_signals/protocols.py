@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypedDict, TypeVar, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Generic,
+    ParamSpec,
+    Protocol,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    overload,
+)
 
 from .receivers import Phase
 
 if TYPE_CHECKING:
-    pass  # the type of ANY
+    from blinker._utilities import Symbol
 
 F = TypeVar("F", bound=Callable[..., Any])
 P = ParamSpec("P")
@@ -18,8 +29,9 @@ M = TypeVar("M")
 M_co = TypeVar("M_co", covariant=True)
 M_contra = TypeVar("M_contra", contravariant=True)
 
-# A sender of a model signal that says nothing about ``instance``. Must not match a class.
-OtherSender = "str | Collection[Any] | Symbol | None"
+# A sender of a model signal that says nothing about ``instance``: a name, a list, ANY (which is a
+# Symbol) or None. No class may match, or a wrong ``instance`` would.
+OtherSender: TypeAlias = "str | Collection[Any] | Symbol | None"
 
 
 class Options(TypedDict, total=False):
@@ -33,34 +45,34 @@ class Options(TypedDict, total=False):
     dispatch_uid: object
 
 
-# Whatever is given for an overloaded protocol must match each of its overloads. So these two say
-# "accepts an ``instance`` of this class" and "has the parameters P and returns R" of one function,
-# and the decorator can check the first and hand on the second.
+class Arguments(TypedDict, Generic[M]):
+    """What the model signals send besides the sender, all of them together."""
+
+    instance: M
+    created: Any
+    changes: Any
+    update_fields: Any
+    raw: Any
+    origin: Any
+    using: Any
+    session: Any
+    signal: Any
+    event: Any
+
+
+# What is given for an overloaded protocol must match every overload. So these two say of one
+# function that it accepts an ``instance`` of this class, and that it has the parameters P and
+# returns R: the decorator checks the first and hands on the second.
 #
-# The first names all arguments and has no ``**kwargs``: mypy takes what comes out of ``**kwargs``
-# for optional, and would refuse each receiver that requires one of them, such as ``created``.
+# The first has no ``**kwargs: Any`` instead of all those names: mypy takes what comes out of
+# ``**kwargs`` for optional, and would refuse a receiver that requires ``created``.
 #
-# pyright looks for the variance in P and R alone.
+# pyright judges the variance by P and R alone.
 class ReceiverOf(Protocol[M_contra, P, R_co]):  # pyright: ignore[reportInvalidTypeVarUse]
     """A receiver of a model signal that is sent with instances of ``M``."""
 
     @overload
-    def __call__(
-        self,
-        sender: Any,
-        /,
-        *,
-        instance: M_contra,
-        created: Any,
-        changes: Any,
-        update_fields: Any,
-        raw: Any,
-        origin: Any,
-        using: Any,
-        session: Any,
-        signal: Any,
-        event: Any,
-    ) -> object: ...
+    def __call__(self, sender: Any, /, **kwargs: Unpack[Arguments[M_contra]]) -> object: ...
     @overload
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
 
@@ -68,12 +80,14 @@ class ReceiverOf(Protocol[M_contra, P, R_co]):  # pyright: ignore[reportInvalidT
 class ReceiverDecorator(Protocol[M_co]):
     """What ``receiver(post_save, sender=M)`` returns."""
 
-    def __call__(self, fn: ReceiverOf[M_co, P, R], /) -> Callable[P, R]: ...
+    def __call__(self, fn: ReceiverOf[M_co, P, R], /) -> Callable[P, R]:
+        """Connect ``fn`` and return it."""
+        ...
 
 
 class OwnSignal(Protocol):
     """A ``Signal`` but not a ``ModelSignal``: nothing is known of what it sends."""
 
-    def connect(
-        self, receiver: F, sender: Any = ..., weak: bool = ..., *, on: Phase = ...
-    ) -> F: ...
+    def connect(self, receiver: F, sender: Any = ..., weak: bool = ..., *, on: Phase = ...) -> F:
+        """Connect ``receiver`` and return it."""
+        ...

@@ -8,13 +8,14 @@ from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Generator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Unpack
 
 import blinker
 from blinker import ANY
 
 from . import dispatch, mapping
 from .errors import ReceiverOptionError
+from .protocols import F, M, Options, OtherSender, P, R, ReceiverOf
 from .receivers import (
     PHASES,
     Phase,
@@ -26,7 +27,6 @@ from .receivers import (
     sender_list,
 )
 
-F = TypeVar("F", bound=Callable[..., Any])
 Results = list[tuple[Callable[..., Any], Any]]
 
 logger = logging.getLogger("sqla_signals")
@@ -342,6 +342,18 @@ class Signal(blinker.NamedSignal):
 
 class ModelSignal(Signal):
     """A signal that is sent by mapped classes, by an installation and not by hand."""
+
+    if TYPE_CHECKING:
+
+        def connect(  # type: ignore[override]  # takes fewer receivers than its base
+            self,
+            receiver: ReceiverOf[M, P, R],
+            sender: type[M] | OtherSender = ANY,
+            weak: bool = True,
+            **options: Unpack[Options],
+        ) -> Callable[P, R]:
+            """Like :meth:`Signal.connect`, for receivers that take an instance of ``sender``."""
+            ...
 
     def __init__(
         self, name: str, doc: str, *, arguments: Collection[str], phases: tuple[Phase, ...]

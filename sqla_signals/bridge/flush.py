@@ -11,11 +11,19 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy.orm.exc import ObjectDeletedError
 
-from .._sqlalchemy import is_deleted, pending_states, postupdated_states, state_with_key_of
+from .._sqlalchemy import (
+    contains_state,
+    deleted_states,
+    is_deleted,
+    pending_states,
+    postupdated_states,
+    state_with_key_of,
+)
 from ..changes import Change, Changes
 from ..dispatch import active_mutes, audible
 from ..errors import SignalRecursionError
@@ -24,8 +32,8 @@ from ..receivers import Receiver
 from ..signals import Signal, post_delete, post_save, pre_delete, pre_save
 from . import transactions
 from .calls import Calls
-from .columns import NO_HISTORY, History, columns_of
-from .foresight import Foreseen, Foresight, cascade_origins
+from .columns import NO_HISTORY, NOTHING, History, columns_of
+from .foresight import Foresight, cascade_origins
 from .guard import guarded
 
 if TYPE_CHECKING:
@@ -93,51 +101,84 @@ class Flush:
         if not (pre_save.receivers or pre_delete.receivers):
             return
         with guarded(self.session):
-            callers: list[Receiver] = []
             for _ in range(MAX_ROUNDS):
-                # Held to the end, with what it loaded, so that no row comes back as another object.
-                foresight = self._foresight = Foresight(self.session, self._objects)
-                fresh = [
-                    row
-                    for row in foresight.rows(self._announces)
-                    if self._announced.get(row.state) is not row.is_delete
-                ]
-                if not fresh:
+                callers = self._announce_round()
+                if callers is None:
                     return
-                callers = []
-                for row in fresh:
-                    if row.still_stands(self.session):
-                        callers += self._announce(row)
             raise SignalRecursionError(
                 f"pre_* receivers kept adding to the flush for {MAX_ROUNDS} rounds; the last one "
-                f"called {', '.join(dict.fromkeys(map(str, callers)))}. "
+                f"called {', '.join(dict.fromkeys(map(str, callers or ())))}. "
                 f"Let one of them do nothing for what another one has caused."
             )
 
+    def _announce_round(self) -> list[Receiver] | None:
+        """Look at what the flush is going to write; announce what was not announced.
+
+        Returns the receivers that were called, ``None`` if there was nothing new. Each row is
+        looked at again right before its own signal, because the receivers before may have changed
+        its fate; what they have brought up is found in the next round.
+        """
+        session, announced = self.session, self._announced
+        # Held until the next round or the end of the flush, with what it loaded, so that
+        # no row comes back as another object.
+        foresight = self._foresight = Foresight(session, self._objects)
+        derived = [
+            row
+            for row in foresight.derived()
+            if announced.get(row.state) is not row.is_delete
+            and self._announces(row.state.manager.mapper, row.is_delete)
+        ]
+        assigned = {row.state for row in derived}
+        saves = [
+            state
+            for state in (*foresight.inserts, *foresight.updates)
+            if announced.get(state) is not False
+            and state not in assigned
+            and self._announces(state.manager.mapper, False)
+        ]
+        deletes = [
+            state
+            for state in foresight.deletes
+            if announced.get(state) is not True and self._announces(state.manager.mapper, True)
+        ]
+        held = [state.obj() for state in (*saves, *deletes)]
+        callers: list[Receiver] = []
+        for state in saves:
+            callers += self._announce_save(state, NOTHING)
+        for row in derived:
+            if not row.is_delete and row.still_stands(session):
+                callers += self._announce_save(row.state, row.assigns)
+        origins = foresight.origins() if deletes or any(row.is_delete for row in derived) else {}
+        for state in deletes:
+            if state in deleted_states(session):
+                callers += self._announce_delete(state, origins.get(state))
+        for row in derived:
+            if row.is_delete and row.still_stands(session):
+                callers += self._announce_delete(row.state, origins.get(row.state))
+        del held
+        return callers or None
+
     @property
     def mappers(self) -> Iterable[Mapper[Any]]:
-        """The mappers whose rows were looked at to send ``pre_*``."""
-        return self._foresight.mappers if self._foresight is not None else ()
+        """The mappers whose rows ``pre_save`` was sent for, or could have been."""
+        foresight = self._foresight
+        return {state.manager.mapper for state in foresight.updates} if foresight else ()
+
+    def _is_kept(self, state: State) -> bool:
+        return self._foresight is not None and state in self._foresight.kept
 
     def _announces(self, mapper: Mapper[Any], is_delete: bool) -> bool:
         return bool(self._receivers(pre_delete if is_delete else pre_save, mapper))
-
-    def _announce(self, row: Foreseen) -> Sequence[Receiver]:
-        state = row.state
-        self._announced[state] = row.is_delete
-        if row.is_delete:
-            return self._send_delete(pre_delete, row.instance, state.mapper, row.origin)
-        return self._send_pre_save(row)
 
     def announce_late(self, state: State, is_delete: bool) -> None:
         """Send ``pre_*`` right before the statement, for a row that could not be foreseen."""
         if self._announced.get(state) is is_delete or not self._announces(state.mapper, is_delete):
             return
-        is_update = not is_delete and state not in pending_states(self.session)
-        if is_update and not columns_of(state.mapper).assigned(state):
-            return
         with guarded(self.session):
-            self._announce(Foreseen(state, state.obj(), is_delete, None, {}, None, None))
+            if is_delete:
+                self._announce_delete(state, None)
+            else:
+                self._announce_save(state, NOTHING)
 
     # -- while the statements are emitted ---------------------------------------------------------
 
@@ -236,7 +277,7 @@ class Flush:
         columns = columns_of(state.mapper)
         changes: Mapping[str, Change] = row.changed or {}
         if row.kind is CREATED:
-            changes = Changes(lambda: columns.inserted(row.values))
+            changes = Changes(partial(columns.inserted, row.values))
         return Effect(
             row.kind,
             state.key,
@@ -253,40 +294,53 @@ class Flush:
 
     # -- calling receivers ------------------------------------------------------------------------
 
-    def _send_pre_save(self, row: Foreseen) -> Sequence[Receiver]:
-        state, mapper = row.state, row.state.mapper
-        receivers = self._receivers(pre_save, mapper)
+    def _announce_save(self, state: State, assigns: Mapping[str, Any]) -> Sequence[Receiver]:
+        """Send ``pre_save``, unless the row is not going to be written any more.
+
+        :param assigns: what the flush is going to assign to it.
+        """
+        session, mapper, instance = self.session, state.manager.mapper, state.obj()
         columns = columns_of(mapper)
+        if state not in pending_states(session) and (
+            (state in deleted_states(session) and not self._is_kept(state))
+            or not contains_state(session, state)
+            or not columns.will_write(state, assigns)
+        ):
+            return ()
+        self._announced[state] = False
+        receivers = self._receivers(pre_save, mapper)
         for receiver in receivers:
-            created = state in pending_states(self.session)
             # Taken anew for each receiver: the one before may have assigned something.
+            created = state in pending_states(session)
             if created:
                 values = dict(state.dict)
-                changes = Changes(lambda values=values: columns.given(values))  # type: ignore[misc]
+                changes = Changes(partial(columns.given, values))
                 update_fields = None
             else:
                 changed = columns.assigned(state)
-                changes = Changes(lambda changed=changed: changed)  # type: ignore[misc]
+                changes = Changes(changed.copy)
                 update_fields = frozenset(changed)
                 if receiver.fields is not None and receiver.columns(mapper).isdisjoint(
-                    update_fields.union(row.assigns)
+                    update_fields.union(assigns)
                 ):
                     continue
-            self._call_save(
-                pre_save, receiver, mapper, row.instance, created, changes, update_fields
-            )
+            self._call_save(pre_save, receiver, mapper, instance, created, changes, update_fields)
         return receivers
+
+    def _announce_delete(self, state: State, origin: Any) -> Sequence[Receiver]:
+        self._announced[state] = True
+        return self._send_delete(pre_delete, state.obj(), state.manager.mapper, origin)
 
     def _send_post_save(self, state: State, row: Written) -> None:
         mapper = state.mapper
         columns = columns_of(mapper)
         created = row.kind is CREATED
         if created:
-            changes = Changes(lambda: columns.inserted(row.values))
+            changes = Changes(partial(columns.inserted, row.values))
             update_fields = None
         else:
             changed = row.changed or {}
-            changes = Changes(lambda: changed)
+            changes = Changes(changed.copy)
             update_fields = columns.written_along(changed)
         for receiver in self._receivers(post_save, mapper):
             if (

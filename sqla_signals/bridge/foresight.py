@@ -1,21 +1,25 @@
 """What a flush will write, found out before it begins.
 
 ``Session.dirty`` and ``Session.deleted`` do not tell: an orphan is found, a foreign key set or
-nulled, only inside the flush. A :class:`Foresight` therefore makes a dry run of the unit of work,
-registering what ``Session._flush`` would register, and reads off what it would write.
+nulled, only inside the flush. So the instances from which that could come, those with changed
+relationships and deleted ones, go through a dry run of the unit of work; the others are written
+for what they are: added, deleted, or changed in a column.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import inspect
+from sqlalchemy.orm import MANYTOONE
 
 from .._sqlalchemy import (
     DryRun,
     contains_state,
     deleted_states,
+    has_pending_mutations,
     in_order,
     is_orphan,
     modified_states,
@@ -30,40 +34,29 @@ if TYPE_CHECKING:
     State = InstanceState[Any]
 
 
-class Foreseen(NamedTuple):
-    """One row that the flush is going to write."""
+class Derived(NamedTuple):
+    """A row that is written because of another instance."""
 
     state: State
     instance: Any
     """Held, so that the row does not come back as another object."""
     is_delete: bool
-    origin: Any
-    """Of a delete: the deleted instance whose cascade takes this one along."""
     assigns: dict[str, Any]
     """Of an UPDATE: what the flush itself will assign; ``UNSET`` for a key not generated yet."""
     cause: State | None
-    """The state because of which this one is written, if it is not written for itself."""
-    stamp: Stamp | None
+    """The state because of which this one is written, if it is not its own relationship."""
+    stamp: Stamp
 
     def still_stands(self, session: Session) -> bool:
         """Whether nothing has happened since that might have changed this row's fate.
 
         In doubt it does not stand: the next dry run finds the row again if it is still written.
         """
-        state = self.state
-        if self.stamp is not None:
-            return Stamp.of(session, state, self.cause) == self.stamp
-        if self.is_delete:
-            return state in deleted_states(session)
-        return state in pending_states(session) or (
-            state not in deleted_states(session)
-            and contains_state(session, state)
-            and columns_of(state.mapper).will_write(state, self.assigns)
-        )
+        return Stamp.of(session, self.state, self.cause) == self.stamp
 
 
 class Stamp(NamedTuple):
-    """What the fate of a row hangs on that is written because of another one."""
+    """What the fate of a derived row hangs on."""
 
     fate: tuple[bool, bool, bool]
     parents: tuple[Any, ...]
@@ -86,64 +79,117 @@ class Stamp(NamedTuple):
 
 
 class Foresight:
-    """One dry run. Keep it as long as what it found is of interest: it holds what it loaded."""
+    """The rows of one flush to come, as they are to be written at this moment.
+
+    Keep it as long as what it found is of interest: it holds what the dry run loaded.
+    """
+
+    inserts: list[State]
+    updates: list[State]
+    """Changed in a column by the application; whether it writes anything is not asked yet."""
+    deletes: list[State]
+    """Given to ``session.delete()``, or reached by its cascade."""
+    kept: set[State]
+    """Marked as deleted, but added to a collection since, which cancels the deletion."""
 
     def __init__(self, session: Session, objects: Sequence[object] | None) -> None:
-        self.session = session
+        self._session = session
         self._run = DryRun(session)
-        self._register(objects)
-        self._run.presort()
-        self._run.synchronize()
-
-    def _register(self, objects: Sequence[object] | None) -> None:
-        """Register what ``Session._flush`` would, and drop what it would drop."""
-        session, run = self.session, self._run
-        deleted = deleted_states(session)
         only = {inspect(instance) for instance in objects} if objects else None
-        saved = [*pending_states(session), *in_order(modified_states(session))]
-        for state in saved:
-            if state in deleted or (only is not None and state not in only):
-                continue
-            orphan = is_orphan(state)
-            if orphan and not state.has_identity and orphaned_outside_of_session(state):
-                continue
-            run.register_object(state, isdelete=orphan and state.has_identity)
-        for state in deleted:
+        deleted = deleted_states(session)
+        self.inserts = []
+        self.updates = []
+        # As Session._flush sorts them: a top-level orphan is deleted, or was never to be added.
+        for state in pending_states(session):
             if only is None or state in only:
-                run.register_object(state, isdelete=True)
+                relations = relations_of(state.manager.mapper)
+                if relations.can_orphan and orphaned_outside_of_session(state) and is_orphan(state):
+                    continue
+                self.inserts.append(state)
+                if relations.of_pending(state):
+                    self._run.register_object(state)
+        for state in in_order(modified_states(session)):
+            if state not in deleted and (only is None or state in only):
+                relations = relations_of(state.manager.mapper)
+                orphan = relations.can_orphan and is_orphan(state)
+                if orphan or relations.of_persistent(state):
+                    self._run.register_object(state, isdelete=orphan)
+                if not orphan:
+                    self.updates.append(state)
+        self._marked = [state for state in deleted if only is None or state in only]
+        for state in self._marked:
+            self._run.register_object(state, isdelete=True)
+        if self._run.states:
+            self._run.presort()
+            self._run.synchronize()
+        self.deletes = [state for state in self._marked if self._is_deleted(state)]
+        self.kept = set(self._marked).difference(self.deletes)
+        self.updates = [state for state in self.updates if not self._is_deleted(state)]
+        self.updates += self.kept
 
-    @property
-    def mappers(self) -> Iterable[Mapper[Any]]:
-        """The mappers of everything that takes part in the flush."""
-        return self._run.mappers.keys()
+    def derived(self) -> Iterator[Derived]:
+        """The rows that are written because of another instance or a relationship.
 
-    def rows(self, wanted: Callable[[Mapper[Any], bool], bool]) -> Iterator[Foreseen]:
-        """The rows to be written: inserts and updates, then deletes, each in a settled order.
-
-        :param wanted: asked with a mapper and whether it is a delete; others are left out.
+        A state of ``updates`` can be among them, if the flush is going to assign it a foreign key.
         """
-        run, pending = self._run, pending_states(self.session)
-        saves: list[State] = []
-        deletes: list[State] = []
-        for state, (is_delete, listonly) in run.states.items():
-            if not listonly or state in run.post_updates:
-                (deletes if is_delete else saves).append(state)
-        for state in saves:
-            if wanted(state.mapper, False):
-                assigns = run.assigns.get(state, {})
-                if state in pending or columns_of(state.mapper).will_write(state, assigns):
-                    yield self._row(state, False, None, assigns)
-        if any(wanted(state.mapper, True) for state in deletes):
-            origins = cascade_origins(self.session, deletes)
-            for state in deletes:
-                if wanted(state.mapper, True):
-                    yield self._row(state, True, origins.get(state), {})
+        run, session = self._run, self._session
+        for state in dict.fromkeys((*run.assigns, *run.states)):
+            is_delete, listonly = run.states.get(state, (False, True))
+            if is_delete:
+                if state in deleted_states(session):
+                    continue
+            elif (
+                state.key is None
+                or state not in run.assigns
+                or (listonly and state not in run.post_updates)
+                or not columns_of(state.manager.mapper).will_write(state, run.assigns[state])
+            ):
+                continue
+            cause = run.causes.get(state)
+            stamp = Stamp.of(session, state, cause)
+            assigns = run.assigns.get(state, {})
+            yield Derived(state, state.obj(), is_delete, assigns, cause, stamp)
 
-    def _row(self, state: State, is_delete: bool, origin: Any, assigns: dict[str, Any]) -> Foreseen:
-        session, cause = self.session, self._run.causes.get(state)
-        derived = assigns or (is_delete and state not in deleted_states(session))
-        stamp = Stamp.of(session, state, cause) if derived else None
-        return Foreseen(state, state.obj(), is_delete, origin, assigns, cause, stamp)
+    def _is_deleted(self, state: State) -> bool:
+        return bool(self._run.states.get(state, (False, False))[0])
+
+    def origins(self) -> dict[State, Any]:
+        """For each instance that a cascade deletes: the one that was deleted in the first place."""
+        deletes = [state for state, (is_delete, _) in self._run.states.items() if is_delete]
+        return cascade_origins(self._session, deletes)
+
+
+class Relations:
+    """What of one mapper's instances can make a flush write other rows, or a foreign key."""
+
+    __slots__ = ("_changes", "_downward", "can_orphan")
+
+    def __init__(self, mapper: Mapper[Any]) -> None:
+        active = [prop for prop in mapper.relationships if not prop.viewonly]
+        keys = {prop.key for prop in active}
+        self._downward = frozenset(prop.key for prop in active if prop.direction is not MANYTOONE)
+        keys |= {mapper.get_property_by_column(column).key for column in mapper.primary_key}
+        self._changes = frozenset(keys)
+        self.can_orphan = any(parent._delete_orphans for parent in mapper.iterate_to_root())
+
+    def of_pending(self, state: State) -> bool:
+        """Whether adding this instance can change the row of another one."""
+        return not self._downward.isdisjoint(state.dict)
+
+    def of_persistent(self, state: State) -> bool:
+        """Whether this instance's changes are more than columns of its own."""
+        return not self._changes.isdisjoint(state.committed_state) or has_pending_mutations(state)
+
+
+_relations: WeakKeyDictionary[Mapper[Any], Relations] = WeakKeyDictionary()
+
+
+def relations_of(mapper: Mapper[Any]) -> Relations:
+    """The :class:`Relations` of a mapper, made once."""
+    found = _relations.get(mapper)
+    if found is None:
+        found = _relations[mapper] = Relations(mapper)
+    return found
 
 
 def cascade_origins(session: Session, deletes: Iterable[State]) -> dict[State, Any]:
