@@ -7,6 +7,7 @@ the difference is settled here.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from operator import attrgetter
@@ -14,7 +15,6 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import inspect
-from sqlalchemy.ext.mutable import Mutable
 from sqlalchemy.orm import (
     ColumnProperty,
     CompositeProperty,
@@ -105,7 +105,7 @@ def detached_copy(mapper: Mapper[Any], key: Any, values: Mapping[str, Any]) -> A
     state: State = inspect(instance)
     for name, value in values.items():
         # A receiver may change what is mutable; the original and the next receiver must not see it.
-        state.dict[name] = deepcopy(value) if isinstance(value, _CONTAINERS) else value
+        state.dict[name] = deepcopy(value) if is_container(value) else value
     state.key = key
     state.expired_attributes.update(
         prop.key for prop in mapper.column_attrs if prop.key not in values
@@ -115,7 +115,13 @@ def detached_copy(mapper: Mapper[Any], key: Any, values: Mapping[str, Any]) -> A
     return instance
 
 
-_CONTAINERS: Final = (dict, list, set, bytearray, Mutable)
+def is_container(value: Any) -> bool:
+    """Whether a column value can be changed in place."""
+    # Importing the extension would listen to mappers; where nobody has, there is no such value.
+    extension = sys.modules.get("sqlalchemy.ext.mutable")
+    return isinstance(value, dict | list | set | bytearray) or (
+        extension is not None and isinstance(value, extension.Mutable)
+    )
 
 
 def attached_copy(

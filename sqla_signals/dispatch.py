@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 from blinker import ANY
 
 from .errors import AsyncReceiverError
-from .receivers import PHASES, Phase, Receiver, describe_sender, identity, sender_list
+from .receivers import PHASES, Phase, Receiver, describe_sender, identity, matches, sender_list
 
 if TYPE_CHECKING:
     from .signals import Signal
@@ -68,13 +68,9 @@ class _Mute(NamedTuple):
     def silences(self, signal: Signal, sender: Any, receiver: Receiver) -> bool:
         return (
             (self.signal is None or self.signal is signal)
-            and (self.sender is ANY or self.sender is sender or self.sender == _name(sender))
+            and matches(self.sender, sender)
             and (self.receiver is None or self.receiver in (receiver.fn_id, receiver.name))
         )
-
-
-def _name(sender: Any) -> str | None:
-    return sender.__name__ if isinstance(sender, type) else None
 
 
 _mutes: ContextVar[tuple[_Mute, ...]] = ContextVar("sqla_signals_mutes", default=())

@@ -18,8 +18,8 @@ from sqlalchemy.orm import (
 )
 
 from . import mapping
-from .bridge import mapper_events, transactions
-from .bridge.calls import RAW
+from .bridge import delivery, mapper_events, transactions
+from .bridge.calls import RAW, async_session_of
 from .bridge.flush import Flush
 from .errors import InstallError
 
@@ -27,11 +27,30 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 
+_leftovers: list[Installation] = []
+"""Removed, but still listening."""
+
+
+def _remove_leftovers() -> None:
+    """Take the listeners off, unless SQLAlchemy is running through them right now.
+
+    Its listener collections must not lose members while somebody iterates over them.
+    """
+    if Flush.in_progress() or delivery.in_progress():
+        return
+    while _leftovers:
+        _leftovers.pop()._unlisten()
+
+
 class Installation:
     """What :func:`install` returns; :meth:`remove` undoes it."""
 
-    def __init__(self, target: Any, session_factory: Callable[[], Any] | None = None) -> None:
+    def __init__(
+        self, target: Any, behind: type | None, session_factory: Callable[[], Any] | None
+    ) -> None:
+        self._removed = False
         self._target = target
+        self._behind = behind
         self.session_factory = session_factory
         self._listeners: list[tuple[Any, str, Callable[..., Any]]] = [
             (target, "before_flush", self._before_flush),
@@ -46,19 +65,25 @@ class Installation:
         mapping.installations.add(self)
 
     def remove(self) -> None:
-        """Stop listening to these sessions. May be called twice."""
+        """Stop listening to these sessions. May be called twice, also by a receiver."""
+        if self._removed:
+            return
+        self._removed = True
+        mapping.installations.discard(self)
+        _leftovers.append(self)
+        _remove_leftovers()
+
+    def _unlisten(self) -> None:
         for on, name, listener in self._listeners:
             event.remove(on, name, listener)
-        self._listeners = []
-        mapping.installations.discard(self)
         if not mapping.installations:
             mapper_events.stop_listening()
 
     def _before_flush(
         self, session: Session, context: UOWTransaction, objects: Sequence[object] | None
     ) -> None:
-        if Flush.of_context(context) is not None:
-            return  # another installation has begun it
+        if Flush.of_context(context) is not None or not self._is_mine(session):
+            return
         if not any(signal.receivers for signal in mapping.model_signals):
             return
         mapper_events.listen_where_needed()
@@ -80,23 +105,31 @@ class Installation:
             flush.finish()
 
     def _after_commit(self, session: Session) -> None:
-        transactions.committed(session)
+        if self._is_mine(session):
+            transactions.committed(session)
 
     def _after_transaction_end(self, session: Session, transaction: SessionTransaction) -> None:
-        transactions.ended(session, transaction, session_factory_for)
+        if self._is_mine(session):
+            transactions.ended(session, transaction, session_factory_for)
 
     def closeness(self, session: Session) -> float:
         """How specifically this installation is for a session; 0 if it is not."""
-        target = self._target
-        if isinstance(target, type):
-            return len(target.__mro__) if isinstance(session, target) else 0
-        return math.inf if session is target else 0
+        if not isinstance(self._target, type):
+            return math.inf if session is self._target else 0
+        if not isinstance(session, self._target) or not self._is_mine(session):
+            return 0
+        return len(self._target.__mro__) + (len(self._behind.__mro__) if self._behind else 0)
+
+    def _is_mine(self, session: Session) -> bool:
+        if self._removed:
+            return False
+        return self._behind is None or isinstance(async_session_of(session), self._behind)
 
     def _mapper_configured(self, mapper: Mapper[Any], cls: type) -> None:
         mapper_events.mappers_changed()
 
     def __repr__(self) -> str:
-        state = "" if self._listeners else ", removed"
+        state = ", removed" if self._removed else ""
         return f"<Installation on {self._target!r}{state}>"
 
 
@@ -115,12 +148,14 @@ def install(
     :returns: the :class:`Installation`, whose ``remove()`` undoes it.
     :raises InstallError: ``target`` makes no sessions.
 
-    Sessions that exist already are included. Installing for the same sessions twice, or for all
+    Sessions that exist already are included, but for those of an ``async_sessionmaker``. Installing for the same sessions twice, or for all
     and for some, never sends a signal twice; each installation is removed on its own.
     """
     if session_factory is not None and not callable(session_factory):
         raise InstallError(f"session_factory={session_factory!r} cannot be called")
-    return Installation(session_target(Session if target is None else target), session_factory)
+    _remove_leftovers()
+    sessions, behind = session_target(Session if target is None else target)
+    return Installation(sessions, behind, session_factory)
 
 
 def session_factory_for(session: Session) -> Callable[[], Any] | None:
@@ -133,24 +168,35 @@ def session_factory_for(session: Session) -> Callable[[], Any] | None:
     return closest.session_factory if closest is not None else None
 
 
-def session_target(target: Any) -> Any:
-    """The ``Session`` class or instance whose events are those of ``target``."""
+def session_target(target: Any) -> tuple[Any, type | None]:
+    """The ``Session`` class or instance whose events to listen to.
+
+    The second is the class of the ``AsyncSession`` that must be in front, if any will not do: many
+    share a ``Session`` class.
+    """
     if isinstance(target, Session) or (isinstance(target, type) and issubclass(target, Session)):
-        return target
+        return target, None
     if isinstance(target, sessionmaker):
-        return target.class_
-    if isinstance(target, scoped_session):
+        return target.class_, None
+    if isinstance(target, scoped_session) and isinstance(target.session_factory, sessionmaker):
         return session_target(target.session_factory)
     asyncio = sys.modules.get("sqlalchemy.ext.asyncio")
     if asyncio is not None:
         if isinstance(target, asyncio.AsyncSession):
-            return target.sync_session
-        if isinstance(target, type) and issubclass(target, asyncio.AsyncSession):
-            return target.sync_session_class  # type: ignore[attr-defined]
-        if isinstance(target, asyncio.async_scoped_session):
+            return target.sync_session, None
+        if isinstance(target, asyncio.async_scoped_session) and isinstance(
+            target.session_factory, asyncio.async_sessionmaker
+        ):
             return session_target(target.session_factory)
         if isinstance(target, asyncio.async_sessionmaker):
-            return _own_sync_session_class(target)
+            if "_made_by" not in target.class_.__dict__:
+                # A class of its own, as a sessionmaker gives itself, to know its sessions by.
+                own = (target.class_,)
+                target.class_ = type(target.class_.__name__, own, {"_made_by": "sqla_signals"})
+            sync_class = target.kw.get("sync_session_class") or target.class_.sync_session_class
+            return sync_class, target.class_
+        if isinstance(target, type) and issubclass(target, asyncio.AsyncSession):
+            return target.sync_session_class, target  # type: ignore[attr-defined]
     if isinstance(getattr(target, "session", None), scoped_session):  # Flask-SQLAlchemy's db
         return session_target(target.session)
     raise InstallError(
@@ -158,15 +204,6 @@ def session_target(target: Any) -> Any:
         f"sessionmaker, a scoped_session, an AsyncSession class, an async_sessionmaker, a "
         f"Flask-SQLAlchemy db, or nothing for every session."
     )
-
-
-def _own_sync_session_class(maker: Any) -> type[Session]:
-    """A ``Session`` class that only this ``async_sessionmaker`` uses."""
-    used: type[Session] = maker.kw.get("sync_session_class") or maker.class_.sync_session_class
-    if not used.__dict__.get("_sqla_signals_maker"):
-        used = type(used.__name__, (used,), {"_sqla_signals_maker": True})
-        maker.configure(sync_session_class=used)
-    return used
 
 
 class raw:

@@ -16,7 +16,7 @@ from weakref import WeakSet
 from sqlalchemy import event
 from sqlalchemy.orm import Mapper, Session
 
-from ._sqlalchemy import all_mappers, mapper_of
+from ._sqlalchemy import all_mappers
 from .errors import ReceiverOptionError, SignalsNotInstalledWarning
 from .receivers import Receiver
 
@@ -43,13 +43,12 @@ def connected(signal: ModelSignal, receivers: Iterable[Receiver]) -> None:
             event.listen(Mapper, "after_configured", _after_configured)
             _watching = True
     if not installations and any(
-        (mapper := _mapper(receiver)) is not None and mapper.configured for receiver in receivers
+        mapper.configured and receiver.matches(mapper.class_)
+        for mapper in all_mappers()
+        for receiver in receivers
     ):
+        # Configured already, so nothing else would come to say it.
         event.listen(Session, "before_flush", _flushed_without_install, once=True)
-
-
-def _mapper(receiver: Receiver) -> Mapper[Any] | None:
-    return mapper_of(receiver.sender) if isinstance(receiver.sender, type) else None
 
 
 def check_fields(signal: ModelSignal, receiver: Receiver) -> None:

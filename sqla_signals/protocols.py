@@ -29,9 +29,11 @@ M = TypeVar("M")
 M_co = TypeVar("M_co", covariant=True)
 M_contra = TypeVar("M_contra", contravariant=True)
 
-# A sender of a model signal that says nothing about ``instance``: a name, a list, ANY (which is a
-# Symbol) or None. No class may match, or a wrong ``instance`` would.
-OtherSender: TypeAlias = "str | Collection[Any] | Symbol | None"
+# A sender of a model signal that says nothing about ``instance``: a name, several senders, ANY
+# (which is a Symbol) or None. Must match no class, or a receiver of another class would pass.
+OtherSender: TypeAlias = (
+    "str | list[Any] | tuple[Any, ...] | set[Any] | frozenset[Any] | Symbol | None"
+)
 
 
 class Options(TypedDict, total=False):

@@ -117,20 +117,7 @@ class Receiver:
 
     def matches(self, sender: Any) -> bool:
         """Whether an event that ``sender`` sends is for this receiver."""
-        mine = self._sender()
-        if mine is ANY or mine is sender:
-            return True
-        if not isinstance(sender, type):
-            return isinstance(mine, str | int) and bool(mine == sender)
-        if isinstance(mine, str):
-            return is_named(sender, mine) or (
-                self.propagate
-                and is_mapped(sender)
-                and any(is_mapped(base) and is_named(base, mine) for base in sender.__mro__[1:])
-            )
-        if isinstance(mine, type) and (self.propagate or not is_mapped(mine)):
-            return issubclass(sender, mine) and is_mapped(sender)
-        return False
+        return matches(self._sender(), sender, self.propagate)
 
     def columns(self, mapper: Mapper[Any]) -> frozenset[str]:
         """The column attributes of ``mapper`` that ``fields`` names.
@@ -210,6 +197,23 @@ def location(fn: Callable[..., Any]) -> str:
     return f"{code.co_filename}:{code.co_firstlineno}" if code is not None else "<built-in>"
 
 
+def matches(wanted: Any, sender: Any, propagate: bool = False) -> bool:
+    """Whether ``sender`` is one that ``sender=wanted`` stands for."""
+    if wanted is ANY or wanted is sender:
+        return True
+    if not isinstance(sender, type):
+        return isinstance(wanted, str | int) and bool(wanted == sender)
+    if isinstance(wanted, str):
+        return is_named(sender, wanted) or (
+            propagate
+            and is_mapped(sender)
+            and any(is_mapped(base) and is_named(base, wanted) for base in sender.__mro__[1:])
+        )
+    if isinstance(wanted, type) and (propagate or not is_mapped(wanted)):
+        return issubclass(sender, wanted) and is_mapped(sender)
+    return False
+
+
 def is_named(cls: type, name: str) -> bool:
     """Whether ``name`` is the class's bare or dotted name."""
     if "." not in name:
@@ -264,15 +268,11 @@ def check_callable(fn: Any, signal: Signal) -> None:
             f"Add it: def {getattr(fn, '__name__', 'receiver')}(sender, **kwargs)"
         )
     try:
-        signature.bind(object(), **dict.fromkeys(signal.arguments or (), None))
-    except TypeError:
         if signal.arguments is None:
-            try:
-                signature.bind_partial(object())
-            except TypeError as no_sender:
-                error = no_sender
-            else:
-                return
+            signature.bind_partial(object())
+        else:
+            signature.bind(object(), **dict.fromkeys(signal.arguments))
+    except TypeError as error:
         raise ReceiverTypeError(
             f"{who} cannot be called: {error}. {signal.name} sends the sender as the first "
             f"argument, then by keyword {', '.join(signal.arguments or ('what send() is given',))}"

@@ -64,6 +64,11 @@ class _Delivery:
 _running: dict[tuple[int, Any], _Delivery] = {}
 
 
+def in_progress() -> bool:
+    """Whether anything is being delivered anywhere."""
+    return bool(_running)
+
+
 def _here() -> tuple[int, Any]:
     """This thread and task. A context variable would be inherited by tasks that outlive us."""
     try:

@@ -9,6 +9,7 @@ takes changes again.
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -24,7 +25,7 @@ from .._sqlalchemy import (
     postupdated_states,
     state_with_key_of,
 )
-from ..changes import Change, Changes
+from ..changes import UNSET, Change, Changes
 from ..dispatch import active_mutes, audible
 from ..errors import SignalRecursionError
 from ..net import CREATED, DELETED, UPDATED, Effect, Kind
@@ -34,7 +35,7 @@ from . import transactions
 from .calls import Calls
 from .columns import NO_HISTORY, NOTHING, History, columns_of
 from .foresight import Foresight, cascade_origins
-from .guard import guarded
+from .guard import GUARDED_BEFORE, guarded
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, Mapper, Session, UOWTransaction
@@ -89,6 +90,11 @@ class Flush:
         return reference() if reference is not None else None
 
     @staticmethod
+    def in_progress() -> bool:
+        """Whether any session is in a flush that is listened to."""
+        return any(reference() is not None for reference in list(_flushes.values()))
+
+    @staticmethod
     def of_context(context: UOWTransaction) -> Flush | None:
         """The flush that was begun with this unit of work."""
         found: Flush | None = context.attributes.get(_KEY)
@@ -100,23 +106,25 @@ class Flush:
         """Send ``pre_*`` for every row foreseen, until the receivers add nothing new."""
         if not (pre_save.receivers or pre_delete.receivers):
             return
-        with guarded(self.session):
+        with guarded(self.session, GUARDED_BEFORE):
+            callers: deque[list[Receiver]] = deque(maxlen=10)
             for _ in range(MAX_ROUNDS):
-                callers = self._announce_round()
-                if callers is None:
+                called = self._announce_round()
+                if not called:
                     return
+                callers.append(called)
+            names = " → ".join(dict.fromkeys(str(one) for called in callers for one in called))
             raise SignalRecursionError(
-                f"pre_* receivers kept adding to the flush for {MAX_ROUNDS} rounds; the last one "
-                f"called {', '.join(dict.fromkeys(map(str, callers or ())))}. "
+                f"pre_* receivers kept adding to the flush for {MAX_ROUNDS} rounds: {names}. "
                 f"Let one of them do nothing for what another one has caused."
             )
 
-    def _announce_round(self) -> list[Receiver] | None:
+    def _announce_round(self) -> list[Receiver]:
         """Look at what the flush is going to write; announce what was not announced.
 
-        Returns the receivers that were called, ``None`` if there was nothing new. Each row is
-        looked at again right before its own signal, because the receivers before may have changed
-        its fate; what they have brought up is found in the next round.
+        Returns the receivers that were called, none if there was nothing new. Each row is looked
+        at again right before its own signal, because the receivers before may have changed its
+        fate; what they have brought up is found in the next round.
         """
         session, announced = self.session, self._announced
         # Held until the next round or the end of the flush, with what it loaded, so that
@@ -156,7 +164,7 @@ class Flush:
             if row.is_delete and row.still_stands(session):
                 callers += self._announce_delete(row.state, origins.get(row.state))
         del held
-        return callers or None
+        return callers
 
     @property
     def mappers(self) -> Iterable[Mapper[Any]]:
@@ -174,7 +182,7 @@ class Flush:
         """Send ``pre_*`` right before the statement, for a row that could not be foreseen."""
         if self._announced.get(state) is is_delete or not self._announces(state.mapper, is_delete):
             return
-        with guarded(self.session):
+        with guarded(self.session, GUARDED_BEFORE):
             if is_delete:
                 self._announce_delete(state, None)
             else:
@@ -200,7 +208,10 @@ class Flush:
 
     def inserted(self, state: State) -> None:
         """An INSERT was emitted for the state."""
-        self._written[state] = Written(state.obj(), CREATED, None, None, dict(state.dict))
+        values = dict(state.dict)
+        for key in state.expired_attributes:  # computed by the database and not fetched
+            values.setdefault(key, UNSET)
+        self._written[state] = Written(state.obj(), CREATED, None, None, values)
 
     def saved(self, state: State) -> None:
         """The state went through an UPDATE, which may have written nothing."""

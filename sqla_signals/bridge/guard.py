@@ -2,50 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from ..errors import SessionInFlushError
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-_REMEDY = {
-    "flush": "leave it out: what a pre_* receiver changes is part of this flush, what a post_* "
-    "receiver changes goes out with the next one",
-    "commit": "leave it out: the caller commits",
-    "rollback": "raise an exception instead: it reaches the caller, who rolls back",
-    "close": "leave it to whoever opened the session",
-    "reset": "leave it to whoever opened the session",
-    "invalidate": "leave it to whoever opened the session",
-    "prepare": "leave it to whoever opened the session",
+_FLUSH: Final = (
+    "leave it out: what a pre_* receiver changes is part of this flush, what a post_* receiver "
+    "changes goes out with the next one"
+)
+_COMMIT: Final = 'leave it out, the caller commits; for work after the commit use on="commit"'
+_ROLLBACK: Final = "raise an exception instead: it reaches the caller, who rolls back"
+_CLOSE: Final = "leave it to whoever opened the session"
+_SAVEPOINT: Final = "for SQL of your own that may fail, use session.connection().begin_nested()"
+
+_OF_SESSION: Final = {
+    "flush": _FLUSH,
+    "commit": _COMMIT,
+    "prepare": _COMMIT,
+    "rollback": _ROLLBACK,
+    "close": _CLOSE,
+    "reset": _CLOSE,
+    "invalidate": _CLOSE,
 }
+GUARDED_BEFORE: Final = {"begin_nested": _SAVEPOINT}
+"""Also forbidden in ``pre_*``: rolled back, the savepoint would expunge what is to be flushed."""
+_OF_TRANSACTION: Final = {"commit": _COMMIT, "rollback": _ROLLBACK, "close": _CLOSE}
 
 
 @contextmanager
-def guarded(session: Session) -> Iterator[None]:
-    """Make the forbidden methods of this one session raise :class:`SessionInFlushError`.
+def guarded(session: Session, more: Mapping[str, str] = MappingProxyType({})) -> Iterator[None]:
+    """Make the forbidden methods raise :class:`SessionInFlushError`, for this one session.
 
-    They are shadowed on the instance, because SQLAlchemy's events come too late: ``commit()``
+    They are shadowed on the instances, because SQLAlchemy's events come too late: ``commit()``
     inside ``after_flush_postexec`` ends the flush's own subtransaction before any of them.
     """
-    shadowed = {name: session.__dict__[name] for name in _REMEDY if name in session.__dict__}
-    session.__dict__.update({name: _forbid(name) for name in _REMEDY if hasattr(session, name)})
+    with ExitStack() as stack:
+        stack.enter_context(_shadowed(session, "Session", {**_OF_SESSION, **more}))
+        for transaction in {session.get_transaction(), session.get_nested_transaction()} - {None}:
+            stack.enter_context(_shadowed(transaction, "SessionTransaction", _OF_TRANSACTION))
+        yield
+
+
+@contextmanager
+def _shadowed(owner: Any, kind: str, remedies: dict[str, str]) -> Iterator[None]:
+    own: dict[str, Any] = owner.__dict__
+    before = {name: own[name] for name in remedies if name in own}
+    own.update(
+        {
+            name: _forbidden(f"{kind}.{name}()", remedy)
+            for name, remedy in remedies.items()
+            if hasattr(owner, name)
+        }
+    )
     try:
         yield
     finally:
-        for name in _REMEDY:
-            session.__dict__.pop(name, None)
-        session.__dict__.update(shadowed)
+        for name in remedies:
+            own.pop(name, None)
+        own.update(before)
 
 
-def _forbid(name: str) -> Callable[..., NoReturn]:
+def _forbidden(call: str, remedy: str) -> Callable[..., NoReturn]:
     def forbidden(*args: Any, **kwargs: Any) -> NoReturn:
         error = SessionInFlushError(
-            f"Session.{name}() was called inside a flush receiver; the flush is not finished"
+            f"{call} was called inside a flush receiver; the flush is not finished"
         )
-        error.add_note(f"Remedy: {_REMEDY[name]}.")
+        error.add_note(f"Remedy: {remedy}.")
         raise error
 
     return forbidden
