@@ -62,7 +62,7 @@ class Installation:
         ]
         for on, name, listener in self._listeners:
             event.listen(on, name, listener)
-        mapping.installations.add(self)
+        mapping.installed(self)
 
     def remove(self) -> None:
         """Stop listening to these sessions. May be called twice, also by a receiver."""
@@ -148,8 +148,9 @@ def install(
     :returns: the :class:`Installation`, whose ``remove()`` undoes it.
     :raises InstallError: ``target`` makes no sessions.
 
-    Sessions that exist already are included, but for those of an ``async_sessionmaker``. Installing for the same sessions twice, or for all
-    and for some, never sends a signal twice; each installation is removed on its own.
+    Sessions that exist already are included, but for those of an ``async_sessionmaker``.
+    Installing for the same sessions twice, or for all and for some, never sends a signal twice;
+    each installation is removed on its own.
     """
     if session_factory is not None and not callable(session_factory):
         raise InstallError(f"session_factory={session_factory!r} cannot be called")

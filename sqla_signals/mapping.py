@@ -29,6 +29,7 @@ model_signals: list[ModelSignal] = []
 installations: WeakSet[Any] = WeakSet()
 """What :func:`sqla_signals.install` has returned and is not removed."""
 
+_warned: WeakSet[Receiver] = WeakSet()
 _lock = threading.Lock()
 _watching = False
 
@@ -48,7 +49,19 @@ def connected(signal: ModelSignal, receivers: Iterable[Receiver]) -> None:
         for receiver in receivers
     ):
         # Configured already, so nothing else would come to say it.
-        event.listen(Session, "before_flush", _flushed_without_install, once=True)
+        _watch_next_flush()
+
+
+def _watch_next_flush() -> None:
+    if not event.contains(Session, "before_flush", _flushed_without_install):
+        event.listen(Session, "before_flush", _flushed_without_install)
+
+
+def installed(installation: Any) -> None:
+    """Nothing was forgotten."""
+    installations.add(installation)
+    if event.contains(Session, "before_flush", _flushed_without_install):
+        event.remove(Session, "before_flush", _flushed_without_install)
 
 
 def check_fields(signal: ModelSignal, receiver: Receiver) -> None:
@@ -91,8 +104,14 @@ def _after_configured() -> None:
 
 
 def _flushed_without_install(*_: object) -> None:
-    receivers = [receiver for signal in model_signals for receiver in signal.table.receivers]
+    receivers = [
+        receiver
+        for signal in model_signals
+        for receiver in signal.table.receivers
+        if receiver not in _warned
+    ]
     if receivers and not installations:
+        _warned.update(receivers)
         _warn(receivers, "a session was flushed")
 
 

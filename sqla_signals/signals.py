@@ -144,7 +144,7 @@ class Signal(blinker.NamedSignal):
         self._announce_connect(receiver, sender, weak)
         return receiver
 
-    def _announce_connect(self, receiver: F, sender: Any, weak: bool) -> None:
+    def _announce_connect(self, receiver: Callable[..., Any], sender: Any, weak: bool) -> None:
         # blinker's cached property: the signal exists once somebody asked for it.
         if "receiver_connected" in self.__dict__ and self.receiver_connected.receivers:
             self.receiver_connected.send(self, receiver=receiver, sender=sender, weak=weak)

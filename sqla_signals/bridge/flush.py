@@ -69,7 +69,8 @@ class Flush:
         self, session: Session, context: UOWTransaction, objects: Sequence[object] | None
     ) -> None:
         self.session = session
-        self.context = context
+        # Not held: it holds us, and a cycle would keep the instances until garbage collection.
+        self._context = weakref.ref(context)
         self._objects = objects
         self._calls = Calls(session)
         self._announced: dict[State, bool] = {}
@@ -99,6 +100,13 @@ class Flush:
         """The flush that was begun with this unit of work."""
         found: Flush | None = context.attributes.get(_KEY)
         return found
+
+    @property
+    def context(self) -> UOWTransaction:
+        """The unit of work of this flush."""
+        context = self._context()
+        assert context is not None
+        return context
 
     # -- before the first statement --------------------------------------------------------------
 
