@@ -88,21 +88,21 @@ class Installation:
             return
         mapper_events.listen_where_needed()
         flush = Flush(session, context, objects)
-        flush.announce()
+        flush.announcement.send()
         # A pre_* receiver may have connected one of a model that had none.
         mapper_events.listen_where_needed()
-        for mapper in flush.mappers:
+        for mapper in flush.announcement.updated_mappers:
             mapper_events.stay_last(mapper)
 
     def _after_flush(self, session: Session, context: UOWTransaction) -> None:
         flush = Flush.of_context(context)
         if flush is not None:
-            flush.complete()
+            flush.after_flush(context)
 
     def _after_flush_postexec(self, session: Session, context: UOWTransaction) -> None:
         flush = Flush.of_context(context)
         if flush is not None:
-            flush.finish()
+            flush.after_flush_postexec()
 
     def _after_commit(self, session: Session) -> None:
         if self._is_mine(session):

@@ -48,6 +48,7 @@ class Receiver:
         "on",
         "propagate",
         "serial",
+        "strong",
         "weak",
     )
 
@@ -93,6 +94,8 @@ class Receiver:
             if receiver is not None:
                 forget(receiver)
 
+        self.strong = None if weak else fn
+        """The callable, if it is held; quicker than :attr:`fn`."""
         self._fn: Callable[[], Callable[..., Any] | None]
         if not weak:
             self._fn = _strong(fn)
@@ -104,6 +107,13 @@ class Receiver:
             self._sender: Callable[[], Any] = weakref.ref(sender, forget_me)
         except TypeError:
             self._sender = _strong(sender)
+
+    def passes(self, mapper: Mapper[Any], *written: Iterable[str]) -> bool:
+        """Whether ``fields`` lets an UPDATE of these column attributes through."""
+        if self.fields is None:
+            return True
+        wanted = self.columns(mapper)
+        return any(not wanted.isdisjoint(keys) for keys in written)
 
     @property
     def fn(self) -> Callable[..., Any] | None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy.util import await_only
 
-from ..dispatch import unawaitable
+from ..changes import Change
+from ..dispatch import Table, audible, unawaitable
 from ..receivers import Receiver, describe_sender
+from .columns import columns_of
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
@@ -24,72 +26,147 @@ RAW: Final = "sqla_signals.raw"
 
 
 class Calls:
-    """What the calls of one session have in common; made for a flush or a delivery."""
+    """What the calls of one session have in common; made for a flush or a delivery.
 
-    __slots__ = ("_async_session", "_binds", "raw", "session")
+    :param detached: whether receivers get ``session=None``.
+    """
 
-    def __init__(self, session: Session, async_session: AsyncSession | None = None) -> None:
+    __slots__ = ("_async_session", "_models", "detached", "raw", "session")
+
+    def __init__(
+        self, session: Session, async_session: AsyncSession | None = None, *, detached: bool = False
+    ) -> None:
         self.session = session
+        self.detached = detached
         self.raw = bool(session.info.get(RAW))
         self._async_session = async_session or async_session_of(session)
-        self._binds: dict[Mapper[Any], Engine | Connection] = {}
+        self._models: dict[Mapper[Any], ModelCalls] = {}
 
-    def using(self, mapper: Mapper[Any], instance: object) -> Engine | Connection:
-        """The bind that the row of ``instance`` goes to."""
-        if self.session.connection_callable is not None:  # horizontal sharding: per instance
-            return self.session.get_bind(mapper, instance=instance)
-        bind = self._binds.get(mapper)
-        if bind is None:
-            bind = self._binds[mapper] = self.session.get_bind(mapper)
-        return bind
+    def of(self, mapper: Mapper[Any]) -> ModelCalls:
+        """The calls for one mapped class."""
+        found = self._models.get(mapper)
+        if found is None:
+            found = self._models[mapper] = ModelCalls(self, mapper)
+        return found
 
     def references(self) -> tuple[int, int]:
         """How often the sessions are referred to; more than before: somebody kept one."""
-        return sys.getrefcount(self.session), sys.getrefcount(self._async_session)
+        wrapper = self._async_session
+        return sys.getrefcount(self.session), 0 if wrapper is None else sys.getrefcount(wrapper)
 
-    def call(
-        self, signal: Signal, receiver: Receiver, sender: type, arguments: dict[str, Any]
-    ) -> None:
-        """Call one receiver, awaiting it if it is async; an exception gets a note and goes on."""
-        fn = receiver.fn
-        if fn is None:
-            return
-        try:
-            if receiver.is_async:
-                self._call_async(signal, receiver, fn, sender, arguments)
-            else:
-                result = fn(sender, **arguments)
-                if result is not None and inspect.isawaitable(result):
-                    self._wait_for(result, signal, receiver, sender)
-        except BaseException as error:
-            error.add_note(
-                f"Raised by receiver {receiver} of {signal.name}, sender {describe_sender(sender)}."
-            )
-            raise
+    def session_for(self, receiver: Receiver) -> Any:
+        """The ``session=`` argument."""
+        if self.detached:
+            return None
+        return self._async_session if receiver.is_async else self.session
 
-    def _call_async(
-        self,
-        signal: Signal,
-        receiver: Receiver,
-        fn: Callable[..., Awaitable[Any]],
-        sender: type,
-        arguments: dict[str, Any],
-    ) -> None:
-        if self._async_session is None:
-            raise unawaitable(signal, receiver, sender, PLAIN_SESSION)
-        if arguments["session"] is not None:
-            arguments = {**arguments, "session": self._async_session}
-        await_only(fn(sender, **arguments))
-
-    def _wait_for(
+    def wait_for(
         self, result: Awaitable[Any], signal: Signal, receiver: Receiver, sender: type
     ) -> None:
-        """A plain function returned an awaitable: a decorated or partial async receiver."""
+        """Await what a receiver returned."""
         if self._async_session is None:
             if inspect.iscoroutine(result):
                 result.close()
             raise unawaitable(signal, receiver, sender, PLAIN_SESSION)
         await_only(result)
+
+    def check_awaitable(self, signal: Signal, receiver: Receiver, sender: type) -> None:
+        """Raise :class:`AsyncReceiverError` before an async receiver is called in vain."""
+        if receiver.is_async and self._async_session is None:
+            raise unawaitable(signal, receiver, sender, PLAIN_SESSION)
+
+
+class ModelCalls:
+    """The calls of one session for one mapped class: what is the same for each row."""
+
+    __slots__ = ("_calls", "_found", "_using", "cls", "columns", "mapper")
+
+    def __init__(self, calls: Calls, mapper: Mapper[Any]) -> None:
+        self._calls = calls
+        self.mapper = mapper
+        self.cls: type = mapper.class_
+        self.columns = columns_of(mapper)
+        self._using: Engine | Connection | None = None
+        self._found: dict[Signal, tuple[Table, tuple[Receiver, ...]]] = {}
+
+    def receivers(self, signal: Signal) -> tuple[Receiver, ...]:
+        """The flush receivers of a signal for this class, as they are now, unless muted."""
+        table = signal.table
+        found = self._found.get(signal)
+        if found is None or found[0] is not table:
+            found = self._found[signal] = (table, table.lookup(self.cls))
+        return audible(signal, self.cls, found[1]) if found[1] else ()
+
+    def save(
+        self,
+        signal: Signal,
+        receiver: Receiver,
+        instance: Any,
+        created: bool,
+        changes: Mapping[str, Change],
+        update_fields: frozenset[str] | None,
+        raw: bool,
+    ) -> None:
+        """Call one receiver of ``pre_save`` or ``post_save``."""
+        fn = receiver.strong or receiver.fn
+        if fn is None:
+            return
+        calls, cls = self._calls, self.cls
+        try:
+            if receiver.is_async:
+                calls.check_awaitable(signal, receiver, cls)
+            result = fn(
+                cls,
+                instance=instance,
+                created=created,
+                changes=changes,
+                update_fields=update_fields,
+                raw=raw,
+                using=self._using or self._bind(instance),
+                session=calls.session_for(receiver),
+                signal=signal,
+            )
+            if result is not None and inspect.isawaitable(result):
+                calls.wait_for(result, signal, receiver, cls)
+        except BaseException as error:
+            _note(error, signal, receiver, cls)
+            raise
+
+    def delete(self, signal: Signal, receiver: Receiver, instance: Any, origin: Any) -> None:
+        """Call one receiver of ``pre_delete`` or ``post_delete``."""
+        fn = receiver.strong or receiver.fn
+        if fn is None:
+            return
+        calls, cls = self._calls, self.cls
+        try:
+            if receiver.is_async:
+                calls.check_awaitable(signal, receiver, cls)
+            result = fn(
+                cls,
+                instance=instance,
+                origin=origin,
+                using=self._using or self._bind(instance),
+                session=calls.session_for(receiver),
+                signal=signal,
+            )
+            if result is not None and inspect.isawaitable(result):
+                calls.wait_for(result, signal, receiver, cls)
+        except BaseException as error:
+            _note(error, signal, receiver, cls)
+            raise
+
+    def _bind(self, instance: Any) -> Engine | Connection:
+        session = self._calls.session
+        if session.connection_callable is not None:  # horizontal sharding: each row has its own
+            return session.get_bind(self.mapper, instance=instance)
+        self._using = session.get_bind(self.mapper)
+        return self._using
+
+
+def _note(error: BaseException, signal: Signal, receiver: Receiver, sender: type) -> None:
+    error.add_note(
+        f"Raised by receiver {receiver} of {signal.name}, sender {describe_sender(sender)}."
+    )
 
 
 PLAIN_SESSION: Final = (

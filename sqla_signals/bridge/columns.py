@@ -6,7 +6,10 @@ The rules are those of SQLAlchemy's ``orm/persistence.py``, asked from outside. 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import date, datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from uuid import UUID
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import inspect
@@ -31,6 +34,7 @@ class Columns:
         "_absent",
         "_equal",
         "_fetched",
+        "_fragile",
         "_keys",
         "_primary_key",
         "_tables",
@@ -65,9 +69,12 @@ class Columns:
                 if column.onupdate is not None:
                     along = self._written_along.get(column.table, frozenset())
                     self._written_along[column.table] = along | {key}
+        self._fragile = frozenset(key for keys in self._written_along.values() for key in keys)
+        """Whose history goes when the new value is fetched."""
         self._version: str | None = None
         if mapper.version_id_col is not None and mapper.version_id_generator is not False:
             self._version = mapper.get_property_by_column(mapper.version_id_col).key
+            self._fragile |= {self._version}
 
     def assigned(self, state: InstanceState[Any], foreseen: Values = NOTHING) -> dict[str, Change]:
         """What an UPDATE of this instance would write if it were flushed now.
@@ -95,8 +102,15 @@ class Columns:
                 return True
         return False
 
-    def history(self, state: InstanceState[Any]) -> History:
-        """What :meth:`updated` needs to know from right before the statement."""
+    def history(self, state: InstanceState[Any]) -> History | None:
+        """What :meth:`updated` needs to know from right before the statement, if anything."""
+        committed, values = state.committed_state, state.dict
+        if (
+            not state.expired_attributes
+            and self._fragile.isdisjoint(committed)
+            and not any(is_expression(values.get(key)) for key in committed)
+        ):
+            return None
         return History(self.assigned(state), frozenset(state.expired_attributes))
 
     def updated(
@@ -125,7 +139,7 @@ class Columns:
                 changed[key] = Change(change.old, values.get(key, UNSET))
         # A SQL expression that another before_update listener assigned after ours.
         for key in state.expired_attributes.difference(before.expired, changed, self._fetched):
-            if key in self.keys and not any(key in keys for keys in self._written_along.values()):
+            if key in self.keys and key not in self._fragile:
                 changed[key] = Change(UNSET, UNSET)
         return changed
 
@@ -178,6 +192,12 @@ class Columns:
         return column is not None and pk_cascaded(context, state, column)
 
 
+_PLAIN: Final = frozenset(
+    {type(None), bool, int, float, str, bytes, Decimal, date, datetime, UUID, dict, list}
+)
+"""Types that cannot be SQL; asking them takes most of the time of a comparison."""
+
+
 class History(NamedTuple):
     """The attribute history of an instance right before its UPDATE."""
 
@@ -190,6 +210,8 @@ NO_HISTORY: Final = History({}, frozenset())
 
 def is_expression(value: Any) -> bool:
     """Whether a value is SQL, to be computed by the database."""
+    if type(value) in _PLAIN:
+        return False
     return isinstance(value, ClauseElement) or hasattr(value, "__clause_element__")
 
 

@@ -24,7 +24,7 @@ from ..errors import AsyncReceiverError, SignalRecursionError
 from ..net import CREATED, DELETED, Effect, Frame
 from ..receivers import Phase, Receiver, is_async
 from ..signals import ModelSignal, logger, post_delete, post_save, receiver_failed
-from .calls import PLAIN_SESSION, Calls, async_session_of
+from .calls import PLAIN_SESSION, Calls, ModelCalls, async_session_of
 from .columns import columns_of
 
 if TYPE_CHECKING:
@@ -137,13 +137,13 @@ def _log_recursion(batch: Batch) -> None:
 
 def rolled_back(session: Session, frame: Frame) -> None:
     """Call the ``on="rollback"`` receivers and callbacks of work that was undone."""
-    calls = Calls(session)
+    calls = Calls(session, detached=True)
     for effect in frame.effects:
         for signal, receiver in _receivers(effect, "rollback"):
             mapper = inspect(effect.instance).mapper
             instance = detached_copy(mapper, effect.was, effect.values or {})
             try:
-                _call(calls, signal, receiver, effect, mapper, instance, None)
+                _call(calls.of(mapper), signal, receiver, effect, instance)
             except Exception as error:
                 _failed(signal, receiver, mapper, instance, error, "rollback")
     for fn in frame.on_rollback:
@@ -169,7 +169,7 @@ class _OwnSession:
         instance = make(mapper, effect.row, effect.values or {})
         held = calls.references()
         try:
-            _call(calls, signal, receiver, effect, mapper, instance, calls.session)
+            _call(calls.of(mapper), signal, receiver, effect, instance)
             if session.in_transaction():
                 session.commit()
         except Exception as error:
@@ -203,27 +203,15 @@ class _OwnSession:
 
 
 def _call(
-    calls: Calls,
-    signal: ModelSignal,
-    receiver: Receiver,
-    effect: Effect,
-    mapper: Mapper[Any],
-    instance: Any,
-    session: Session | None,
+    calls: ModelCalls, signal: ModelSignal, receiver: Receiver, effect: Effect, instance: Any
 ) -> None:
-    arguments: dict[str, Any] = {"instance": instance}
     if effect.kind is DELETED:
-        arguments["origin"] = effect.origin
-    else:
-        created = effect.kind is CREATED
-        arguments["created"] = created
-        arguments["changes"] = Changes(lambda: dict(effect.changes))
-        arguments["update_fields"] = None if created else effect.along.union(effect.changes)
-        arguments["raw"] = effect.raw
-    arguments["using"] = calls.using(mapper, instance)
-    arguments["session"] = session
-    arguments["signal"] = signal
-    calls.call(signal, receiver, mapper.class_, arguments)
+        calls.delete(signal, receiver, instance, effect.origin)
+        return
+    created = effect.kind is CREATED
+    changes = Changes(partial(dict, effect.changes))
+    fields = None if created else effect.along.union(effect.changes)
+    calls.save(signal, receiver, instance, created, changes, fields, effect.raw)
 
 
 def _failed(
@@ -271,8 +259,7 @@ def _receivers(effect: Effect, on: Phase) -> Iterator[tuple[ModelSignal, Receive
         if (
             effect.kind is not DELETED
             and effect.kind is not CREATED
-            and receiver.fields is not None
-            and receiver.columns(mapper).isdisjoint(effect.changes)
+            and not receiver.passes(mapper, effect.changes)
         ):
             continue
         if was_audible(signal, mapper.class_, receiver, effect.mutes):

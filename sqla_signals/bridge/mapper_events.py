@@ -29,44 +29,42 @@ def before_insert(mapper: Mapper[Any], connection: Connection, state: State) -> 
     """Announce an INSERT that was not foreseen."""
     flush = Flush.of(state)
     if flush is not None:
-        flush.announce_late(state, is_delete=False)
+        flush.before_insert(state)
 
 
 def before_update(mapper: Mapper[Any], connection: Connection, state: State) -> None:
     """Announce an UPDATE that was not foreseen, and keep the history."""
     flush = Flush.of(state)
     if flush is not None:
-        flush.announce_late(state, is_delete=False)
-        flush.remember(state)
+        flush.before_update(state)
 
 
 def before_delete(mapper: Mapper[Any], connection: Connection, state: State) -> None:
     """Announce a DELETE that was not foreseen, and load what could not be read after it."""
     flush = Flush.of(state)
     if flush is not None:
-        flush.announce_late(state, is_delete=True)
-        flush.keep_readable(state)
+        flush.before_delete(state)
 
 
 def after_insert(mapper: Mapper[Any], connection: Connection, state: State) -> None:
     """Note an INSERT."""
     flush = Flush.of(state)
     if flush is not None:
-        flush.inserted(state)
+        flush.after_insert(state)
 
 
 def after_update(mapper: Mapper[Any], connection: Connection, state: State) -> None:
     """Note an UPDATE, if one was emitted."""
     flush = Flush.of(state)
     if flush is not None:
-        flush.saved(state)
+        flush.after_update(state)
 
 
 def after_delete(mapper: Mapper[Any], connection: Connection, state: State) -> None:
     """Note a DELETE."""
     flush = Flush.of(state)
     if flush is not None:
-        flush.deleted(state)
+        flush.after_delete(state)
 
 
 _SAVES: Final = {

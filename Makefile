@@ -1,0 +1,96 @@
+# Each target works alone, in any order, in a fresh clone: it installs what it needs into $(VENV) first,
+# once. For another interpreter or other versions of the dependencies:
+#   make test VENV=.venv-3.13 PYTHON=python3.13 CONSTRAINTS=my-constraints.txt
+
+VENV ?= .venv
+CONSTRAINTS ?=
+TEST_GROUPS ?= test integrations
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint types docs bench clean
+
+bin := $(VENV)/bin
+stamps := $(VENV)/.stamps
+pip := $(bin)/python -m pip --disable-pip-version-check --quiet
+checked := $(wildcard sqla_signals tests/typing)
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(stamps)/demo ## Run the example shop on SQLite
+	@$(bin)/python -m examples.shop
+
+test: $(stamps)/test ## Run the whole suite: tests, documentation snippets, PostgreSQL included
+	$(bin)/python -m pytest -n auto $(PYTEST_ARGS)
+
+lint: $(stamps)/lint ## Check style and formatting with ruff
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+
+types: $(stamps)/types ## Check types with mypy --strict and pyright
+	$(bin)/mypy $(checked)
+	PATH="$(abspath $(bin)):$$PATH" pyright $(checked)
+	PATH="$(abspath $(bin)):$$PATH" pyright --ignoreexternal --verifytypes sqla_signals
+
+docs: $(stamps)/docs ## Build the documentation into docs/_build/html; a warning is an error
+	$(bin)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+bench: $(if $(wildcard tests/perf),$(stamps)/test) ## Run the benchmarks
+	@test -d tests/perf || { echo "make bench: there are no benchmarks yet (tests/perf does not exist)." >&2; exit 1; }
+	$(bin)/python -m pytest tests/perf $(PYTEST_ARGS)
+
+clean: ## Remove the virtual environment and everything that was built
+	rm -rf $(VENV) .ci/venv build dist docs/_build .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- Installing --------------------------------------------------------------------------------------
+
+# The first interpreter that is new enough and can make a virtual environment.
+# `PYTHON=...` overrides the search, but not the check.
+find_python = for python in $(or $(PYTHON),python3.13 python3.12 python3.11 python3.14 python3 python); do \
+	"$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+		&& { echo "$$python"; break; }; done
+
+$(stamps)/venv:
+	@python="$$($(find_python))"; \
+	if [ -z "$$python" ]; then \
+		echo "make: no Python 3.11 or newer with venv and pip was found ($(or $(PYTHON),python3.11 to python3.14, python3, python))." >&2; \
+		echo "make: install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python" >&2; \
+		exit 1; \
+	fi; \
+	echo "Creating $(VENV) with $$("$$python" --version)"; \
+	"$$python" -m venv --clear $(VENV)
+	@$(pip) install --upgrade 'pip>=25.1'
+	@mkdir -p $(stamps) && touch $@
+
+# install_groups: the package itself, editable, with the dependency groups named.
+install_groups = $(pip) install $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable . $(addprefix --group ,$(1))
+
+$(stamps)/demo: $(stamps)/venv pyproject.toml
+	@echo "Installing what the demo needs into $(VENV)"
+	@$(call install_groups,demo)
+	@touch $@
+
+$(stamps)/test: $(stamps)/venv pyproject.toml
+	@echo "Installing what the tests need into $(VENV)"
+	@$(call install_groups,$(TEST_GROUPS))
+	@touch $@
+
+$(stamps)/lint: $(stamps)/venv pyproject.toml
+	@echo "Installing ruff into $(VENV)"
+	@$(pip) install --group lint
+	@touch $@
+
+$(stamps)/types: $(stamps)/venv pyproject.toml
+	@echo "Installing what the type checks need into $(VENV)"
+	@$(call install_groups,types)
+	@touch $@
+
+$(stamps)/docs: $(stamps)/venv pyproject.toml
+	@echo "Installing what the documentation needs into $(VENV)"
+	@$(call install_groups,docs)
+	@touch $@

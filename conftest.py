@@ -1,0 +1,60 @@
+"""Runs every Python snippet of README.md and docs/ as a test.
+
+The snippets of one page are run in order and share a namespace, as if typed into a shell. So they
+stay on one worker of pytest-xdist, while all other tests go to whichever is free.
+"""
+
+from __future__ import annotations
+
+from doctest import ELLIPSIS
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+from sybil import Sybil
+from sybil.parsers.myst import PythonCodeBlockParser
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
+
+from sqla_signals.mapping import installations, model_signals
+
+
+def open_page(namespace: dict[str, Any]) -> None:
+    """Give the page the name that a shell has."""
+    namespace["__name__"] = "__main__"
+
+
+def close_page(namespace: dict[str, Any]) -> None:
+    """Undo what a page left behind, so that the next one starts like a new process."""
+    for installation in list(installations):
+        installation.remove()
+    for signal in model_signals:
+        signal._clear_state()
+    for session in [value for value in namespace.values() if isinstance(value, Session)]:
+        session.close()
+    for engine in [value for value in namespace.values() if isinstance(value, Engine)]:
+        engine.dispose()
+
+
+pytest_collect_file = Sybil(
+    parsers=[PythonCodeBlockParser(doctest_optionflags=ELLIPSIS)],
+    patterns=["README.md", "docs/*.md", "docs/*/*.md"],
+    excludes=["docs/_build/*"],
+    setup=open_page,
+    teardown=close_page,
+).pytest()
+
+
+class PagesTogether(LoadScopeScheduling):
+    """The scope of a snippet is its page, that of any other test is the test itself."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path, _, _ = nodeid.partition("::")
+        return path if path.endswith(".md") else nodeid
+
+
+# Not --dist=loadgroup: pytest 9.2 broke it (pytest-dev/pytest-xdist#1386).
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> PagesTogether:
+    return PagesTogether(config, log)

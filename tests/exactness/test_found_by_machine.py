@@ -1,0 +1,124 @@
+"""What the state machine found once, as plain tests."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, create_engine, event, func, select
+from sqlalchemy.orm import Session
+
+import sqla_signals
+from sqla_signals import UNSET, post_delete, post_save, pre_delete, pre_save
+
+from . import models as m
+
+Sent = list[tuple[str, Any, dict[str, Any]]]
+
+
+@pytest.fixture
+def session() -> Iterator[Session]:
+    """A session with signals, on an empty database with the schema."""
+    engine: Engine = create_engine("sqlite://")
+    m.Base.metadata.create_all(engine)
+    installation = sqla_signals.install()
+    with Session(engine) as session:
+        yield session
+    installation.remove()
+    engine.dispose()
+
+
+@pytest.fixture
+def sent() -> Iterator[Sent]:
+    """The signals that were sent: name, instance, arguments."""
+    sent: Sent = []
+
+    def received(sender: type, **arguments: Any) -> None:
+        sent.append((arguments["signal"].name, arguments["instance"], arguments))
+
+    signals = (pre_save, post_save, pre_delete, post_delete)
+    for signal in signals:
+        signal.connect(received, weak=False)
+    yield sent
+    for signal in signals:
+        signal.disconnect(received)
+
+
+def names(sent: Sent) -> list[tuple[str, Any]]:
+    """The names and the instances, without the arguments."""
+    return [(name, instance) for name, instance, _ in sent]
+
+
+def test_changes_of_a_new_row_have_the_onupdate_value_that_its_post_update_wrote(
+    session: Session, sent: Sent
+):
+    """The UPDATE of a post_update fires onupdate, also for the row that was just inserted."""
+    widget = m.Widget(favorite=m.Entry())
+    session.add(widget)
+    session.flush()
+    (arguments,) = (a for name, i, a in sent if name == "post_save" and i is widget)
+    assert arguments["created"]
+    assert arguments["changes"]["changed"].new in (5, UNSET)
+    assert widget.changed == 5
+
+
+def test_changes_of_a_new_row_do_not_claim_null_for_an_sql_expression(session: Session, sent: Sent):
+    """The database computes the value: it is not known, and it is not None."""
+    order = m.Order(n=func.length("abc"))
+    session.add(order)
+    session.flush()
+    assert sent[-1][2]["changes"]["n"].new is UNSET
+    assert order.n == 3
+
+
+def test_nothing_is_sent_for_a_pending_orphan_that_the_flush_expunges(session: Session, sent: Sent):
+    """It left one parent before it came to the session with another: the flush drops it."""
+    member, guild, membership = m.Member(), m.Guild(), m.Membership()
+    member.memberships = [membership]
+    member.memberships.remove(membership)
+    guild.memberships = [membership]
+    session.add_all([member, guild])
+    with pytest.warns(match="not in session"):
+        session.flush()
+    assert membership not in session
+    assert not [name for name, instance in names(sent) if instance is membership]
+    assert session.scalar(select(func.count()).select_from(m.Membership)) == 0
+
+
+def test_nothing_is_sent_for_a_child_removed_from_a_post_update_collection(
+    session: Session, sent: Sent
+):
+    """SQLAlchemy leaves its foreign key as it is when the relationship has no other side."""
+    pile = m.Pile(sheets=[sheet := m.Sheet()])
+    session.add(pile)
+    session.commit()
+    sent.clear()
+    pile.sheets.remove(sheet)
+    session.flush()
+    assert session.scalar(select(m.Sheet.pile_id)) == pile.id
+    assert names(sent) == []
+
+
+def test_a_partial_flush_announces_the_pending_children_it_takes_along(
+    session: Session, sent: Sent
+):
+    """`flush([order])` inserts the new item too, which is to be known before the first statement."""
+    first_statement_after: list[int] = []
+    event.listen(
+        session.get_bind(),
+        "before_cursor_execute",
+        lambda *_: first_statement_after.append(len(sent)),
+    )
+    session.add(order := m.Order(items=[item := m.Item()]))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The `objects` parameter")
+        session.flush([order])
+    assert names(sent) == [
+        ("pre_save", order),
+        ("pre_save", item),
+        ("post_save", order),
+        ("post_save", item),
+    ]
+    assert first_statement_after[0] == 2

@@ -1,0 +1,70 @@
+"""Random programs: the signals of each flush are those that the database's triggers testify to."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from .machine import SessionPrograms
+from .program import Tally, expected_warnings, signals_received
+from .recorder import Database
+
+
+def run(
+    machine: type[SessionPrograms],
+    url: str,
+    programs: int,
+    *,
+    meddling: bool = False,
+    control: bool = False,
+) -> Tally:
+    """Run so many programs, each against an emptied database, the same in every run."""
+    database, twin = Database(url), Database() if control else None
+    machine = type(
+        machine.__name__,
+        (machine,),
+        {
+            "database": database,
+            "control_database": twin,
+            "tally": Tally(),
+            "meddling": meddling,
+        },
+    )
+    profile = settings(
+        max_examples=programs,
+        stateful_step_count=30,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+    )
+    try:
+        with signals_received(), expected_warnings():
+            run_state_machine_as_test(machine, settings=profile)
+    finally:
+        database.remove()
+        if twin is not None:
+            twin.remove()
+    return machine.tally
+
+
+def test_every_row_written_has_its_signals_and_nothing_else_has():
+    """One pre and one post for each row, with what changed; and SQL as without signals."""
+    tally = run(SessionPrograms, "sqlite://", 120, control=True)
+    assert min(tally.rows[kind] for kind in ("created", "updated", "deleted")) > 50
+    assert not tally.late
+
+
+def test_every_row_written_has_its_signals_when_receivers_act():
+    """Receivers add, change, delete, expunge and veto: what is written then is announced too."""
+    tally = run(SessionPrograms, "sqlite://", 80, meddling=True)
+    assert min(tally.rows[kind] for kind in ("created", "updated", "deleted")) > 30
+
+
+@pytest.mark.postgresql
+def test_every_row_written_on_postgresql_has_its_signals(postgresql_url: str):
+    """The same on PostgreSQL, with its RETURNING, its sequences and its deferred constraints."""
+    tally = run(SessionPrograms, postgresql_url, 25)
+    assert not tally.late

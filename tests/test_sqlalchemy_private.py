@@ -1,0 +1,445 @@
+"""Every private name of SQLAlchemy that the package relies on is there, and there alone.
+
+When an upgrade of SQLAlchemy moves one, the test that fails has its name.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy
+from sqlalchemy import ForeignKey, create_engine, event
+from sqlalchemy import inspect as sa_inspect
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import session as asyncio_session
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    Session,
+    UOWTransaction,
+    dependency,
+    mapped_column,
+    relationship,
+    sessionmaker,
+)
+
+import sqla_signals
+from sqla_signals import _sqlalchemy
+
+# ``sqlalchemy.orm.mapper`` is also the name of a function.
+mapper_module = importlib.import_module("sqlalchemy.orm.mapper")
+
+PACKAGE = Path(sqla_signals.__file__).parent
+WHERE = "sqla_signals/_sqlalchemy.py relies on it; settle the difference there"
+
+
+class Base(DeclarativeBase):
+    """The declarative base."""
+
+
+class Parent(Base):
+    """With a collection, a key that may change, and a post_update."""
+
+    __tablename__ = "parents"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str | None]
+    favorite_id: Mapped[int | None] = mapped_column(
+        ForeignKey("children.id", use_alter=True, name="fk")
+    )
+    children: Mapped[list[Child]] = relationship(
+        primaryjoin="Parent.id == Child.parent_id", back_populates="parent"
+    )
+    favorite: Mapped[Child | None] = relationship(
+        primaryjoin="Parent.favorite_id == Child.id", post_update=True
+    )
+
+
+class Child(Base):
+    """With a many-to-one."""
+
+    __tablename__ = "children"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    parent_id: Mapped[int | None] = mapped_column(ForeignKey("parents.id"))
+    parent: Mapped[Parent | None] = relationship(
+        primaryjoin="Parent.id == Child.parent_id", back_populates="children", passive_updates=False
+    )
+
+
+class Flushed:
+    """What one flush shows of SQLAlchemy's inside."""
+
+    def __init__(self) -> None:
+        engine = create_engine("sqlite://")
+        Base.metadata.create_all(engine)
+        self.contexts: list[UOWTransaction] = []
+        with Session(engine) as session:
+            event.listen(session, "after_flush", lambda _, context: self.contexts.append(context))
+            child = Child()
+            parent = Parent(name="a", children=[child], favorite=child)
+            session.add(parent)
+            session.flush()
+            session.add(Parent())
+            session.delete(child)
+            parent.name = "b"
+            self.session = session
+            self.state = sa_inspect(parent)
+            self.mapper = sa_inspect(Parent)
+            self.manager = self.mapper.class_manager
+            self.impl = self.manager["name"].impl
+            self.pending = list(getattr(session, "_new", {}))
+            self.deleted = list(getattr(session, "_deleted", {}))
+            self.dirty = set(getattr(session, "_dirty_states", ()))
+            session.flush()
+        self.context = self.contexts[0]
+        self.actions = list(self.context.presort_actions.values())
+        engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def flushed() -> Flushed:
+    """One flush of everything."""
+    return Flushed()
+
+
+def require(owner: object, what: str, *names: str) -> None:
+    """Fail with the full name of the first one that is missing."""
+    for name in names:
+        assert hasattr(owner, name), (
+            f"SQLAlchemy {sqlalchemy.__version__} has no {what}.{name}: {WHERE}."
+        )
+
+
+# The names, by the object that has them. What begins with an underscore, or is not documented.
+MAPPER_MODULE = ("_all_registries",)
+MAPPERS = ("_props", "_is_orphan", "_identity_key_from_state", "get_property_by_column")
+MANAGERS = ("is_mapped", "mapper", "new_instance", "dispatch")
+IMPLS = ("is_equal", "active_history", "get")
+STATES = (
+    "committed_state",
+    "dict",
+    "expired_attributes",
+    "get_impl",
+    "has_identity",
+    "key",
+    "manager",
+    "modified",
+    "parents",
+    "session_id",
+    "_orphaned_outside_of_session",
+)
+SESSIONS = (
+    "_new",
+    "_deleted",
+    "_dirty_states",
+    "_contains_state",
+    "_query_cls",
+    "connection_callable",
+    "enable_baked_queries",
+    "hash_key",
+    "identity_map",
+)
+CONTEXTS = (
+    "attributes",
+    "get_attribute_history",
+    "is_deleted",
+    "mappers",
+    "memo",
+    "post_update_states",
+    "presort_actions",
+    "register_object",
+    "session",
+    "states",
+)
+ACTIONS = ("_mappers", "dependency_processor", "processed", "setup_flush_actions")
+PROCESSORS = (
+    "_passive_delete_flag",
+    "_passive_update_flag",
+    "_pks_changed",
+    "cascade",
+    "hasparent",
+    "key",
+    "mapper",
+    "parent",
+    "passive_deletes",
+    "passive_updates",
+    "post_update",
+    "presort_deletes",
+    "presort_saves",
+    "prop",
+    "prop_has_changes",
+)
+KEY_SWITCHES = ("_key_switchers",)
+ASYNC_SESSIONS = ("_proxied", "_assign_proxied")
+ELSEWHERE = (
+    "_sa_class_manager",
+    "_pending_mutations",
+    "_trans_context_manager",
+    "_Session__binds",
+    "_OneToManyDP",
+)
+
+
+@pytest.mark.parametrize("name", MAPPER_MODULE)
+def test_the_mapper_module_has(name: str):
+    """Module level."""
+    require(mapper_module, "orm.mapper", name)
+
+
+def test_all_registries_gives_the_registries_in_use():
+    """With their mappers."""
+    assert Base.registry in set(mapper_module._all_registries())
+    assert {mapper.class_ for mapper in Base.registry.mappers} == {Parent, Child}
+
+
+@pytest.mark.parametrize("name", MAPPERS)
+def test_a_mapper_has(flushed: Flushed, name: str):
+    """``Mapper``."""
+    require(flushed.mapper, "orm.Mapper", name)
+
+
+def test_a_mapped_class_has_its_manager_under_sa_class_manager():
+    """``_sa_class_manager``, of exactly this class."""
+    assert Parent.__dict__.get("_sa_class_manager") is sa_inspect(Parent).class_manager, (
+        f"SQLAlchemy {sqlalchemy.__version__} has no _sa_class_manager in a mapped class: {WHERE}."
+    )
+
+
+@pytest.mark.parametrize("name", MANAGERS)
+def test_a_class_manager_has(flushed: Flushed, name: str):
+    """``ClassManager``."""
+    require(flushed.manager, "orm.ClassManager", name)
+
+
+@pytest.mark.parametrize("name", IMPLS)
+def test_an_attribute_impl_has(flushed: Flushed, name: str):
+    """``AttributeImpl``, what ``manager[key].impl`` is."""
+    require(flushed.impl, "orm.attributes.AttributeImpl", name)
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_an_instance_state_has(flushed: Flushed, name: str):
+    """``InstanceState``."""
+    require(flushed.state, "orm.InstanceState", name)
+
+
+def test_an_unloaded_collection_keeps_its_changes_under_pending_mutations():
+    """``InstanceState._pending_mutations`` appears in ``__dict__`` with the first of them."""
+    engine = create_engine("sqlite://")
+    Base.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add(Parent(id=1))
+        session.commit()
+        parent = session.get(Parent, 1)
+        state = sa_inspect(parent)
+        assert "_pending_mutations" not in state.__dict__
+        Child(parent=parent)
+        assert "_pending_mutations" in state.__dict__, (
+            f"SQLAlchemy {sqlalchemy.__version__} has no InstanceState._pending_mutations: {WHERE}."
+        )
+    engine.dispose()
+
+
+@pytest.mark.parametrize("name", SESSIONS)
+def test_a_session_has(flushed: Flushed, name: str):
+    """``Session``."""
+    require(flushed.session, "orm.Session", name)
+
+
+def test_what_a_session_is_about_to_flush(flushed: Flushed):
+    """Pending, deleted and modified states."""
+    assert [state.class_ for state in flushed.pending] == [Parent]
+    assert [state.class_ for state in flushed.deleted] == [Child]
+    assert flushed.state in flushed.dirty
+
+
+def test_a_session_keeps_its_binds_under_a_known_name():
+    """``binds`` in 2.1, ``_Session__binds`` in 2.0."""
+    engine = create_engine("sqlite://")
+    session = Session(binds={Parent: engine})
+    assert session.__dict__.get("binds") or session.__dict__.get("_Session__binds"), (
+        f"SQLAlchemy {sqlalchemy.__version__} keeps the binds of a session elsewhere: {WHERE}."
+    )
+
+
+def test_a_session_in_a_begin_block_of_a_sessionmaker_has_a_trans_context_manager():
+    """``_trans_context_manager``, which a copy of a session must not share."""
+    engine = create_engine("sqlite://")
+    with sessionmaker(engine).begin() as session:
+        assert "_trans_context_manager" in session.__dict__, (
+            f"SQLAlchemy {sqlalchemy.__version__} has no _trans_context_manager: {WHERE}."
+        )
+    engine.dispose()
+
+
+@pytest.mark.parametrize("name", ASYNC_SESSIONS)
+def test_an_async_session_has(name: str):
+    """``AsyncSession``."""
+    require(AsyncSession(), "ext.asyncio.AsyncSession", name)
+
+
+def test_the_asyncio_extension_finds_the_async_session_of_a_session():
+    """``async_session()``."""
+    session = AsyncSession()
+    require(asyncio_session, "ext.asyncio.session", "async_session")
+    assert asyncio_session.async_session(session.sync_session) is session
+
+
+@pytest.mark.parametrize("name", CONTEXTS)
+def test_a_unit_of_work_has(flushed: Flushed, name: str):
+    """``UOWTransaction``."""
+    require(flushed.context, "orm.UOWTransaction", name)
+
+
+def test_the_states_of_a_unit_of_work_are_pairs_of_is_delete_and_listonly(flushed: Flushed):
+    """``UOWTransaction.states``."""
+    assert flushed.context.states[flushed.state] == (False, False)
+
+
+def test_the_post_update_states_are_pairs_of_states_and_columns(flushed: Flushed):
+    """``UOWTransaction.post_update_states``."""
+    ((states, columns),) = flushed.context.post_update_states.values()
+    assert states == {flushed.state}
+    assert columns == {Parent.__table__.c.favorite_id}
+
+
+@pytest.mark.parametrize("name", ACTIONS)
+def test_a_presort_action_has(flushed: Flushed, name: str):
+    """``unitofwork.Preprocess``."""
+    assert flushed.actions
+    for action in flushed.actions:
+        require(action, "orm.unitofwork.Preprocess", name)
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_a_dependency_processor_has(flushed: Flushed, name: str):
+    """``DependencyProcessor``, of every direction."""
+    assert flushed.actions
+    for action in flushed.actions:
+        require(action.dependency_processor, "orm.dependency.DependencyProcessor", name)
+
+
+@pytest.mark.parametrize("name", ["OneToManyDP", "ManyToOneDP", "DetectKeySwitch"])
+def test_the_dependency_module_has(name: str):
+    """With an underscore from 2.1 on."""
+    assert hasattr(dependency, name) or hasattr(dependency, f"_{name}"), (
+        f"SQLAlchemy {sqlalchemy.__version__} has no orm.dependency.{name}: {WHERE}."
+    )
+
+
+@pytest.mark.parametrize("name", KEY_SWITCHES)
+def test_detect_key_switch_has(name: str):
+    """``DetectKeySwitch``."""
+    require(_sqlalchemy.DetectKeySwitch, "orm.dependency.DetectKeySwitch", name)
+
+
+def test_the_directions_of_a_relationship_have_their_processors(flushed: Flushed):
+    """``OneToManyDP`` and ``ManyToOneDP`` are what they say."""
+    kinds = {type(action.dependency_processor) for action in flushed.actions}
+    assert {_sqlalchemy.OneToManyDP, _sqlalchemy.ManyToOneDP} <= kinds
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        (UOWTransaction.__init__, ["self", "session"]),
+        (
+            UOWTransaction.register_object,
+            ["self", "state", "isdelete", "listonly", "cancel_delete", "operation", "prop"],
+        ),
+        (UOWTransaction.get_attribute_history, ["self", "state", "key", "passive"]),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_is_overridden_or_called_by_position_takes(
+    method: Callable[..., Any], parameters: list[str]
+):
+    """The parameters that it took when we wrote this."""
+    found = list(inspect.signature(method).parameters)
+    assert found == parameters, f"{method.__qualname__} of SQLAlchemy has changed: {WHERE}."
+
+
+def test_the_listeners_of_a_mapper_are_a_sequence_with_the_last_one_last():
+    """``dispatch.<event>.listeners``."""
+
+    def first(mapper, connection, target): ...
+
+    def last(mapper, connection, target): ...
+
+    mapper = sa_inspect(Child)
+    for fn in (first, last):
+        event.listen(mapper, "before_update", fn, raw=True, retval=True)
+    try:
+        assert list(mapper.dispatch.before_update.listeners)[-2:] == [first, last]
+        assert _sqlalchemy.is_last_listener(mapper, "before_update", last)
+        assert not _sqlalchemy.is_last_listener(mapper, "before_update", first)
+    finally:
+        for fn in (first, last):
+            event.remove(mapper, "before_update", fn)
+
+
+# -- nothing else --------------------------------------------------------------------------------------
+
+
+def sources() -> list[Path]:
+    """The modules of the package."""
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def own_names() -> set[str]:
+    """The private names that the package itself defines."""
+    names: set[str] = set()
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                names.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                names.add(node.id)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                if isinstance(node.value, ast.Name) and node.value.id == "self":
+                    names.add(node.attr)
+            elif isinstance(node, ast.Dict):
+                names |= {key.value for key in node.keys if isinstance(key, ast.Constant)}
+    return names
+
+
+def private_names(path: Path) -> set[str]:
+    """The private names of others that a module uses: attributes, imports, and in strings."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute):
+            found.add(node.attr)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sqlalchemy"):
+            found.update(alias.name for alias in node.names)
+            found.update((node.module or "").split("."))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if node.value.isidentifier() and len(node.value) > 1:
+                found.add(node.value)
+    private = {name for name in found if name.startswith("_") and not name.endswith("__")}
+    return private - own_names() - OF_OTHERS
+
+
+OF_OTHERS = {"_async_wrapper", "_sync_wrapper", "_replace"}
+"""What blinker and ``NamedTuple`` call private."""
+
+
+def test_every_private_name_in_the_module_for_them_is_asserted_above():
+    """A new one must be added here."""
+    asserted = {*MAPPER_MODULE, *MAPPERS, *STATES, *SESSIONS, *ACTIONS, *PROCESSORS, *KEY_SWITCHES}
+    asserted |= {*ASYNC_SESSIONS, *ELSEWHERE}
+    assert private_names(PACKAGE / "_sqlalchemy.py") <= asserted
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in sources() if path.name != "_sqlalchemy.py"],
+    ids=lambda path: path.relative_to(PACKAGE).as_posix(),
+)
+def test_no_other_module_uses_a_private_name_of_sqlalchemy(path: Path):
+    """They go through ``_sqlalchemy.py``."""
+    assert private_names(path) == set()
