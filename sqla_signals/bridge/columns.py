@@ -72,9 +72,11 @@ class Columns:
         self._fragile = frozenset(key for keys in self._written_along.values() for key in keys)
         """Whose history goes when the new value is fetched."""
         self._version: str | None = None
-        if mapper.version_id_col is not None and mapper.version_id_generator is not False:
-            self._version = mapper.get_property_by_column(mapper.version_id_col).key
-            self._fragile |= {self._version}
+        if mapper.version_id_col is not None:
+            version = mapper.get_property_by_column(mapper.version_id_col).key
+            self._fragile |= {version}
+            if mapper.version_id_generator is not False:
+                self._version = version
 
     def assigned(self, state: InstanceState[Any], foreseen: Values = NOTHING) -> dict[str, Change]:
         """What an UPDATE of this instance would write if it were flushed now.

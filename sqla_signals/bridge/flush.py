@@ -122,8 +122,8 @@ class Flush:
 
     def after_flush_postexec(self) -> None:
         """The session takes changes again: send ``post_*`` for every row written."""
-        rows = list(self._record)
-        if not rows:
+        rows = self._record.take()
+        if not rows:  # nothing written, or another installation has sent it
             return
         effects = [effect for state, row in rows if (effect := self._effect(state, row))]
         if effects:

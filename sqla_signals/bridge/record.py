@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._sqlalchemy import deleted_states, is_deleted, postupdated_states, state_with_key_of
@@ -41,12 +41,15 @@ class Record:
         """``None``: flushed, but no row written so far."""
         self._history: dict[State, History] = {}
 
-    def __iter__(self) -> Iterator[tuple[State, Written]]:
-        return ((state, row) for state, row in self._rows.items() if row is not None)
+    def take(self) -> list[tuple[State, Written]]:
+        """Hand over the rows; there are none left after that."""
+        rows = [(state, row) for state, row in self._rows.items() if row is not None]
+        self._rows = {}
+        return rows
 
     def deletes(self) -> list[State]:
         """The states whose rows were deleted."""
-        return [state for state, row in self if row.kind is DELETED]
+        return [s for s, row in self._rows.items() if row is not None and row.kind is DELETED]
 
     def remember(self, state: State) -> None:
         """Keep the history that an UPDATE may wipe out."""
