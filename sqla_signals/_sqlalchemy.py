@@ -364,7 +364,11 @@ class DryRun(UOWTransaction):
                 self._clear(processor, processor.mapper, child, state)
 
     def _one_to_many_saves(self, processor: Any, states: list[State]) -> None:
-        nulls = not processor.cascade.delete_orphan and processor.passive_deletes != "all"
+        nulls = (
+            not processor.cascade.delete_orphan
+            and processor.passive_deletes != "all"
+            and not processor.post_update  # assigned after the child's UPDATE, and never written
+        )
         for state in states:
             history = self._history(processor, state, PASSIVE_NO_INITIALIZE)
             if not history:

@@ -122,10 +122,18 @@ class Foresight:
         if self._run.states:
             self._run.presort()
             self._run.synchronize()
+        if only is not None:
+            self._take_along(only)
         self.deletes = [state for state in self._marked if self._is_deleted(state)]
         self.kept = set(self._marked).difference(self.deletes)
         self.updates = [state for state in self.updates if not self._is_deleted(state)]
         self.updates += self.kept
+
+    def _take_along(self, only: set[State]) -> None:
+        """A partial flush writes all changes of an instance that a relationship leads to."""
+        for state, (is_delete, listonly) in self._run.states.items():
+            if not is_delete and not listonly and state not in only:
+                (self.inserts if state.key is None else self.updates).append(state)
 
     def derived(self) -> Iterator[Derived]:
         """The rows that are written because of another instance or a relationship.

@@ -99,8 +99,9 @@ class Record:
         if known is None:
             self._rows[state] = _update(state, changed)
         elif known.kind is CREATED:
-            values = {**known.values, **{key: change.new for key, change in changed.items()}}
-            self._rows[state] = known._replace(values=values)
+            written = columns_of(state.manager.mapper).written_along(changed)
+            values = {key: state.dict.get(key, UNSET) for key in written}
+            self._rows[state] = known._replace(values={**known.values, **values})
         else:
             self._rows[state] = known._replace(changed={**known.changed, **changed})
 
