@@ -263,8 +263,10 @@ class DryRun(UOWTransaction):
     that this loads are loaded for good; the flush does not load them again.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, only: set[State] | None) -> None:
         super().__init__(session)
+        self._only = only
+        """Of a partial flush: what it was given."""
         self.assigns: dict[State, dict[str, Any]] = {}
         self.post_updates: set[State] = set()
         self.causes: dict[State, State] = {}
@@ -463,4 +465,5 @@ class DryRun(UOWTransaction):
             value = source.manager[key].impl.get(source, source.dict, PASSIVE_OFF)
             if value is not None or source.key is not None:
                 return value
-        return UNSET
+        partial = self._only is not None and source not in self._only and source not in self.states
+        return None if partial else UNSET

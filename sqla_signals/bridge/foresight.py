@@ -94,8 +94,8 @@ class Foresight:
 
     def __init__(self, session: Session, objects: Sequence[object] | None) -> None:
         self._session = session
-        self._run = DryRun(session)
         only = {inspect(instance) for instance in objects} if objects else None
+        self._run = DryRun(session, only)
         deleted = deleted_states(session)
         self.inserts = []
         self.updates = []

@@ -217,6 +217,8 @@ class Program:
 
     def end(self) -> None:
         """Close the session and empty the database."""
+        if not self.namespace:
+            return
         self.session.close()
         self.recorder.finished.clear()
         self.namespace.clear()

@@ -122,3 +122,50 @@ def test_a_partial_flush_announces_the_pending_children_it_takes_along(
         ("post_save", item),
     ]
     assert first_statement_after[0] == 2
+
+
+def test_nothing_is_sent_for_a_foreign_key_that_the_flush_sets_back(session: Session, sent: Sent):
+    """The program sets the key to NULL and the relationship to the parent: it stays as it was."""
+    team = m.Team(players=[player := m.Player()])
+    session.add(team)
+    session.commit()
+    assert player.team_id == team.id
+    sent.clear()
+    player.team_id = None
+    player.team = team
+    session.flush()
+    assert session.scalar(select(m.Player.team_id)) == team.id
+    assert names(sent) == []
+
+
+def test_nothing_is_sent_for_the_children_of_a_switched_row_with_post_update(
+    session: Session, sent: Sent
+):
+    """The parent is deleted and its key added again: SQLAlchemy leaves the children alone."""
+    pile = m.Pile(id=1, sheets=[sheet := m.Sheet()])
+    session.add(pile)
+    session.commit()
+    sent.clear()
+    session.delete(pile)
+    session.add(m.Pile(id=1, name="new"))
+    session.flush()
+    assert session.scalar(select(m.Sheet.pile_id)) == 1
+    assert not [name for name, instance in names(sent) if instance is sheet]
+
+
+def test_a_partial_flush_that_leaves_the_new_parent_out_sends_nothing_for_its_child(
+    session: Session, sent: Sent
+):
+    """The parent has no key yet, so the foreign key stays as it is and nothing is written."""
+    session.add(child := m.Node())
+    session.commit()
+    child.parent_id
+    sent.clear()
+    session.add(parent := m.Node())
+    child.parent = parent
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The `objects` parameter")
+        session.flush([child])
+    assert names(sent) == []
+    assert parent in session.new
+    assert session.scalar(select(m.Node.parent_id).where(m.Node.id == child.id)) is None
