@@ -343,10 +343,21 @@ class DryRun(UOWTransaction):
                 if processor.passive_updates:
                     self._key_switches(processor, saves)
             elif isinstance(processor, OneToManyDP):
+                if processor.post_update and deletes:
+                    # By then the row has a new instance, and the old one's deletion was dropped.
+                    deletes = [state for state in deletes if not self._is_switched(state)]
                 self._one_to_many_deletes(processor, deletes)
                 self._one_to_many_saves(processor, saves)
             elif isinstance(processor, ManyToOneDP):
                 self._many_to_one_saves(processor, saves)
+
+    def _is_switched(self, state: State) -> bool:
+        """Whether a new instance is going to take over the row of a deleted one."""
+        return any(
+            new.mapper.base_mapper is state.mapper.base_mapper
+            and new.mapper._identity_key_from_state(new) == state.key
+            for new in pending_states(self.session)
+        )
 
     def _history(self, processor: Any, state: State, passive: Any) -> Any:
         return self.get_attribute_history(state, processor.key, passive)  # type: ignore[no-untyped-call]
