@@ -10,9 +10,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
+from datetime import date, datetime
+from decimal import Decimal
 from operator import attrgetter
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
 
 from sqlalchemy import inspect
 from sqlalchemy.orm import (
@@ -23,6 +26,7 @@ from sqlalchemy.orm import (
     Session,
     SynonymProperty,
     UOWTransaction,
+    attributes,
     dependency,
 )
 from sqlalchemy.orm.mapper import _all_registries
@@ -96,23 +100,37 @@ def is_last_listener(mapper: Mapper[Any], event_name: str, fn: Callable[..., Any
     return bool(listeners) and listeners[-1] == fn
 
 
+state_of: Callable[[Any], State] = attributes.instance_state
+"""The state of a mapped instance; what ``inspect`` gives, without its detours."""
+
+
 # -- instances and sessions like others --------------------------------------------------------
 
 
 def detached_copy(mapper: Mapper[Any], key: Any, values: Mapping[str, Any]) -> Any:
     """A detached instance with these column values loaded; other columns count as expired."""
     instance = mapper.class_manager.new_instance()
-    state: State = inspect(instance)
+    state = state_of(instance)
+    own = state.dict
+    own.update(values)
     for name, value in values.items():
         # A receiver may change what is mutable; the original and the next receiver must not see it.
-        state.dict[name] = deepcopy(value) if is_container(value) else value
+        if type(value) not in IMMUTABLE and is_container(value):
+            own[name] = deepcopy(value)
     state.key = key
-    state.expired_attributes.update(
-        prop.key for prop in mapper.column_attrs if prop.key not in values
-    )
+    if len(values) < len(mapper.column_attrs):
+        state.expired_attributes.update(
+            prop.key for prop in mapper.column_attrs if prop.key not in values
+        )
     if mapper.class_manager.dispatch.load:
         mapper.class_manager.dispatch.load(state, None)  # as Session.merge(load=False) does
     return instance
+
+
+IMMUTABLE: Final = frozenset(
+    {type(None), bool, int, float, str, bytes, Decimal, date, datetime, UUID}
+)
+"""The usual types of column values: neither SQL nor to be changed in place, so asked no more."""
 
 
 def is_container(value: Any) -> bool:
@@ -129,7 +147,7 @@ def attached_copy(
 ) -> Any:
     """The same, persistent in a session as if it had just been loaded; begins no transaction."""
     instance = detached_copy(mapper, key, values)
-    state: State = inspect(instance)
+    state = state_of(instance)
     session.identity_map.add(state)
     state.session_id = session.hash_key
     return instance

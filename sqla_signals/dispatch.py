@@ -6,7 +6,7 @@ itself, so that a send needs no lock and sees the receivers there were when it b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -41,13 +41,17 @@ class Table:
 
     def lookup(self, sender: Any, on: Phase = "flush") -> tuple[Receiver, ...]:
         """The receivers to call for ``sender`` in that phase, each callable once."""
+        return self.phases(sender)[on]
+
+    def phases(self, sender: Any) -> Mapping[Phase, tuple[Receiver, ...]]:
+        """The receivers to call for ``sender``, by phase."""
         if isinstance(sender, type):
             found = self._by_class.get(sender)
             if found is None:
                 found = _by_phase(r for r in self.receivers if r.matches(sender))
                 self._by_class[sender] = found
-            return found[on]
-        return self._exact.get(identity(sender), self._any)[on]
+            return found
+        return self._exact.get(identity(sender), self._any)
 
 
 def _by_phase(receivers: Iterable[Receiver]) -> dict[Phase, tuple[Receiver, ...]]:

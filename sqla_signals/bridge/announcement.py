@@ -131,13 +131,17 @@ class Announcement:
         if state in pending_states(self._session):
             self._announced[state] = False
             return self._save_new(state, calls.receivers(pre_save))
-        if not self._is_written(state) or not calls.columns.will_write(state, assigns):
+        columns = calls.columns
+        changed = columns.assigned(state)
+        if not self._is_written(state) or not (
+            changed or (assigns and columns.will_write(state, assigns))
+        ):
             return ()
         self._announced[state] = False
         receivers = calls.receivers(pre_save)
         for receiver in receivers:
-            # Taken anew for each receiver: the one before may have assigned something.
-            changed = calls.columns.assigned(state)
+            if receiver is not receivers[0]:  # the one before may have assigned something
+                changed = columns.assigned(state)
             fields = frozenset(changed)
             if receiver.passes(calls.mapper, fields, assigns):
                 calls.save(

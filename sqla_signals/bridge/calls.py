@@ -11,7 +11,7 @@ from sqlalchemy.util import await_only
 
 from ..changes import Change
 from ..dispatch import Table, audible, unawaitable
-from ..receivers import Receiver, describe_sender
+from ..receivers import Phase, Receiver, describe_sender
 from .columns import columns_of
 
 if TYPE_CHECKING:
@@ -87,15 +87,23 @@ class ModelCalls:
         self.cls: type = mapper.class_
         self.columns = columns_of(mapper)
         self._using: Engine | Connection | None = None
-        self._found: dict[Signal, tuple[Table, tuple[Receiver, ...]]] = {}
+        self._found: dict[Signal, tuple[Table, Mapping[Phase, tuple[Receiver, ...]]]] = {}
 
     def receivers(self, signal: Signal) -> tuple[Receiver, ...]:
         """The flush receivers of a signal for this class, as they are now, unless muted."""
+        found = self._lookup(signal)["flush"]
+        return audible(signal, self.cls, found) if found else ()
+
+    def has_receivers(self, signal: Signal, on: Phase) -> bool:
+        """Whether anybody waits for the end of the transaction, muted or not."""
+        return bool(self._lookup(signal)[on])
+
+    def _lookup(self, signal: Signal) -> Mapping[Phase, tuple[Receiver, ...]]:
         table = signal.table
         found = self._found.get(signal)
         if found is None or found[0] is not table:
-            found = self._found[signal] = (table, table.lookup(self.cls))
-        return audible(signal, self.cls, found[1]) if found[1] else ()
+            found = self._found[signal] = (table, table.phases(self.cls))
+        return found[1]
 
     def save(
         self,

@@ -6,10 +6,7 @@ The rules are those of SQLAlchemy's ``orm/persistence.py``, asked from outside. 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import date, datetime
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
-from uuid import UUID
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import inspect
@@ -17,7 +14,7 @@ from sqlalchemy.orm import LoaderCallableStatus
 from sqlalchemy.schema import Column
 from sqlalchemy.sql import ClauseElement
 
-from .._sqlalchemy import pk_cascaded
+from .._sqlalchemy import IMMUTABLE, pk_cascaded
 from ..changes import UNSET, Change
 
 if TYPE_CHECKING:
@@ -167,7 +164,8 @@ class Columns:
 
     def values(self, state: InstanceState[Any]) -> dict[str, Any]:
         """The column values that the instance holds and the database knows."""
-        values = {key: value for key, value in state.dict.items() if key in self.keys}
+        held = state.dict
+        values = {key: held[key] for key in self.keys if key in held}
         if state.modified:
             for key, old in state.committed_state.items():
                 if key in values:
@@ -194,12 +192,6 @@ class Columns:
         return column is not None and pk_cascaded(context, state, column)
 
 
-_PLAIN: Final = frozenset(
-    {type(None), bool, int, float, str, bytes, Decimal, date, datetime, UUID, dict, list}
-)
-"""Types that cannot be SQL; asking them takes most of the time of a comparison."""
-
-
 class History(NamedTuple):
     """The attribute history of an instance right before its UPDATE."""
 
@@ -212,7 +204,7 @@ NO_HISTORY: Final = History({}, frozenset())
 
 def is_expression(value: Any) -> bool:
     """Whether a value is SQL, to be computed by the database."""
-    if type(value) in _PLAIN:
+    if type(value) in IMMUTABLE:
         return False
     return isinstance(value, ClauseElement) or hasattr(value, "__clause_element__")
 

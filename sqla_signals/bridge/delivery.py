@@ -14,10 +14,9 @@ from functools import partial
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sqlalchemy import inspect
 from sqlalchemy.util import await_only
 
-from .._sqlalchemy import attached_copy, detached_copy, session_like
+from .._sqlalchemy import attached_copy, detached_copy, session_like, state_of
 from ..changes import Changes
 from ..dispatch import was_audible
 from ..errors import AsyncReceiverError, SignalRecursionError
@@ -81,8 +80,8 @@ def _here() -> tuple[int, Any]:
 def keep_values(effects: Iterable[Effect]) -> None:
     """Keep the committed values of the rows, before the instances are expired."""
     for effect in effects:
-        state = inspect(effect.instance)
-        effect.values = columns_of(state.mapper).values(state)
+        state = state_of(effect.instance)
+        effect.values = columns_of(state.manager.mapper).values(state)
 
 
 def committed(session: Session, frame: Frame, session_factory: Callable[[], Any] | None) -> None:
@@ -140,7 +139,7 @@ def rolled_back(session: Session, frame: Frame) -> None:
     calls = Calls(session, detached=True)
     for effect in frame.effects:
         for signal, receiver in _receivers(effect, "rollback"):
-            mapper = inspect(effect.instance).mapper
+            mapper = state_of(effect.instance).manager.mapper
             instance = detached_copy(mapper, effect.was, effect.values or {})
             try:
                 _call(calls.of(mapper), signal, receiver, effect, instance)
@@ -164,7 +163,7 @@ class _OwnSession:
         if calls is None:
             calls = self._calls = self._open()
         session = calls.session
-        mapper = inspect(effect.instance).mapper
+        mapper = state_of(effect.instance).manager.mapper
         make = detached_copy if effect.kind is DELETED else partial(attached_copy, session)
         instance = make(mapper, effect.row, effect.values or {})
         held = calls.references()
@@ -254,7 +253,7 @@ def _call_back(session: Session, fn: Callable[[], Any], what: str) -> None:
 
 def _receivers(effect: Effect, on: Phase) -> Iterator[tuple[ModelSignal, Receiver]]:
     signal = post_delete if effect.kind is DELETED else post_save
-    mapper = inspect(effect.instance).mapper
+    mapper = state_of(effect.instance).manager.mapper
     for receiver in signal.table.lookup(mapper.class_, on):
         if (
             effect.kind is not DELETED

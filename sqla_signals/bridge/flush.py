@@ -24,7 +24,6 @@ from ..signals import post_delete, post_save
 from . import transactions
 from .announcement import Announcement
 from .calls import Calls
-from .columns import columns_of
 from .foresight import cascade_origins
 from .guard import guarded
 from .record import Record, Written
@@ -161,12 +160,12 @@ class Flush:
 
     def _effect(self, state: State, row: Written) -> Effect | None:
         """What the transaction keeps of a row, if somebody waits for its end."""
-        cls = state.class_
-        table = (post_delete if row.kind is DELETED else post_save).table
-        undone = table.lookup(cls, "rollback")
-        if not undone and not table.lookup(cls, "commit"):
+        calls = self._calls.of(state.manager.mapper)
+        signal = post_delete if row.kind is DELETED else post_save
+        undone = calls.has_receivers(signal, "rollback")
+        if not undone and not calls.has_receivers(signal, "commit"):
             return None
-        columns = columns_of(state.manager.mapper)
+        columns = calls.columns
         changes = row.changed
         if row.kind is CREATED:
             changes = Changes(partial(columns.inserted, row.values))
