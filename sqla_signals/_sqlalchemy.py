@@ -29,6 +29,7 @@ from sqlalchemy.orm import (
     attributes,
     dependency,
 )
+from sqlalchemy.orm import session as session_module
 from sqlalchemy.orm.mapper import _all_registries
 from sqlalchemy.schema import Column
 
@@ -153,19 +154,12 @@ def attached_copy(
     return instance
 
 
-def session_like(
-    session: Session, async_session: AsyncSession | None
-) -> tuple[Session, AsyncSession | None]:
+def session_like(session: Session) -> Session:
     """A new session of the same class on the same binds, without expiry at commit.
 
     The class's own ``__init__`` is not called: an extension's may take anything.
-
-    :param async_session: the ``AsyncSession`` in front of it; then a new one is returned too.
     """
-    cls = type(session)
-    new = cls.__new__(cls)
-    new.__dict__.update(session.__dict__)
-    new.__dict__.pop("_trans_context_manager", None)
+    new = _bare_copy(session)
     Session.__init__(
         new,
         bind=session.bind,
@@ -180,16 +174,41 @@ def session_like(
     for name in ("binds", "_Session__binds", "execution_options"):  # the first two: 2.1, 2.0
         if name in session.__dict__:
             new.__dict__[name] = session.__dict__[name]
+    return new
+
+
+def unused_copy(session: Session) -> Session:
+    """A new session like one that was never used; quicker than :func:`session_like`."""
+    new = _bare_copy(session)
+    new.identity_map = type(session.identity_map)()
+    new._new, new._deleted = {}, {}
+    new.info.update(session.info)
+    new.hash_key = session_module._new_sessionid()
+    session_module._sessions[new.hash_key] = new
+    return new
+
+
+def _bare_copy(session: Session) -> Session:
+    cls = type(session)
+    new = cls.__new__(cls)
+    new.__dict__.update(session.__dict__)
+    for name in ("dispatch", "info", "_trans_context_manager"):
+        new.__dict__.pop(name, None)
+    if "dispatch" in session.__dict__:  # listeners of this one session
+        new.dispatch._update(session.dispatch, only_propagate=False)
     choose = session.connection_callable
     if getattr(choose, "__self__", None) is session:
         new.connection_callable = MethodType(choose.__func__, new)  # type: ignore[union-attr]
-    if async_session is None:
-        return new, None
-    async_cls = type(async_session)
-    new_async = async_cls.__new__(async_cls)
-    new_async.__dict__.update(async_session.__dict__)
-    new_async.sync_session = new_async._proxied = new_async._assign_proxied(new)
-    return new, new_async
+    return new
+
+
+def async_session_like(async_session: AsyncSession, sync: Session) -> AsyncSession:
+    """A new ``AsyncSession`` of the same class in front of another session."""
+    cls = type(async_session)
+    new = cls.__new__(cls)
+    new.__dict__.update(async_session.__dict__)
+    new.sync_session = new._proxied = new._assign_proxied(sync)
+    return new
 
 
 # -- what a session is about to flush ----------------------------------------------------------
@@ -213,6 +232,11 @@ def modified_states(session: Session) -> set[State]:
 def contains_state(session: Session, state: State) -> bool:
     """Whether a state is pending or persistent in the session."""
     return bool(session._contains_state(state))
+
+
+def can_orphan(mapper: Mapper[Any]) -> bool:
+    """Whether a ``delete-orphan`` cascade leads to the mapper."""
+    return any(parent._delete_orphans for parent in mapper.iterate_to_root())
 
 
 def is_orphan(state: State) -> bool:

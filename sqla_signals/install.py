@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
 from sqlalchemy.orm import (
-    Mapper,
     Session,
     SessionTransaction,
     UOWTransaction,
@@ -58,10 +57,10 @@ class Installation:
             (target, "after_flush_postexec", self._after_flush_postexec),
             (target, "after_commit", self._after_commit),
             (target, "after_transaction_end", self._after_transaction_end),
-            (Mapper, "mapper_configured", self._mapper_configured),
         ]
         for on, name, listener in self._listeners:
             event.listen(on, name, listener)
+        mapper_events.start_listening()
         mapping.installed(self)
 
     def remove(self) -> None:
@@ -124,9 +123,6 @@ class Installation:
         if self._removed:
             return False
         return self._behind is None or isinstance(async_session_of(session), self._behind)
-
-    def _mapper_configured(self, mapper: Mapper[Any], cls: type) -> None:
-        mapper_events.mappers_changed()
 
     def __repr__(self) -> str:
         state = ", removed" if self._removed else ""

@@ -167,9 +167,10 @@ class Frame:
                     continue
                 net = folded
             self._effects[number] = net
-            # Later, because two rows may swap their keys in one flush; but a key that was deleted
-            # and is created again in this flush is the new row's.
-            moved[net.row] = number
+            # Later, because two rows may swap their keys in one flush. A deleted row keeps no key:
+            # what is written under it from now on is another row.
+            if net.kind is not DELETED:
+                moved[net.row] = number
         self._latest.update(moved)
 
     def merge(self, child: Frame) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy.util import await_only
 from ..changes import Change
 from ..dispatch import Table, audible, unawaitable
 from ..receivers import Phase, Receiver, describe_sender
+from ..signals import post_delete, post_save
 from .columns import columns_of
 
 if TYPE_CHECKING:
@@ -48,11 +49,6 @@ class Calls:
         if found is None:
             found = self._models[mapper] = ModelCalls(self, mapper)
         return found
-
-    def references(self) -> tuple[int, int]:
-        """How often the sessions are referred to; more than before: somebody kept one."""
-        wrapper = self._async_session
-        return sys.getrefcount(self.session), 0 if wrapper is None else sys.getrefcount(wrapper)
 
     def session_for(self, receiver: Receiver) -> Any:
         """The ``session=`` argument."""
@@ -94,9 +90,9 @@ class ModelCalls:
         found = self._lookup(signal)["flush"]
         return audible(signal, self.cls, found) if found else ()
 
-    def has_receivers(self, signal: Signal, on: Phase) -> bool:
-        """Whether anybody waits for the end of the transaction, muted or not."""
-        return bool(self._lookup(signal)[on])
+    def awaits(self, on: Phase) -> bool:
+        """Whether anybody waits for the transaction to end like this, muted or not."""
+        return bool(self._lookup(post_save)[on] or self._lookup(post_delete)[on])
 
     def _lookup(self, signal: Signal) -> Mapping[Phase, tuple[Receiver, ...]]:
         table = signal.table

@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy.util import await_only
 
-from .._sqlalchemy import attached_copy, detached_copy, session_like, state_of
+from .._sqlalchemy import (
+    async_session_like,
+    attached_copy,
+    detached_copy,
+    session_like,
+    state_of,
+    unused_copy,
+)
 from ..changes import Changes
 from ..dispatch import was_audible
 from ..errors import AsyncReceiverError, SignalRecursionError
@@ -45,7 +52,8 @@ class Batch(NamedTuple):
 class Cause(NamedTuple):
     """The receiver whose commit caused a batch, and what caused the call of that receiver."""
 
-    receiver: str
+    receiver: Receiver | Callable[[], Any]
+    """Or the function given to ``on_commit``."""
     depth: int
     cause: Cause | None
 
@@ -105,25 +113,24 @@ def _deliver(running: _Delivery, batch: Batch) -> None:
     if depth > MAX_DEPTH:
         _log_recursion(batch)
         return
-    own = _OwnSession(batch.session, batch.session_factory)
+    own = _OwnSessions(batch.session, batch.session_factory)
     try:
         for effect in batch.frame.effects:
             for signal, receiver in _receivers(effect, "commit"):
-                running.cause = Cause(str(receiver), depth, batch.cause)
+                running.cause = Cause(receiver, depth, batch.cause)
                 own.call(signal, receiver, effect)
         for fn in batch.frame.on_commit:
-            running.cause = Cause(f"on_commit({fn!r})", depth, batch.cause)
+            running.cause = Cause(fn, depth, batch.cause)
             _call_back(batch.session, fn, "on_commit")
     finally:
         running.cause = None
-        own.close()
 
 
 def _log_recursion(batch: Batch) -> None:
     names: list[str] = []
     cause = batch.cause
-    while cause is not None and cause.receiver not in names:
-        names.append(cause.receiver)
+    while cause is not None and str(cause.receiver) not in names:
+        names.append(str(cause.receiver))
         cause = cause.cause
     cycle = " → ".join([*reversed(names), names[-1]])
     error = SignalRecursionError(
@@ -149,24 +156,24 @@ def rolled_back(session: Session, frame: Frame) -> None:
         _call_back(session, fn, "on_rollback")
 
 
-class _OwnSession:
-    """The session of its own that each call gets; one after the other where nobody can tell."""
+class _OwnSessions:
+    """Makes the session of its own that each call gets."""
 
     def __init__(self, like: Session, factory: Callable[[], Any] | None) -> None:
-        self._like = like
         self._factory = factory
-        self._calls: Calls | None = None
+        self._async_session = async_session_of(like)
+        self._unused = session_like(like) if factory is None else None
 
     def call(self, signal: ModelSignal, receiver: Receiver, effect: Effect) -> None:
         """Call one receiver in a transaction that is committed if it returns."""
-        calls = self._calls
-        if calls is None:
-            calls = self._calls = self._open()
+        calls = self._calls()
         session = calls.session
         mapper = state_of(effect.instance).manager.mapper
-        make = detached_copy if effect.kind is DELETED else partial(attached_copy, session)
-        instance = make(mapper, effect.row, effect.values or {})
-        held = calls.references()
+        values = effect.values or {}
+        if effect.kind is DELETED:
+            instance = detached_copy(mapper, effect.row, values)
+        else:
+            instance = attached_copy(session, mapper, effect.row, values)
         try:
             _call(calls.of(mapper), signal, receiver, effect, instance)
             if session.in_transaction():
@@ -174,31 +181,28 @@ class _OwnSession:
         except Exception as error:
             session.rollback()
             _failed(signal, receiver, mapper, instance, error, "commit")
-            del error
-        except BaseException:
-            self.close()
-            raise
-        session.expunge_all()
-        if calls.references() != held:
-            self.close()  # the receiver kept it, or a failure's traceback has
+        finally:
+            if session.in_transaction():  # passing through, such as KeyboardInterrupt
+                _close(session)
 
-    def close(self) -> None:
-        """Give up the session and what it holds."""
-        if self._calls is not None:
-            calls, self._calls = self._calls, None
-            try:
-                calls.session.close()
-            except BaseException:
-                # Cancelled again while rolling back: let the pool throw the connection away.
-                calls.session.invalidate()
-                raise
-
-    def _open(self) -> Calls:
-        if self._factory is None:
-            return Calls(*session_like(self._like, async_session_of(self._like)))
+    def _calls(self) -> Calls:
+        if self._unused is not None:
+            sync = unused_copy(self._unused)
+            front = self._async_session
+            return Calls(sync, async_session_like(front, sync) if front is not None else None)
+        assert self._factory is not None
         made = self._factory()
-        sync: Session = getattr(made, "sync_session", made)
+        sync = getattr(made, "sync_session", made)
         return Calls(sync, made if made is not sync else None)
+
+
+def _close(session: Session) -> None:
+    try:
+        session.close()
+    except BaseException:
+        # Cancelled again while rolling back: let the pool throw the connection away.
+        session.invalidate()
+        raise
 
 
 def _call(

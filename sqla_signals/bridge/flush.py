@@ -161,9 +161,9 @@ class Flush:
     def _effect(self, state: State, row: Written) -> Effect | None:
         """What the transaction keeps of a row, if somebody waits for its end."""
         calls = self._calls.of(state.manager.mapper)
-        signal = post_delete if row.kind is DELETED else post_save
-        undone = calls.has_receivers(signal, "rollback")
-        if not undone and not calls.has_receivers(signal, "commit"):
+        # Also what nobody listens to: a row created and deleted again is no created row.
+        undone = calls.awaits("rollback")
+        if not undone and not calls.awaits("commit"):
             return None
         columns = calls.columns
         changes = row.changed
@@ -176,7 +176,9 @@ class Flush:
             was=row.key,
             changes=changes,
             equal=columns.same,
-            along=columns.written_along(changes) if row.kind is UPDATED else frozenset(),
+            along=columns.written_along(changes).difference(changes)
+            if row.kind is UPDATED
+            else frozenset(),
             values=columns.values(state) if undone else None,
             origin=self._origins.get(state),
             raw=self._calls.raw,

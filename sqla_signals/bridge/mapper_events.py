@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import event
+from sqlalchemy.orm import Mapper
 
 from .._sqlalchemy import all_mappers, is_last_listener
 from ..signals import post_delete, post_save, pre_delete, pre_save
@@ -20,7 +21,7 @@ from .flush import Flush
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
-    from sqlalchemy.orm import InstanceState, Mapper
+    from sqlalchemy.orm import InstanceState
 
     State = InstanceState[Any]
 
@@ -90,9 +91,20 @@ def listen_where_needed() -> None:
     with _lock:
         for mapper in all_mappers():
             for signals, listeners in _GROUPS:
-                if any(signal.has_receivers_for(mapper.class_) for signal in signals):
+                if _awaits_end(mapper) or any(
+                    signal.table.lookup(mapper.class_) for signal in signals
+                ):
                     _listen(mapper, listeners)
         _seen = now
+
+
+def _awaits_end(mapper: Mapper[Any]) -> bool:
+    """Whether a receiver waits for the end of the transaction: its net effect takes all events."""
+    return any(
+        signal.table.lookup(mapper.class_, on)
+        for signal in (post_save, post_delete)
+        for on in ("commit", "rollback")
+    )
 
 
 def _listen(mapper: Mapper[Any], listeners: Mapping[str, Callable[..., None]]) -> None:
@@ -114,8 +126,13 @@ def stay_last(mapper: Mapper[Any]) -> None:
             event.listen(mapper, "before_update", before_update, raw=True, retval=True)
 
 
-def mappers_changed() -> None:
-    """A mapper was configured: look again at the next flush."""
+def start_listening() -> None:
+    """Look again for mappers with receivers whenever one is configured."""
+    if not event.contains(Mapper, "mapper_configured", _mapper_configured):
+        event.listen(Mapper, "mapper_configured", _mapper_configured)
+
+
+def _mapper_configured(mapper: Mapper[Any], cls: type) -> None:
     global _seen
     _seen = ()
 
@@ -124,6 +141,8 @@ def stop_listening() -> None:
     """Remove every listener."""
     global _seen
     with _lock:
+        if event.contains(Mapper, "mapper_configured", _mapper_configured):
+            event.remove(Mapper, "mapper_configured", _mapper_configured)
         for mapper, names in list(_listening.items()):
             for name in names:
                 event.remove(mapper, name, {**_SAVES, **_DELETES}[name])
