@@ -11,6 +11,7 @@ from sqlalchemy.util import await_only
 
 from ..changes import Change
 from ..dispatch import Table, audible, unawaitable
+from ..errors import AsyncReceiverError
 from ..receivers import Phase, Receiver, describe_sender
 from ..signals import post_delete, post_save
 from .columns import columns_of
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 RAW: Final = "sqla_signals.raw"
 """Key in ``Session.info`` while inside :func:`sqla_signals.raw`."""
+
+WAITING: Final = "sqla_signals.waiting"
+"""Key in ``Session.info`` of a frame with callbacks for a transaction that has not begun."""
 
 
 class Calls:
@@ -60,16 +64,23 @@ class Calls:
         self, result: Awaitable[Any], signal: Signal, receiver: Receiver, sender: type
     ) -> None:
         """Await what a receiver returned."""
-        if self._async_session is None:
-            if inspect.iscoroutine(result):
-                result.close()
-            raise unawaitable(signal, receiver, sender, PLAIN_SESSION)
-        await_only(result)
+        error = unawaitable(signal, receiver, sender, PLAIN_SESSION)
+        wait_for(result, self._async_session is not None, error)
 
     def check_awaitable(self, signal: Signal, receiver: Receiver, sender: type) -> None:
         """Raise :class:`AsyncReceiverError` before an async receiver is called in vain."""
         if receiver.is_async and self._async_session is None:
             raise unawaitable(signal, receiver, sender, PLAIN_SESSION)
+
+
+def wait_for(result: Awaitable[Any], awaits: bool, error: AsyncReceiverError) -> None:
+    """Await the result of a call; raise ``error`` where nothing can."""
+    if awaits:
+        await_only(result)
+        return
+    if inspect.iscoroutine(result):
+        result.close()
+    raise error
 
 
 class ModelCalls:

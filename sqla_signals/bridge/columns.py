@@ -6,6 +6,7 @@ The rules are those of SQLAlchemy's ``orm/persistence.py``, asked from outside. 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -14,7 +15,7 @@ from sqlalchemy.orm import LoaderCallableStatus
 from sqlalchemy.schema import Column
 from sqlalchemy.sql import ClauseElement
 
-from .._sqlalchemy import IMMUTABLE, pk_cascaded
+from .._sqlalchemy import IMMUTABLE, is_container, pk_cascaded
 from ..changes import UNSET, Change
 
 if TYPE_CHECKING:
@@ -173,6 +174,9 @@ class Columns:
                         del values[key]
                     else:
                         values[key] = old
+        for key, value in values.items():
+            if type(value) not in IMMUTABLE and is_container(value):
+                values[key] = deepcopy(value)  # the program may go on changing it
         return values
 
     def inserted(self, values: Values) -> dict[str, Change]:

@@ -14,8 +14,6 @@ from functools import partial
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sqlalchemy.util import await_only
-
 from .._sqlalchemy import (
     async_session_like,
     attached_copy,
@@ -30,7 +28,7 @@ from ..errors import AsyncReceiverError, SignalRecursionError
 from ..net import CREATED, DELETED, Effect, Frame
 from ..receivers import Phase, Receiver, is_async
 from ..signals import ModelSignal, logger, post_delete, post_save, receiver_failed
-from .calls import PLAIN_SESSION, Calls, ModelCalls, async_session_of
+from .calls import PLAIN_SESSION, WAITING, Calls, ModelCalls, async_session_of, wait_for
 from .columns import columns_of
 
 if TYPE_CHECKING:
@@ -166,24 +164,27 @@ class _OwnSessions:
 
     def call(self, signal: ModelSignal, receiver: Receiver, effect: Effect) -> None:
         """Call one receiver in a transaction that is committed if it returns."""
-        calls = self._calls()
-        session = calls.session
         mapper = state_of(effect.instance).manager.mapper
         values = effect.values or {}
-        if effect.kind is DELETED:
-            instance = detached_copy(mapper, effect.row, values)
-        else:
-            instance = attached_copy(session, mapper, effect.row, values)
+        session: Session | None = None
+        instance = None
         try:
+            calls = self._calls()
+            session = calls.session
+            if effect.kind is DELETED:
+                instance = detached_copy(mapper, effect.row, values)
+            else:
+                instance = attached_copy(session, mapper, effect.row, values)
             _call(calls.of(mapper), signal, receiver, effect, instance)
-            if session.in_transaction():
+            if _has_begun(session):
                 session.commit()
         except Exception as error:
-            session.rollback()
+            if session is not None and _has_begun(session):
+                session.rollback()
             _failed(signal, receiver, mapper, instance, error, "commit")
         finally:
-            if session.in_transaction():  # passing through, such as KeyboardInterrupt
-                _close(session)
+            if session is not None and session.in_transaction():
+                _close(session)  # something passes through, such as KeyboardInterrupt
 
     def _calls(self) -> Calls:
         if self._unused is not None:
@@ -194,6 +195,13 @@ class _OwnSessions:
         made = self._factory()
         sync = getattr(made, "sync_session", made)
         return Calls(sync, made if made is not sync else None)
+
+
+def _has_begun(session: Session) -> bool:
+    """Whether there is anything to commit or to roll back."""
+    if WAITING in session.info and not session.in_transaction():
+        session.begin()  # for the callbacks, which are work as well
+    return session.in_transaction()
 
 
 def _close(session: Session) -> None:
@@ -246,11 +254,12 @@ def _call_back(session: Session, fn: Callable[[], Any], what: str) -> None:
     """Call a function given to ``on_commit`` or ``on_rollback``."""
     try:
         awaits = async_session_of(session) is not None
+        error = AsyncReceiverError(f"{what}({fn!r}) is async, but was called by {PLAIN_SESSION}")
         if is_async(fn) and not awaits:
-            raise AsyncReceiverError(f"{what}({fn!r}) is async, but was called by {PLAIN_SESSION}")
+            raise error
         result = fn()
-        if awaits and isawaitable(result):
-            await_only(result)
+        if isawaitable(result):
+            wait_for(result, awaits, error)
     except Exception:
         logger.exception("%s: callback %r failed", what, fn)
 

@@ -9,14 +9,13 @@ a frame that was not committed by then was rolled back, or closed, which is the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
-
-from sqlalchemy.orm import scoped_session
 
 from ..errors import SignalsError
 from ..net import Frame
 from . import delivery
+from .calls import WAITING
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -24,15 +23,12 @@ if TYPE_CHECKING:
 
 _frames: WeakKeyDictionary[SessionTransaction, Frame] = WeakKeyDictionary()
 
-_WAITING: Final = "sqla_signals.waiting"
-"""Key in ``Session.info`` of a frame with callbacks for a transaction that has not begun."""
-
 
 def frame_of(session: Session) -> Frame:
     """The frame of the transaction or savepoint that the session is in."""
     transaction = session.get_nested_transaction() or session.get_transaction()
     if transaction is None:
-        frame: Frame = session.info.setdefault(_WAITING, Frame())
+        frame: Frame = session.info.setdefault(WAITING, Frame())
         return frame
     return _frame(transaction)
 
@@ -47,8 +43,8 @@ def _frame(transaction: SessionTransaction) -> Frame:
 def _known_frame(transaction: SessionTransaction) -> Frame | None:
     """The frame of a transaction, if it has one by now."""
     frame = _frames.get(transaction)
-    if frame is None and transaction.parent is None and _WAITING in transaction.session.info:
-        frame = _frames[transaction] = transaction.session.info.pop(_WAITING)
+    if frame is None and transaction.parent is None and WAITING in transaction.session.info:
+        frame = _frames[transaction] = transaction.session.info.pop(WAITING)
     return frame
 
 
@@ -117,7 +113,7 @@ def on_rollback(session: Session | AsyncSession, fn: Callable[[], Any]) -> None:
 
 
 def _checked(session: Any, fn: Any) -> Session:
-    if isinstance(session, scoped_session):
+    if hasattr(session, "registry"):  # a scoped_session or an async_scoped_session
         session = session()
     sync: Session = getattr(session, "sync_session", session)
     if not callable(fn):
