@@ -1,4 +1,4 @@
-"""Runnable examples: `python -m examples.shop` and `python -m examples.optuna_watch`.
+"""Runnable examples: `python -m examples.shop`, `examples.optuna_watch`, `examples.fastapi_orders`.
 
 They are written for SQLAlchemy 2.0.22 or newer.
 """

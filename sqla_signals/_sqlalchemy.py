@@ -7,6 +7,7 @@ the difference is settled here.
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
@@ -209,6 +210,20 @@ def async_session_like(async_session: AsyncSession, sync: Session) -> AsyncSessi
     new.__dict__.update(async_session.__dict__)
     new.sync_session = new._proxied = new._assign_proxied(sync)
     return new
+
+
+def current_task() -> asyncio.Task[Any] | None:
+    """The task around us, also inside a greenlet of SQLAlchemy's; ``None`` outside of a loop."""
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
+def ends_session_block(task: asyncio.Task[Any]) -> bool:
+    """Whether it is the task in which ``async with maker.begin()`` commits, shielded."""
+    name = getattr(task.get_coro(), "__qualname__", "")
+    return name == "_AsyncSessionContextManager.__aexit__.<locals>.go"
 
 
 # -- what a session is about to flush ----------------------------------------------------------

@@ -189,10 +189,15 @@ class Signal(blinker.NamedSignal):
         return bool(gone)
 
     @contextmanager
-    def connected_to(self, receiver: Callable[..., Any], sender: Any = ANY) -> Generator[None]:
-        """Connect ``receiver`` inside a ``with`` block; a permanent connection stays as it was."""
+    def connected_to(
+        self, receiver: Callable[..., Any], sender: Any = ANY, **options: Any
+    ) -> Generator[None]:
+        """Connect ``receiver`` inside a ``with`` block; a permanent connection stays as it was.
+
+        Takes the options of :meth:`connect`, except ``weak`` and ``dispatch_uid``.
+        """
         uid = object()
-        self.connect(receiver, sender, weak=False, dispatch_uid=uid)
+        self.connect(receiver, sender, weak=False, dispatch_uid=uid, **options)
         try:
             yield
         finally:

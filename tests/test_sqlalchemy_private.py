@@ -34,6 +34,7 @@ from sqla_signals import _sqlalchemy
 
 # ``sqlalchemy.orm.mapper`` is also the name of a function.
 mapper_module = importlib.import_module("sqlalchemy.orm.mapper")
+session_module = importlib.import_module("sqlalchemy.orm.session")
 
 PACKAGE = Path(sqla_signals.__file__).parent
 WHERE = "sqla_signals/_sqlalchemy.py relies on it; settle the difference there"
@@ -117,7 +118,14 @@ def require(owner: object, what: str, *names: str) -> None:
 
 # The names, by the object that has them. What begins with an underscore, or is not documented.
 MAPPER_MODULE = ("_all_registries",)
-MAPPERS = ("_props", "_is_orphan", "_identity_key_from_state", "get_property_by_column")
+SESSION_MODULE = ("_new_sessionid", "_sessions")
+MAPPERS = (
+    "_delete_orphans",
+    "_props",
+    "_is_orphan",
+    "_identity_key_from_state",
+    "get_property_by_column",
+)
 MANAGERS = ("is_mapped", "mapper", "new_instance", "dispatch")
 IMPLS = ("is_equal", "active_history", "get")
 STATES = (
@@ -189,6 +197,18 @@ ELSEWHERE = (
 def test_the_mapper_module_has(name: str):
     """Module level."""
     require(mapper_module, "orm.mapper", name)
+
+
+@pytest.mark.parametrize("name", SESSION_MODULE)
+def test_the_session_module_has(name: str):
+    """Module level."""
+    require(session_module, "orm.session", name)
+
+
+def test_the_sessions_that_are_alive_are_known_by_their_hash_key():
+    """States have it as ``session_id``."""
+    session = Session()
+    assert session_module._sessions[session.hash_key] is session
 
 
 def test_all_registries_gives_the_registries_in_use():
@@ -275,6 +295,18 @@ def test_a_session_in_a_begin_block_of_a_sessionmaker_has_a_trans_context_manage
             f"SQLAlchemy {sqlalchemy.__version__} has no _trans_context_manager: {WHERE}."
         )
     engine.dispose()
+
+
+def test_the_listeners_of_one_session_can_be_given_to_another():
+    """``dispatch._update``."""
+
+    def listener(session): ...
+
+    one, other = Session(), Session()
+    event.listen(one, "after_commit", listener)
+    require(one.dispatch, "orm.Session.dispatch", "_update")
+    other.dispatch._update(one.dispatch, only_propagate=False)
+    assert listener in list(other.dispatch.after_commit)
 
 
 @pytest.mark.parametrize("name", ASYNC_SESSIONS)
@@ -383,7 +415,7 @@ def test_the_listeners_of_a_mapper_are_a_sequence_with_the_last_one_last():
             event.remove(mapper, "before_update", fn)
 
 
-# -- nothing else --------------------------------------------------------------------------------------
+# -- nothing else --------------------------------------------------------------------------------
 
 
 def sources() -> list[Path]:
@@ -417,10 +449,9 @@ def private_names(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sqlalchemy"):
             found.update(alias.name for alias in node.names)
             found.update((node.module or "").split("."))
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            if node.value.isidentifier() and len(node.value) > 1:
-                found.add(node.value)
-    private = {name for name in found if name.startswith("_") and not name.endswith("__")}
+        elif isinstance(node, ast.Constant) and str(node.value).isidentifier():
+            found.add(str(node.value))
+    private = {name for name in found if name.startswith("_") and not name.endswith("_")}
     return private - own_names() - OF_OTHERS
 
 
@@ -430,7 +461,16 @@ OF_OTHERS = {"_async_wrapper", "_sync_wrapper", "_replace"}
 
 def test_every_private_name_in_the_module_for_them_is_asserted_above():
     """A new one must be added here."""
-    asserted = {*MAPPER_MODULE, *MAPPERS, *STATES, *SESSIONS, *ACTIONS, *PROCESSORS, *KEY_SWITCHES}
+    asserted = {
+        *MAPPER_MODULE,
+        *SESSION_MODULE,
+        *MAPPERS,
+        *STATES,
+        *SESSIONS,
+        *ACTIONS,
+        *PROCESSORS,
+        *KEY_SWITCHES,
+    }
     asserted |= {*ASYNC_SESSIONS, *ELSEWHERE}
     assert private_names(PACKAGE / "_sqlalchemy.py") <= asserted
 

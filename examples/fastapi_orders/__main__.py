@@ -7,6 +7,7 @@ import asyncio
 import inspect
 import os
 import tempfile
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +82,13 @@ async def main(url: str) -> None:
                 await tell(client, step)
 
 
-async def tell(client: AsyncClient, step: Any) -> None:
+async def tell(client: AsyncClient, step: Callable[[AsyncClient], Awaitable[Response]]) -> None:
     """Run `step`; show the answer, and the e-mails that were queued meanwhile."""
     before = len(queue.waiting)
-    response: Response = await step(client)
+    response = await step(client)
     request = response.request
-    show.line(f"{request.method} {request.url.path}: {response.status_code} {answer(response)}")
+    status = f"{request.method} {request.url.path}: {response.status_code}"
+    show.line(f"{status} {answer(response)}".rstrip())
     for email in queue.waiting[before:]:
         about = email.text.replace("\n", ", ")
         show.line(f"e-mail to {email.to}: {email.subject}. {about}".rstrip(), style="green")

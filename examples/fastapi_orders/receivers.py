@@ -27,12 +27,11 @@ async def confirm_order(sender: type[Order], instance: Order, created: bool, **k
 
 
 @receiver(post_save, sender=Order, on="commit", fields={"status"})
-async def announce_shipment(
-    sender: type[Order], instance: Order, created: bool, **kwargs: Any
-) -> None:
+async def announce_shipment(sender: type[Order], instance: Order, **kwargs: Any) -> None:
     """Tell the customer that the order is on its way.
 
-    Only called if the status was changed in the end: a second request to ship writes no row.
+    Called for new orders and where the status changed in the end: a second request to ship an order
+    changes nothing, so nobody gets a second e-mail.
     """
     if instance.status == "shipped":
         await queue.put(Email(instance.email, f"Order {instance.id} is on its way", ""))

@@ -6,10 +6,10 @@ What it commits itself is delivered after what is being delivered, never inside 
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from functools import partial
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from .._sqlalchemy import (
     async_session_like,
     attached_copy,
+    current_task,
     detached_copy,
+    ends_session_block,
     session_like,
     state_of,
     unused_copy,
@@ -57,30 +59,53 @@ class Cause(NamedTuple):
 
 
 class _Delivery:
-    """The batches that wait, and the call being made, in one thread or task."""
-
-    __slots__ = ("cause", "waiting")
+    """The batches that wait behind the one being delivered."""
 
     def __init__(self) -> None:
-        self.waiting: deque[Batch] = deque()
-        self.cause: Cause | None = None
+        self._thread, self._task = threading.get_ident(), current_task()
+        self._waiting: deque[Batch] = deque()
+        self._is_open = True
+        self._lock = threading.Lock()
+
+    def waits_for_us(self) -> bool:
+        """Whether the receiver being called goes on only after what is happening here.
+
+        Not so in a thread or a task of its own that it has started.
+        """
+        task = current_task()
+        return threading.get_ident() == self._thread and (
+            task is self._task or (task is not None and ends_session_block(task))
+        )
+
+    def add(self, batch: Batch) -> bool:
+        """Let a batch wait; ``False`` if this delivery is over."""
+        with self._lock:
+            if self._is_open:
+                self._waiting.append(batch)
+            return self._is_open
+
+    def next(self) -> Batch | None:
+        """The batch to deliver next; after ``None`` this delivery is over."""
+        with self._lock:
+            self._is_open = bool(self._waiting)
+            return self._waiting.popleft() if self._waiting else None
+
+    def end(self) -> None:
+        """Nothing more is delivered, because something passes through."""
+        with self._lock:
+            self._is_open = False
 
 
-_running: dict[tuple[int, Any], _Delivery] = {}
+_current: ContextVar[tuple[_Delivery, Cause] | None] = ContextVar(
+    "sqla_signals_delivery", default=None
+)
+"""The delivery around us, and the call it is making. A task inherits it, and may outlive it."""
+_open: set[_Delivery] = set()
 
 
 def in_progress() -> bool:
     """Whether anything is being delivered anywhere."""
-    return bool(_running)
-
-
-def _here() -> tuple[int, Any]:
-    """This thread and task. A context variable would be inherited by tasks that outlive us."""
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:
-        task = None
-    return threading.get_ident(), task
+    return bool(_open)
 
 
 def keep_values(effects: Iterable[Effect]) -> None:
@@ -92,36 +117,39 @@ def keep_values(effects: Iterable[Effect]) -> None:
 
 def committed(session: Session, frame: Frame, session_factory: Callable[[], Any] | None) -> None:
     """Deliver what a committed root transaction did, now or after what is being delivered."""
-    here = _here()
-    running = _running.get(here)
-    if running is not None:
-        running.waiting.append(Batch(session, session_factory, frame, running.cause))
+    delivery, cause = _current.get() or (None, None)
+    batch = Batch(session, session_factory, frame, cause)
+    if delivery is not None and delivery.waits_for_us() and delivery.add(batch):
         return
-    running = _running[here] = _Delivery()
-    running.waiting.append(Batch(session, session_factory, frame, None))
+    delivery = _Delivery()
+    _open.add(delivery)
+    waiting: Batch | None = batch
     try:
-        while running.waiting:
-            _deliver(running, running.waiting.popleft())
+        while waiting is not None:
+            _deliver(delivery, waiting)
+            waiting = delivery.next()
     finally:
-        del _running[here]
+        delivery.end()
+        _open.discard(delivery)
 
 
-def _deliver(running: _Delivery, batch: Batch) -> None:
+def _deliver(delivery: _Delivery, batch: Batch) -> None:
     depth = batch.cause.depth + 1 if batch.cause is not None else 0
     if depth > MAX_DEPTH:
         _log_recursion(batch)
         return
     own = _OwnSessions(batch.session, batch.session_factory)
+    outer = _current.set(None)
     try:
         for effect in batch.frame.effects:
             for signal, receiver in _receivers(effect, "commit"):
-                running.cause = Cause(receiver, depth, batch.cause)
+                _current.set((delivery, Cause(receiver, depth, batch.cause)))
                 own.call(signal, receiver, effect)
         for fn in batch.frame.on_commit:
-            running.cause = Cause(fn, depth, batch.cause)
+            _current.set((delivery, Cause(fn, depth, batch.cause)))
             _call_back(batch.session, fn, "on_commit")
     finally:
-        running.cause = None
+        _current.reset(outer)
 
 
 def _log_recursion(batch: Batch) -> None:

@@ -111,8 +111,10 @@ def _listen(mapper: Mapper[Any], listeners: Mapping[str, Callable[..., None]]) -
     names = _listening.setdefault(mapper, set())
     for name, listener in listeners.items():
         if name not in names:
-            # With raw and retval both set, SQLAlchemy calls the function itself, unwrapped.
-            event.listen(mapper, name, listener, raw=True, retval=True)
+            # With raw and retval both set, SQLAlchemy calls the function itself, unwrapped. What
+            # another listener assigns after the statement was not written: ours comes first.
+            first = name.startswith("after")
+            event.listen(mapper, name, listener, raw=True, retval=True, insert=first)
             names.add(name)
 
 

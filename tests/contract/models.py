@@ -1,4 +1,4 @@
-"""A small library of books: the models that most tests share. Special shapes live with their tests."""
+"""A small library of books: what most tests share. Special shapes live with their tests."""
 
 from __future__ import annotations
 

@@ -298,14 +298,12 @@ async def test_two_tasks_with_a_session_each_do_not_disturb_each_other(
     async_library: AsyncEngine, library: Engine, installed
 ):
     """Both are inside a receiver at the same time."""
-    inside = asyncio.Semaphore(0)
+    both_inside = asyncio.Barrier(2)
     seen = []
 
     @receiver(pre_save, sender=Author)
     async def meets(sender, instance, session, **kwargs):
-        inside.release()
-        while inside._value < 2:
-            await asyncio.sleep(0)
+        await both_inside.wait()
         seen.append((instance.name, session))
 
     async def work(name: str) -> AsyncSession:

@@ -49,7 +49,7 @@ def results(sent: list[tuple[Any, Any]]) -> list[Any]:
     return [result for _, result in sent]
 
 
-# -- the class --------------------------------------------------------------------------------------
+# -- the class -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("signal", FLUSH_SIGNALS, ids=lambda signal: signal.name)
@@ -83,7 +83,7 @@ def test_a_signal_may_be_subclassed():
     assert results(loud.send()) == ["HEAR"]
 
 
-# -- send -------------------------------------------------------------------------------------------
+# -- send ----------------------------------------------------------------------------------------
 
 
 def test_send_returns_pairs_of_receiver_and_result_in_the_order_of_connection(paid: Signal):
@@ -166,7 +166,7 @@ def test_the_built_in_signals_may_be_sent_by_hand():
     assert seen == [(author, True)]
 
 
-# -- send_async, async receivers ---------------------------------------------------------------------
+# -- send_async, async receivers -----------------------------------------------------------------
 
 
 class AsyncCallable:
@@ -247,7 +247,7 @@ async def test_send_async_with_a_sync_wrapper_calls_sync_receivers_through_it(pa
     assert await paid.send_async("an order", _sync_wrapper=wrapper) == [(fn, "wrapped sync")]
 
 
-# -- send_robust --------------------------------------------------------------------------------------
+# -- send_robust ---------------------------------------------------------------------------------
 
 
 def test_send_robust_returns_exceptions_in_the_list_and_logs_them(paid: Signal, caplog):
@@ -292,7 +292,7 @@ def test_send_robust_with_an_async_receiver_returns_the_error_for_it_alone(paid:
     assert "AsyncCallable" in caplog.text
 
 
-# -- connecting ---------------------------------------------------------------------------------------
+# -- connecting ----------------------------------------------------------------------------------
 
 
 def test_connect_via_is_a_decorator_with_a_sender(session: Session):
@@ -402,7 +402,7 @@ def test_receiver_connected_and_disconnected_are_sent(paid: Signal):
     assert seen == []
 
 
-# -- muted ---------------------------------------------------------------------------------------------
+# -- muted ---------------------------------------------------------------------------------------
 
 
 def test_muted_silences_the_signal_inside_the_block(session: Session, log: Log):
@@ -471,7 +471,7 @@ async def test_muted_is_not_seen_by_other_tasks(paid: Signal):
 
 
 def test_mute_counts_when_the_change_happens(session: Session, log: Log):
-    """A flush inside the block is silent for good; one behind it sends, whenever it was assigned."""
+    """A flush inside the block is silent for good; one behind it sends."""
     with sqla_signals.mute():
         author = Author(name="a")
         session.add(author)

@@ -42,7 +42,7 @@ def cause(signal: Signal, session: Session) -> None:
     session.flush()
 
 
-# -- exceptions -----------------------------------------------------------------------------------------
+# -- exceptions ----------------------------------------------------------------------------------
 
 
 @every_signal
@@ -109,7 +109,7 @@ def test_the_exception_of_an_inner_session_tells_both_receivers(library: Engine,
     assert "Author" in second
 
 
-# -- flush, commit, rollback, close ------------------------------------------------------------------------
+# -- flush, commit, rollback, close --------------------------------------------------------------
 
 
 @every_signal
@@ -129,7 +129,8 @@ def test_ending_or_flushing_the_session_in_a_receiver_is_an_error_with_a_remedy(
     assert "Remedy" in notes
     assert signal.name in notes
     assert "fn" in notes
-    assert isinstance(caught.value, SignalsError | InvalidRequestError)
+    assert isinstance(caught.value, SignalsError)
+    assert isinstance(caught.value, InvalidRequestError)
     session.rollback()
     assert rows(library, Author.name) == []
     signal.disconnect(fn)
@@ -327,7 +328,7 @@ def test_methods_that_a_user_put_on_the_session_come_back(session: Session):
     del session.commit
 
 
-# -- the classes ---------------------------------------------------------------------------------------
+# -- the classes ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

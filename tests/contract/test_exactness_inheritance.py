@@ -10,7 +10,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, rela
 
 from sqla_signals import UNSET, Change
 
-from .observing import Log, both, rows
+from .observing import Log, both, listen, rows
 
 
 class Base(DeclarativeBase):
@@ -184,6 +184,37 @@ def test_a_polymorphic_query_gives_instances_that_send_as_their_own_class(
     session.flush()
     assert log.lines[2:] == both("delete Manager(a)")
     assert rows(session, Person.id) == []
+
+
+def test_a_row_switch_to_another_class_is_a_delete_and_a_created_save(session: Session, log: Log):
+    """The key of a deleted intern is given to an employee, in one flush."""
+    intern = Intern(name="i", salary=1)
+    session.add(intern)
+    session.flush()
+    log.clear()
+    session.delete(intern)
+    employee = Employee(id=intern.id, name="e", salary=2, version=1)
+    session.add(employee)
+    session.flush()
+    assert sorted(log.pre) == ["pre_delete Intern(i)", "pre_save created Employee(e)"]
+    assert sorted(log.post) == ["post_delete Intern(i)", "post_save created Employee(e)"]
+    assert rows(session, Person.name, Person.kind) == [("e", "employee")]
+
+
+def test_a_row_switch_to_another_class_is_told_to_receivers_of_the_old_class_alone(
+    session: Session,
+):
+    """Nobody listens for the new class."""
+    log = listen(sender=Intern)
+    intern = Intern(name="i")
+    session.add(intern)
+    session.flush()
+    log.clear()
+    session.delete(intern)
+    session.add(Employee(id=intern.id, name="e", version=1))
+    session.flush()
+    assert log.lines == both("delete Intern(i)")
+    assert rows(session, Person.name, Person.kind) == [("e", "employee")]
 
 
 def test_children_of_a_joined_subclass_go_with_it(session: Session, log: Log):

@@ -132,7 +132,7 @@ def load(session: Session, *instances) -> None:
         session.refresh(instance)
 
 
-# -- foreign keys that the flush sets ------------------------------------------------------------------------
+# -- foreign keys that the flush sets ------------------------------------------------------------
 
 
 def test_a_child_whose_foreign_key_the_flush_sets_is_saved(session: Session, log: Log):
@@ -226,7 +226,7 @@ def test_a_many_to_many_row_has_no_signal_of_its_own_here(session: Session, log:
     assert rows(session, Tag.id) == []
 
 
-# -- cascades, orphans ----------------------------------------------------------------------------------------
+# -- cascades, orphans ---------------------------------------------------------------------------
 
 
 def make_book(session: Session) -> tuple[Book, Page, Page, Note, Note]:
@@ -274,7 +274,7 @@ def test_two_direct_deletes_have_no_origin_even_if_one_would_have_taken_the_othe
 
 def test_an_orphan_is_deleted_with_everything_below_it(session: Session, log: Log):
     """Nobody called ``session.delete``; what is below has the orphan as its origin."""
-    book, page, other, *notes = make_book(session)
+    book, page, _, *notes = make_book(session)
     book.pages.remove(page)
     assert flushed(session, log) == [
         "post_delete Note(n1)",
@@ -345,7 +345,7 @@ def test_a_tree_is_deleted_row_by_row(special: Session, log: Log):
 
 
 def test_an_instance_added_and_deleted_before_the_flush_is_not_written(session: Session, log: Log):
-    """``session.expunge`` is how SQLAlchemy has it; in a transaction after a flush it is a delete."""
+    """Expunged, as SQLAlchemy has it; once it was flushed it is a delete."""
     author = Author(name="a")
     session.add(author)
     session.expunge(author)
@@ -357,7 +357,7 @@ def test_an_instance_added_and_deleted_before_the_flush_is_not_written(session: 
     assert rows(session, Author.id) == []
 
 
-# -- passive_deletes ---------------------------------------------------------------------------------------------
+# -- passive_deletes -----------------------------------------------------------------------------
 
 
 def test_with_passive_deletes_children_that_are_loaded_are_written_by_the_unit_of_work(
@@ -382,7 +382,7 @@ def test_with_passive_deletes_children_that_are_loaded_are_written_by_the_unit_o
 
 
 def test_what_the_database_cascades_by_itself_sends_nothing(special: Session, log: Log):
-    """With ``passive_deletes``, children that are not loaded are never seen; we do not load them."""
+    """With ``passive_deletes``, nobody loads the children, and neither do we."""
     special.add(
         Folder(name="f", files=[File(name="file")], labels=[Label(name="x")], links=[Link()])
     )
@@ -394,7 +394,7 @@ def test_what_the_database_cascades_by_itself_sends_nothing(special: Session, lo
     assert rows(special, Label.folder_id) == [None]
 
 
-# -- post_update ----------------------------------------------------------------------------------------------------
+# -- post_update ---------------------------------------------------------------------------------
 
 
 def test_post_update_of_a_new_row_is_part_of_its_creation(special: Session, log: Log):
@@ -454,7 +454,7 @@ def test_post_update_because_the_target_goes_is_an_update(special: Session, log:
     assert rows(special, Entry.id) == []
 
 
-# -- what a receiver does to all this ----------------------------------------------------------------------------------
+# -- what a receiver does to all this ------------------------------------------------------------
 
 
 def test_a_receiver_that_takes_an_orphan_back_saves_it(session: Session, log: Log):

@@ -175,7 +175,7 @@ def changed(log: Log) -> tuple[dict, frozenset[str]]:
     return dict(sent.changes or {}), sent["update_fields"]
 
 
-# -- nothing written ----------------------------------------------------------------------------------------
+# -- nothing written -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_an_expired_change_sends_nothing(things: Session, log: Log):
     assert rows(things, Thing.name) == ["a"]
 
 
-# -- written --------------------------------------------------------------------------------------------------
+# -- written -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -406,7 +406,7 @@ def test_a_new_row_shows_the_defaults_of_python(things: Session, log: Log):
     assert rows(things, Thing.default, Thing.served) == [("python", "server")]
 
 
-# -- written along -----------------------------------------------------------------------------------------------
+# -- written along -------------------------------------------------------------------------------
 
 
 def test_update_fields_has_the_onupdate_columns_that_the_update_wrote(things: Session, log: Log):
@@ -460,7 +460,7 @@ def test_what_the_database_computed_is_shown_if_it_was_fetched_and_unset_if_not(
     assert rows(things, cls.served, cls.counted) == [("server", 2)]
 
 
-# -- versions --------------------------------------------------------------------------------------------------
+# -- versions ------------------------------------------------------------------------------------
 
 
 def test_a_client_side_version_is_in_update_fields(things: Session, log: Log):
@@ -538,7 +538,7 @@ def test_arrays_are_compared_as_values(engine: Engine, installed, log: Log):
     assert rows(engine, ServerVersioned.numbers) == [[1, 3]]
 
 
-# -- several at once ----------------------------------------------------------------------------------------------
+# -- several at once -----------------------------------------------------------------------------
 
 
 def test_many_rows_in_one_flush_send_one_pair_each(things: Session, log: Log, statements):

@@ -216,7 +216,7 @@ def test_an_empty_list_of_senders_is_refused():
         receiver(post_save, sender=[])(lambda sender, **kwargs: None)
 
 
-# -- sender: names --------------------------------------------------------------------------------
+# -- sender: names -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["Author", f"{__package__}.models.Author"])
@@ -295,7 +295,7 @@ def test_a_name_that_two_models_of_one_registry_have_is_an_error_when_they_are_m
     assert twins
 
 
-# -- propagate, on ---------------------------------------------------------------------------------
+# -- propagate, on -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("signal", [pre_save, pre_delete], ids=lambda signal: signal.name)
@@ -310,7 +310,7 @@ def test_pre_signals_take_only_on_flush(signal: Signal, on: str):
 @pytest.mark.parametrize("signal", FLUSH_SIGNALS, ids=lambda signal: signal.name)
 def test_an_unknown_phase_is_refused(signal: Signal):
     """With the phases that there are."""
-    with pytest.raises(ReceiverOptionError, match="'after_commit'.*'flush'"):
+    with pytest.raises(ReceiverOptionError, match=r"'after_commit'.*'flush'"):
         receiver(signal, on="after_commit")(lambda sender, **kwargs: None)
 
 
@@ -330,7 +330,7 @@ def test_on_flush_is_the_default_and_means_in_the_transaction(session: Session):
     assert rows(session, Author.name) == []
 
 
-# -- fields ---------------------------------------------------------------------------------------
+# -- fields --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -547,7 +547,7 @@ def test_a_receiver_connected_twice_with_other_fields_gets_what_either_lets_thro
     assert seen == [{"name"}, {"age"}, {"name", "age"}]
 
 
-# -- name, dispatch_uid ----------------------------------------------------------------------------
+# -- name, dispatch_uid --------------------------------------------------------------------------
 
 
 def module_level(sender, **kwargs):

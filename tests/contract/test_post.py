@@ -16,7 +16,7 @@ from sqla_signals import UNSET, Change, post_delete, post_save, pre_save, receiv
 from .models import Author, Base, Book, Note, Page, Tag
 from .observing import Log, both, listen, rows
 
-# -- when -------------------------------------------------------------------------------------------
+# -- when ----------------------------------------------------------------------------------------
 
 
 def test_post_signals_are_sent_after_the_bookkeeping_and_before_flush_returns(session: Session):
@@ -91,7 +91,7 @@ def test_queries_do_not_see_deleted_rows(session: Session):
     assert seen == [[]]
 
 
-# -- what they carry ----------------------------------------------------------------------------------
+# -- what they carry -----------------------------------------------------------------------------
 
 
 def test_post_save_of_a_new_row_carries_every_column_as_it_was_written(session: Session, log: Log):
@@ -169,7 +169,7 @@ def test_changes_read_for_the_first_time_after_another_receiver_changed_the_inst
     assert seen[1] == {"age": Change(1, 2)}
 
 
-# -- what a receiver may do ----------------------------------------------------------------------------
+# -- what a receiver may do ----------------------------------------------------------------------
 
 
 def test_changes_made_by_a_receiver_go_out_with_the_next_flush(session: Session, log: Log):
@@ -284,7 +284,7 @@ def test_a_post_receiver_may_expunge_the_instance(session: Session, log: Log):
     assert rows(session, Author.name) == ["a", "b"]
 
 
-# -- raising --------------------------------------------------------------------------------------------
+# -- raising -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("finish", ["flush", "commit"])
@@ -362,7 +362,7 @@ def test_no_post_signal_is_sent_for_a_flush_that_fails(session: Session, log: Lo
     assert rows(session, Author.id) == rows(session, Tag.id) == []
 
 
-# -- order ------------------------------------------------------------------------------------------------
+# -- order ---------------------------------------------------------------------------------------
 
 
 class OrderBase(DeclarativeBase):
@@ -484,7 +484,7 @@ def test_the_pre_and_post_signals_of_one_flush_do_not_mix(session: Session, log:
     assert [line.split("_")[0] for line in log.lines] == ["pre"] * 3 + ["post"] * 3
 
 
-# -- the other arguments ------------------------------------------------------------------------------------
+# -- the other arguments -------------------------------------------------------------------------
 
 
 def test_every_signal_carries_exactly_the_documented_arguments(session: Session, log: Log):

@@ -93,7 +93,7 @@ def test_a_receiver_with_kwargs_alone_is_enough(session: Session):
     assert seen == [Author, (Author,)]
 
 
-# -- order -------------------------------------------------------------------------------------
+# -- order ---------------------------------------------------------------------------------------
 
 
 def test_receivers_are_called_in_the_order_of_connection_always(session: Session):
@@ -174,7 +174,7 @@ def test_disconnecting_one_of_several_matching_senders_leaves_the_others(session
     assert seen == [Author]
 
 
-# -- disconnect --------------------------------------------------------------------------------
+# -- disconnect ----------------------------------------------------------------------------------
 
 
 def test_disconnect_returns_whether_something_was_removed():
@@ -220,7 +220,7 @@ def test_disconnect_leaves_other_receivers_and_other_signals_alone(session: Sess
     assert seen == ["pre_save", "other"]
 
 
-# -- what cannot be a receiver -----------------------------------------------------------------
+# -- what cannot be a receiver -------------------------------------------------------------------
 
 
 def test_what_is_not_callable_cannot_be_connected():
@@ -301,7 +301,7 @@ def test_a_receiver_of_ones_own_signal_may_require_anything():
         declared.connect(fn)
 
 
-# -- kinds of callables ------------------------------------------------------------------------
+# -- kinds of callables --------------------------------------------------------------------------
 
 
 class Recorder:
@@ -430,7 +430,7 @@ def test_a_wrapped_function_is_judged_by_what_the_wrapper_takes(session: Session
     assert seen == ["wrapper", "fn"]
 
 
-# -- weak and strong ---------------------------------------------------------------------------
+# -- weak and strong -----------------------------------------------------------------------------
 
 
 def test_receiver_holds_the_function_strongly(session: Session):
@@ -476,7 +476,7 @@ def test_a_weak_connection_ends_with_its_receiver(connect: Callable[..., Any], s
     assert not post_save.has_receivers_for(Author)
 
 
-# -- connecting and disconnecting while a signal is sent ----------------------------------------
+# -- connecting and disconnecting while a signal is sent -----------------------------------------
 
 
 def test_a_receiver_connected_by_a_receiver_is_called_from_the_next_send_on(session: Session):

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Mapper
 
 import sqla_signals
 
-from .recorder import BASES, Flush, Sent, key_of
+from .recorder import BASES, Flush, Sent
 from .witness import Fate, Key, attributes_of
 
 UNSET = sqla_signals.UNSET
@@ -25,9 +25,8 @@ def expected(flush: Flush) -> Counter[tuple[Key, str]]:
     or not at all when no column but the key was set. Only the session knows better.
     """
     kinds = Counter((fate.key, fate.kind) for fate in flush.fates)
-    dead = {key_of(instance) for instance in flush.died}
-    for instance in flush.born:
-        key = key_of(instance)
+    dead = {key for _, key in flush.died}
+    for _, key in flush.born:
         assert key is not None
         if key in dead and not kinds[key, "created"]:
             del kinds[key, "updated"]
@@ -102,14 +101,14 @@ def mismatches(flush: Flush, *, stale: set[Key], meddling: bool = False) -> Iter
 def _origin(sent: Sent, flush: Flush) -> Iterator[str]:
     origin = sent.arguments["origin"]
     if origin is sent.instance or (
-        origin is not None and not any(origin is dead for dead in flush.died)
+        origin is not None and not any(origin is dead for dead, _ in flush.died)
     ):
         yield f"origin is not a deleted instance: {sent} {origin!r}"
 
 
 def _order(post: list[Sent], flush: Flush) -> Iterator[str]:
     """Within a mapper, `post_*` come in the order of SQLAlchemy's own events."""
-    switched = {key_of(born) for born in flush.born} & {key_of(died) for died in flush.died}
+    switched = {key for _, key in flush.born} & {key for _, key in flush.died}
     once = Counter(map(id, flush.mapper_events))
     places = {id(instance): at for at, instance in enumerate(flush.mapper_events)}
     last: dict[Mapper[Any], tuple[int, Sent]] = {}

@@ -196,7 +196,7 @@ class SessionPrograms(RuleBasedStateMachine):
     @precondition(lambda self: any(hasattr(cls, "code") for cls in self.classes))
     @rule(instance=picks, value=picks)
     def change_key(self, instance: int, value: int) -> None:
-        names = [n for n, v in self.program.variables.items() if hasattr(v, "code")]
+        names = [n for n, v in self.program.variables.items() if hasattr(type(v), "code")]
         if names:
             self.run(f"{pick(names, instance)}.code = 'k{value % 6}'")
 

@@ -93,9 +93,9 @@ class Flush:
 
     statements: dict[int, Statement] = field(default_factory=dict)
     sent: list[Sent] = field(default_factory=list)
-    born: list[Any] = field(default_factory=list)
-    """Pending instances that became persistent."""
-    died: list[Any] = field(default_factory=list)
+    born: list[tuple[Any, Key | None]] = field(default_factory=list)
+    """Pending instances that became persistent, with their keys."""
+    died: list[tuple[Any, Key | None]] = field(default_factory=list)
     """Persistent instances that were deleted."""
     mapper_events: list[Any] = field(default_factory=list)
     """Instances in the order of SQLAlchemy's own `after_insert/update/delete`."""
@@ -182,14 +182,14 @@ class ControlSession(RecordedSession):
 def _on_born(session: Session, instance: object) -> None:
     recorder = session.info.get("recorder")
     if recorder is not None and recorder.flush is not None:
-        recorder.flush.born.append(instance)
+        recorder.flush.born.append((instance, key_of(instance)))
 
 
 @event.listens_for(RecordedSession, "persistent_to_deleted", propagate=True)
 def _on_died(session: Session, instance: object) -> None:
     recorder = session.info.get("recorder")
     if recorder is not None and recorder.flush is not None:
-        recorder.flush.died.append(instance)
+        recorder.flush.died.append((instance, key_of(instance)))
 
 
 def _on_mapper_event(mapper: Any, connection: Connection, instance: object) -> None:

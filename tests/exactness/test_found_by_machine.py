@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, event, func, select
+from sqlalchemy import Engine, create_engine, event, exc, func, select, text
 from sqlalchemy.orm import Session
 
 import sqla_signals
@@ -170,3 +170,79 @@ def test_a_partial_flush_that_leaves_the_new_parent_out_sends_nothing_for_its_ch
     assert parent in session.new
     with session.no_autoflush:
         assert session.scalars(select(m.Node.parent_id)).all() == [None]
+
+
+def test_nothing_is_sent_for_an_expired_child_that_the_flush_saves_too_early(
+    session: Session, sent: Sent
+):
+    """In a tree, SQLAlchemy saves the child before the unloaded collection sets its key: lost."""
+    session.add_all([child := m.Node(), parent := m.Node()])
+    session.flush()
+    sent.clear()
+    child.parent = parent
+    session.expire(child)
+    session.flush()
+    assert session.scalars(select(m.Node.parent_id)).all() == [None, None]
+    assert names(sent) == []
+
+
+def test_a_partial_flush_announces_a_child_that_is_marked_as_deleted_but_not_flushed(
+    session: Session, sent: Sent
+):
+    """`flush([pile])` sets the foreign key of the sheet to NULL; its own DELETE comes later."""
+    pile = m.Pile(sheets=[sheet := m.Sheet()])
+    session.add(pile)
+    session.flush()
+    sent.clear()
+    session.delete(pile)
+    session.delete(sheet)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The `objects` parameter")
+        session.flush([pile])
+    assert session.scalars(text("SELECT pile_id FROM sheets")).all() == [None]
+    assert [name for name, instance in names(sent) if instance is sheet] == [
+        "pre_save",
+        "post_save",
+    ]
+
+
+def test_receivers_are_not_blamed_for_a_pending_instance_that_a_deletion_cascades_to(
+    session: Session, sent: Sent
+):
+    """SQLAlchemy both adds and deletes it, and fails: that error comes through, unchanged."""
+    ticket, agent = m.Ticket(), m.Agent()
+    session.add(ticket)
+    session.flush()
+    sent.clear()
+    session.add(agent)
+    session.delete(ticket)
+    ticket.deputy = agent
+    with pytest.raises(exc.SQLAlchemyError):
+        session.flush()
+    assert len(sent) <= 3
+
+
+def test_a_partial_flush_announces_the_children_that_the_deletion_took_along(
+    session: Session, sent: Sent
+):
+    """`session.delete(order)` marks the item; `flush([order])` deletes it with the order."""
+    order = m.Order(items=[item := m.Item()])
+    session.add(order)
+    session.flush()
+    sent.clear()
+    announced_before_the_statement: list[int] = []
+    event.listen(
+        session.get_bind(),
+        "before_cursor_execute",
+        lambda *_: announced_before_the_statement.append(len(sent)),
+    )
+    session.delete(order)
+    announced_before_the_statement.clear()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The `objects` parameter")
+        session.flush([order])
+    assert sorted(name for name, instance in names(sent) if instance is item) == [
+        "post_delete",
+        "pre_delete",
+    ]
+    assert announced_before_the_statement[0] == 2

@@ -178,8 +178,9 @@ def test_a_row_switch_is_an_update_to_the_database(session):
     session.add(new)
     flush = flushed(session)
     assert kinds(flush) == [("countries", "updated")]
-    assert flush.born == [new]
-    assert flush.died == [old]
+    key = "countries", ("k1",)
+    assert flush.born == [(new, key)]
+    assert flush.died == [(old, key)]
 
 
 def test_a_row_switch_may_write_nothing(session):
@@ -190,7 +191,7 @@ def test_a_row_switch_may_write_nothing(session):
     session.delete(old)
     session.add(new := m.Country(code="k1"))
     flush = flushed(session)
-    assert (flush.fates, flush.born, flush.died) == ([], [new], [old])
+    assert (flush.fates, [b for b, _ in flush.born], [d for d, _ in flush.died]) == ([], [new], [old])
 
 
 @pytest.mark.parametrize(
@@ -277,9 +278,9 @@ def test_every_row_that_a_statement_counts_is_in_the_log(session):
                 *(s.table for s in flush.statements.values() if s.table.startswith("student_")),
             }
             assert not flush.cascaded
-        born = {key_of(instance) for instance in inserted.born}
+        born = {key for _, key in inserted.born}
         assert {fate.key for fate in inserted.fates if fate.created} == born
-        died = {key_of(instance) for instance in deleted.died}
+        died = {key for _, key in deleted.died}
         assert {fate.key for fate in deleted.fates if fate.deleted} == died
         assert inspect(thing).deleted
 

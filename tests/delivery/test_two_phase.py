@@ -1,0 +1,174 @@
+"""Section 4: two-phase sessions work. PostgreSQL, with prepared transactions allowed."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, create_engine, make_url
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from sqla_signals import on_commit, on_rollback, post_save, receiver
+
+from ..conftest import IN_CI, clear_postgresql, start_postgresql
+from ..contract.models import Author, Base, Tag
+from ..contract.observing import rows
+from .models import Box, Record
+from .observing import Deliveries, Unwanted
+
+pytestmark = pytest.mark.postgresql
+
+
+@pytest.fixture(scope="module")
+def two_phase_url() -> Iterator[str]:
+    """The URL of a server that takes ``PREPARE TRANSACTION``, which needs a restart to allow."""
+    with tempfile.TemporaryDirectory(
+        prefix="sqla-signals-2pc-", ignore_cleanup_errors=True
+    ) as directory:
+        data = Path(directory, "data")
+        try:
+            server = start_postgresql(data)
+            server.psql("ALTER SYSTEM SET max_prepared_transactions = 10")
+            server.stop()
+            server.start()
+        except Exception as error:
+            if IN_CI:
+                raise
+            pytest.skip(f"no PostgreSQL server could be started: {error!r}")
+        url = make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+        yield url.render_as_string(hide_password=False)
+        server.cleanup()
+
+
+@pytest.fixture
+def engine(two_phase_url: str) -> Iterator[Engine]:
+    """An engine on an empty database; no prepared transaction may be left in it."""
+    engine = create_engine(two_phase_url)
+    Base.metadata.create_all(engine)
+    Record.metadata.create_all(engine)
+    yield engine
+    assert engine.pool.checkedout() == 0
+    with engine.connect() as connection:
+        left = connection.exec_driver_sql("SELECT gid FROM pg_prepared_xacts").all()
+    engine.dispose()
+    clear_postgresql(two_phase_url)
+    assert left == []
+
+
+@pytest.fixture
+def session(engine: Engine, installed) -> Iterator[Session]:
+    """A two-phase session."""
+    with Session(engine, twophase=True) as session:
+        yield session
+
+
+def test_a_two_phase_commit_delivers(session: Session, log: Deliveries):
+    """Once, after both phases."""
+    session.add(Author(name="a"))
+    session.commit()
+    assert log.lines == ["commit created Author(a)"]
+    assert rows(session.get_bind(), Author.name) == ["a"]
+
+
+def test_preparing_delivers_nothing_and_committing_does(session: Session, log: Deliveries):
+    """``prepare()`` is the first phase only; it flushes."""
+    called = []
+    session.add(Author(name="a"))
+    on_commit(session, lambda: called.append("commit"))
+    on_rollback(session, lambda: called.append("rollback"))
+    session.prepare()
+    assert log.lines == called == []
+    assert rows(session.get_bind(), Author.name) == []
+    session.commit()
+    assert log.lines == ["commit created Author(a)"]
+    assert called == ["commit"]
+    assert rows(session.get_bind(), Author.name) == ["a"]
+
+
+def test_rolling_back_what_was_prepared_is_a_rollback(session: Session, log: Deliveries):
+    """The second phase may also be that."""
+    session.add(Author(name="a"))
+    session.prepare()
+    session.rollback()
+    assert log.lines == ["rollback created Author(a)"]
+    assert rows(session.get_bind(), Author.name) == []
+
+
+def test_failing_to_prepare_is_a_rollback(session: Session, log: Deliveries):
+    """A deferred constraint is checked in the first phase."""
+    session.add(Box(name="on no shelf", shelf_id=99))
+    # Not the IntegrityError: SQLAlchemy goes on to roll back what could not be prepared.
+    with pytest.raises(DBAPIError):
+        session.commit()
+    session.rollback()
+    assert log.lines == ["rollback created Box(on no shelf)"]
+    assert rows(session.get_bind(), Box.name) == []
+    session.add(Author(name="next"))
+    session.commit()
+    assert log.lines[1:] == ["commit created Author(next)"]
+
+
+def test_savepoints_of_a_two_phase_session_are_like_any(session: Session, log: Deliveries):
+    """Released ones join, those rolled back vanish."""
+    with session.begin_nested():
+        session.add(Author(name="released"))
+    savepoint = session.begin_nested()
+    session.add(Author(name="undone"))
+    session.flush()
+    savepoint.rollback()
+    session.commit()
+    assert log.lines == ["rollback created Author(undone)", "commit created Author(released)"]
+    assert rows(session.get_bind(), Author.name) == ["released"]
+
+
+def test_receivers_of_a_two_phase_session_have_one_too(session: Session, log: Deliveries):
+    """With its own transaction, committed in two phases, or rolled back."""
+    found = []
+
+    @receiver(post_save, sender=Author, on="commit")
+    def works(sender, instance, session, created, **kwargs):
+        found.append(session.twophase)
+        if created:
+            instance.age = 3
+
+    @receiver(post_save, sender=Author, on="commit")
+    def fails(sender, instance, session, **kwargs):
+        session.add(Tag(name="lost"))
+        session.flush()
+        raise Unwanted
+
+    with session.begin():
+        session.add(Author(name="a"))
+    assert found == [True, True]
+    assert rows(session.get_bind(), Author.name, Author.age) == [("a", 3)]
+    assert rows(session.get_bind(), Tag.name) == []
+
+
+def test_a_two_phase_session_on_two_databases_delivers_when_both_are_committed(
+    engine: Engine, installed, log: Deliveries
+):
+    """That is what two phases are for."""
+    with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+        connection.exec_driver_sql("CREATE DATABASE other")
+    other = create_engine(engine.url.set(database="other"))
+    seen = []
+    try:
+        Base.metadata.create_all(other)
+
+        @receiver(post_save, sender=[Author, Tag], on="commit")
+        def fn(sender, instance, **kwargs):
+            seen.append((rows(engine, Author.name), rows(other, Tag.name)))
+
+        with Session(binds={Author: engine, Tag: other}, twophase=True) as session:
+            session.add_all([Author(name="a"), Tag(name="t")])
+            session.commit()
+        assert sorted(log.lines) == ["commit created Author(a)", "commit created Tag(t)"]
+        assert seen == [(["a"], ["t"])] * 2
+        assert other.pool.checkedout() == 0
+    finally:
+        other.dispose()
+        with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+            connection.exec_driver_sql("DROP DATABASE other")
