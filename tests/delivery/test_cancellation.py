@@ -57,14 +57,18 @@ class Gate:
                 await_only(self.stop())
 
     def stop_commit(self, engine: AsyncEngine, number: int) -> None:
-        """Wait before a COMMIT, the first or a later one."""
-        commits: list[Any] = []
+        """Wait in the middle of a COMMIT, the first or a later one."""
+        dialect, commits = engine.sync_engine.dialect, []
+        do_commit = dialect.do_commit
 
-        @event.listens_for(engine.sync_engine, "commit")
-        def before_commit(connection) -> None:
+        def wait_and_commit(connection: Any) -> None:
             commits.append(connection)
             if len(commits) == number:
                 await_only(self.stop())
+            do_commit(connection)
+
+        # There is an event before a COMMIT, but what fails there fails outside of it.
+        dialect.do_commit = wait_and_commit
 
 
 async def cancel(work: Callable[[], Awaitable[None]], gate: Gate, by: str) -> None:
