@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -27,7 +28,9 @@ class Table:
     __slots__ = ("_any", "_by_class", "_exact", "receivers")
 
     def __init__(self, receivers: Iterable[Receiver]) -> None:
-        self.receivers = tuple(sorted(receivers, key=lambda receiver: receiver.serial))
+        self.receivers: tuple[Receiver, ...] = tuple(
+            sorted(receivers, key=lambda receiver: receiver.serial)
+        )
         self._any = _by_phase(r for r in self.receivers if r.sender is ANY)
         # Only senders that someone named are kept here, so the dictionary is bounded.
         self._exact: dict[Any, dict[Phase, tuple[Receiver, ...]]] = {}

@@ -175,9 +175,11 @@ def session_target(target: Any) -> tuple[Any, type | None]:
         return target, None
     if isinstance(target, sessionmaker):
         return target.class_, None
-    if isinstance(target, scoped_session) and isinstance(target.session_factory, sessionmaker):
-        return session_target(target.session_factory)
-    asyncio = sys.modules.get("sqlalchemy.ext.asyncio")
+    if isinstance(target, scoped_session):
+        if isinstance(target.session_factory, sessionmaker):
+            return session_target(target.session_factory)
+        raise not_sessions(target)
+    asyncio: Any = sys.modules.get("sqlalchemy.ext.asyncio")
     if asyncio is not None:
         if isinstance(target, asyncio.AsyncSession):
             return target.sync_session, None
@@ -196,7 +198,12 @@ def session_target(target: Any) -> tuple[Any, type | None]:
             return target.sync_session_class, target  # type: ignore[attr-defined]
     if isinstance(getattr(target, "session", None), scoped_session):  # Flask-SQLAlchemy's db
         return session_target(target.session)
-    raise InstallError(
+    raise not_sessions(target)
+
+
+def not_sessions(target: Any) -> InstallError:
+    """The error for something that makes no sessions."""
+    return InstallError(
         f"install({target!r}): not something that makes sessions. Give a Session class, a "
         f"sessionmaker, a scoped_session, an AsyncSession class, an async_sessionmaker, a "
         f"Flask-SQLAlchemy db, or nothing for every session."

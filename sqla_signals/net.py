@@ -62,20 +62,20 @@ class Effect:
         raw: bool = False,
         mutes: tuple[Any, ...] = (),
     ) -> None:
-        self.kind = kind
-        self.row = row
+        self.kind: Kind = kind
+        self.row: Hashable = row
         """What identifies the row now."""
-        self.was = row if was is None else was
+        self.was: Hashable = row if was is None else was
         """What identified the row before."""
-        self.instance = instance
-        self.changes = changes
-        self.equal = equal
+        self.instance: Any = instance
+        self.changes: Mapping[str, Change] = changes
+        self.equal: Equal | None = equal
         """Whether two values of an attribute are the same for the database."""
-        self.along = along
+        self.along: frozenset[str] = along
         """What an UPDATE wrote besides: versions and ``onupdate`` columns."""
-        self.values = values
-        self.origin = origin
-        self.raw = raw
+        self.values: Mapping[str, Any] | None = values
+        self.origin: Any = origin
+        self.raw: bool = raw
         self.mutes: tuple[tuple[Any, ...], ...] = (mutes,)
         """The mutes in force, once per effect folded into this one."""
 
@@ -140,7 +140,7 @@ class Frame:
         self._effects: dict[int, Effect] = {}
         self._latest: dict[Hashable, int] = {}
         self._next = 0
-        self.committed = False
+        self.committed: bool = False
         self.on_commit: list[Any] = []
         self.on_rollback: list[Any] = []
 

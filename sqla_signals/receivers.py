@@ -66,9 +66,9 @@ class Receiver:
         dispatch_uid: object = None,
         forget: Callable[[Receiver], None],
     ) -> None:
-        self.serial = next(_serials)
-        self.fn_id = identity(fn)
-        self.key = (
+        self.serial: int = next(_serials)
+        self.fn_id: Any = identity(fn)
+        self.key: tuple[Any, ...] = (
             (self.fn_id if dispatch_uid is None else ("uid", dispatch_uid)),
             identity(sender),
             on,
@@ -76,15 +76,15 @@ class Receiver:
             # The same function may be connected twice with different filters; it is called once.
             (propagate, fields) if dispatch_uid is None else None,
         )
-        self.on = on
-        self.propagate = propagate
-        self.fields = fields
-        self.durable = durable
-        self.dispatch_uid = dispatch_uid
-        self.weak = weak
-        self.is_async = is_async(fn)
-        self.name = name or default_name(fn)
-        self.location = location(fn)
+        self.on: Phase = on
+        self.propagate: bool = propagate
+        self.fields: frozenset[str] | None = fields
+        self.durable: bool = durable
+        self.dispatch_uid: object = dispatch_uid
+        self.weak: bool = weak
+        self.is_async: bool = is_async(fn)
+        self.name: str = name or default_name(fn)
+        self.location: str = location(fn)
         self._columns: dict[int, frozenset[str]] = {}
 
         me = weakref.ref(self)
@@ -94,7 +94,7 @@ class Receiver:
             if receiver is not None:
                 forget(receiver)
 
-        self.strong = None if weak else fn
+        self.strong: Callable[..., Any] | None = None if weak else fn
         """The callable, if it is held; quicker than :attr:`fn`."""
         self._fn: Callable[[], Callable[..., Any] | None]
         if not weak:

@@ -29,7 +29,7 @@ from .receivers import (
 
 Results = list[tuple[Callable[..., Any], Any]]
 
-logger = logging.getLogger("sqla_signals")
+logger: Final = logging.getLogger("sqla_signals")
 
 
 class Signal(blinker.NamedSignal):

@@ -14,7 +14,7 @@ from ..dispatch import Table, audible, unawaitable
 from ..errors import AsyncReceiverError
 from ..receivers import Phase, Receiver, describe_sender
 from ..signals import post_delete, post_save
-from .columns import columns_of
+from .columns import Columns, columns_of
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
@@ -41,9 +41,9 @@ class Calls:
     def __init__(
         self, session: Session, async_session: AsyncSession | None = None, *, detached: bool = False
     ) -> None:
-        self.session = session
-        self.detached = detached
-        self.raw = bool(session.info.get(RAW))
+        self.session: Session = session
+        self.detached: bool = detached
+        self.raw: bool = bool(session.info.get(RAW))
         self._async_session = async_session or async_session_of(session)
         self._models: dict[Mapper[Any], ModelCalls] = {}
 
@@ -90,9 +90,9 @@ class ModelCalls:
 
     def __init__(self, calls: Calls, mapper: Mapper[Any]) -> None:
         self._calls = calls
-        self.mapper = mapper
+        self.mapper: Mapper[Any] = mapper
         self.cls: type = mapper.class_
-        self.columns = columns_of(mapper)
+        self.columns: Columns = columns_of(mapper)
         self._using: Engine | Connection | None = None
         self._found: dict[Signal, tuple[Table, Mapping[Phase, tuple[Receiver, ...]]]] = {}
 

@@ -45,7 +45,7 @@ class Columns:
         props = {
             prop.key: prop for prop in mapper.column_attrs if isinstance(prop.columns[0], Column)
         }
-        self.keys = frozenset(props)
+        self.keys: frozenset[str] = frozenset(props)
         self._keys = {column: key for key, prop in props.items() for column in prop.columns}
         manager = mapper.class_manager
         self._equal = {key: manager[key].impl.is_equal for key in props}

@@ -43,11 +43,11 @@ class Flush:
     def __init__(
         self, session: Session, context: UOWTransaction, objects: Sequence[object] | None
     ) -> None:
-        self.session = session
+        self.session: Session = session
         # Not held: it holds us, and a cycle would keep the instances until garbage collection.
         self._context = weakref.ref(context)
         self._calls = Calls(session)
-        self.announcement = Announcement(session, objects, self._calls)
+        self.announcement: Announcement = Announcement(session, objects, self._calls)
         self._record = Record(session)
         self._origins: dict[State, Any] = {}
         # The unit of work holds us, and it dies with the flush however that ends.

@@ -179,7 +179,7 @@ class Relations:
         self._downward = frozenset(prop.key for prop in active if prop.direction is not MANYTOONE)
         keys |= {mapper.get_property_by_column(column).key for column in mapper.primary_key}
         self._changes = frozenset(keys)
-        self.can_orphan = can_orphan(mapper)
+        self.can_orphan: bool = can_orphan(mapper)
 
     def of_pending(self, state: State) -> bool:
         """Whether adding this instance can change the row of another one."""
