@@ -107,7 +107,7 @@ def asynchronous(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[...
     """Let pytest run an ``async def`` test, in an event loop of its own.
 
     The pools of its ``AsyncEngine`` arguments must have all their connections back at the end, and
-    no task may have been left behind.
+    a task that was left behind must come to its end.
     """
 
     @functools.wraps(test)
@@ -117,7 +117,9 @@ def asynchronous(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[...
             try:
                 await test(*args, **kwargs)
                 assert [engine.pool.checkedout() for engine in engines] == [0] * len(engines)
-                assert {*asyncio.all_tasks()} - {asyncio.current_task()} == set()
+                # A driver may be closing, in a task, a connection that was given up.
+                if left := asyncio.all_tasks() - {asyncio.current_task()}:
+                    await asyncio.wait(left)
             finally:
                 for engine in engines:
                     await engine.dispose()
