@@ -195,12 +195,20 @@ def _bare_copy(session: Session) -> Session:
     new.__dict__.update(session.__dict__)
     for name in ("dispatch", "info", "_trans_context_manager"):
         new.__dict__.pop(name, None)
-    if "dispatch" in session.__dict__:  # listeners of this one session
+    if _has_own_listeners(session):
         new.dispatch._update(session.dispatch, only_propagate=False)
     choose = session.connection_callable
     if getattr(choose, "__self__", None) is session:
         new.connection_callable = MethodType(choose.__func__, new)  # type: ignore[union-attr]
     return new
+
+
+def _has_own_listeners(session: Session) -> bool:
+    """Whether somebody listens to this one session, not to its class."""
+    dispatch = session.__dict__.get("dispatch")
+    return dispatch is not None and any(
+        collection.listeners for collection in dispatch._event_descriptors
+    )
 
 
 def async_session_like(async_session: AsyncSession, sync: Session) -> AsyncSession:
