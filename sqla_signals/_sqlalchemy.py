@@ -120,6 +120,7 @@ def detached_copy(mapper: Mapper[Any], key: Any, values: Mapping[str, Any]) -> A
         if type(value) not in IMMUTABLE and is_container(value):
             own[name] = deepcopy(value)
     state.key = key
+    state.identity_token = key[2]
     if len(values) < len(mapper.column_attrs):
         state.expired_attributes.update(
             prop.key for prop in mapper.column_attrs if prop.key not in values

@@ -151,13 +151,21 @@ class Columns:
         changed = self.updated(state, NO_HISTORY, context)
         return {key: change for key, change in changed.items() if key in keys}
 
-    def written_along(self, changed: Iterable[str]) -> frozenset[str]:
-        """``update_fields`` for an UPDATE that changed these: with versions and ``onupdate``."""
+    def written_along(self, changed: Iterable[str], of_one_table: bool = False) -> frozenset[str]:
+        """``update_fields`` for an UPDATE that changed these: with versions and ``onupdate``.
+
+        :param of_one_table: an extra UPDATE, which leaves a version in another table alone.
+        """
         fields = frozenset(changed)
-        if self._written_along:
-            for table in {table for key in fields for table in self._tables[key]}:
-                fields |= self._written_along.get(table, frozenset())
-        return fields if self._version is None else fields | {self._version}
+        if not self._fragile:
+            return fields
+        tables = {table for key in fields for table in self._tables[key]}
+        for table in tables:
+            fields |= self._written_along.get(table, frozenset())
+        version = self._version
+        if version is None or (of_one_table and tables.isdisjoint(self._tables[version])):
+            return fields
+        return fields | {version}
 
     def same(self, key: str, old: Any, new: Any) -> bool:
         """Whether the database would see no difference between two values."""

@@ -141,10 +141,15 @@ def _deliver(delivery: _Delivery, batch: Batch) -> None:
     own = _OwnSessions(batch.session, batch.session_factory)
     outer = _current.set(None)
     try:
-        for effect in batch.frame.effects:
-            for signal, receiver in _receivers(effect, "commit"):
-                _current.set((delivery, Cause(receiver, depth, batch.cause)))
-                own.call(signal, receiver, effect)
+        # Settled now: what receivers connect and disconnect on the way is for the next delivery.
+        calls = [
+            (effect, *call)
+            for effect in batch.frame.effects
+            for call in _receivers(effect, "commit")
+        ]
+        for effect, signal, receiver in calls:
+            _current.set((delivery, Cause(receiver, depth, batch.cause)))
+            own.call(signal, receiver, effect)
         for fn in batch.frame.on_commit:
             _current.set((delivery, Cause(fn, depth, batch.cause)))
             _call_back(batch.session, fn, "on_commit")
@@ -197,7 +202,7 @@ class _OwnSessions:
         session: Session | None = None
         instance = None
         try:
-            calls = self._calls()
+            calls = self._open()
             session = calls.session
             if effect.kind is DELETED:
                 instance = detached_copy(mapper, effect.row, values)
@@ -211,10 +216,12 @@ class _OwnSessions:
                 session.rollback()
             _failed(signal, receiver, mapper, instance, error, "commit")
         finally:
-            if session is not None and session.in_transaction():
-                _close(session)  # something passes through, such as KeyboardInterrupt
+            # A factory's session may hold what it was made with. Ours is left open only by what
+            # passes through, such as KeyboardInterrupt.
+            if session is not None and (self._factory is not None or session.in_transaction()):
+                _close(session)
 
-    def _calls(self) -> Calls:
+    def _open(self) -> Calls:
         if self._unused is not None:
             sync = unused_copy(self._unused)
             front = self._async_session
@@ -262,7 +269,7 @@ def _failed(
     on: Phase,
 ) -> None:
     logger.error(
-        "%s on=%r: receiver %s failed for %s; its own work was rolled back, nothing else",
+        "%s on=%r: receiver %s failed for %s; nothing but its own work is undone by that",
         signal.name,
         on,
         receiver,

@@ -19,7 +19,7 @@ from sqlalchemy.orm.exc import ObjectDeletedError
 from .._sqlalchemy import pending_states
 from ..changes import Change, Changes
 from ..dispatch import active_mutes
-from ..net import CREATED, DELETED, UPDATED, Effect
+from ..net import CREATED, DELETED, Effect
 from ..signals import post_delete, post_save
 from . import transactions
 from .announcement import Announcement
@@ -146,7 +146,7 @@ class Flush:
             fields = None
         else:
             changes = Changes(partial(dict, row.changed))
-            fields = calls.columns.written_along(row.changed)
+            fields = row.fields
         for receiver in receivers:
             if fields is None or receiver.passes(calls.mapper, row.changed):
                 calls.save(
@@ -176,9 +176,7 @@ class Flush:
             was=row.key,
             changes=changes,
             equal=columns.same,
-            along=columns.written_along(changes).difference(changes)
-            if row.kind is UPDATED
-            else frozenset(),
+            along=row.fields.difference(row.changed),
             values=columns.values(state) if undone else None,
             origin=self._origins.get(state),
             raw=self._calls.raw,

@@ -91,7 +91,8 @@ class Foresight:
     deletes: list[State]
     """Given to ``session.delete()``, or reached by its cascade."""
     kept: set[State]
-    """Marked as deleted, but added to a collection since, which cancels the deletion."""
+    """Marked as deleted, but not by this flush: added to a collection since, which cancels the
+    deletion, or left out of a partial flush."""
 
     def __init__(self, session: Session, objects: Sequence[object] | None) -> None:
         self._session = session
@@ -117,7 +118,7 @@ class Foresight:
                     self._run.register_object(state, isdelete=orphan)
                 if not orphan:
                     self.updates.append(state)
-        self._marked = [state for state in deleted if only is None or state in only]
+        self._marked = {state: True for state in deleted if only is None or state in only}
         for state in self._marked:
             self._run.register_object(state, isdelete=True)
         if self._run.states:
@@ -126,9 +127,9 @@ class Foresight:
         if only is not None:
             self._take_along(only)
         self.deletes = [state for state in self._marked if self._is_deleted(state)]
-        self.kept = set(self._marked).difference(self.deletes)
+        self.kept = {state for state in deleted if not self._is_deleted(state)}
         self.updates = [state for state in self.updates if not self._is_deleted(state)]
-        self.updates += self.kept
+        self.updates += [state for state in self._marked if state in self.kept]
 
     def _take_along(self, only: set[State]) -> None:
         """A partial flush writes all changes of an instance that a relationship leads to."""
@@ -145,7 +146,7 @@ class Foresight:
         for state in dict.fromkeys((*run.assigns, *run.states)):
             is_delete, listonly = run.states.get(state, (False, True))
             if is_delete:
-                if state in deleted_states(session):
+                if state in self._marked or state.key is None:  # the latter is an error to come
                     continue
             elif (
                 state.key is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from .._sqlalchemy import deleted_states, is_deleted, postupdated_states, state_with_key_of
 from ..changes import UNSET, Change
@@ -25,11 +25,14 @@ class Written(NamedTuple):
     """The identity key before the flush; ``None`` for a created row."""
     changed: Mapping[str, Change]
     """Of an update: what the UPDATE changed."""
+    fields: frozenset[str]
+    """Of an update: what the UPDATE wrote, with versions and ``onupdate`` columns."""
     values: Mapping[str, Any]
     """Of a created row: what the instance held right after the INSERT."""
 
 
-NO_CHANGES: Mapping[str, Change] = {}
+NO_CHANGES: Final[Mapping[str, Change]] = {}
+NO_FIELDS: Final[frozenset[str]] = frozenset()
 
 
 class Record:
@@ -62,7 +65,7 @@ class Record:
         values = dict(state.dict)
         for key in state.expired_attributes:  # computed by the database and not fetched
             values.setdefault(key, UNSET)
-        self._rows[state] = Written(CREATED, state.obj(), None, NO_CHANGES, values)
+        self._rows[state] = Written(CREATED, state.obj(), None, NO_CHANGES, NO_FIELDS, values)
 
     def row_switched(self, state: State) -> None:
         """The row of a deleted instance was turned into the row of a new one."""
@@ -74,12 +77,15 @@ class Record:
     def updated(self, state: State, context: UOWTransaction) -> None:
         """The state went through an UPDATE, which may have written nothing."""
         before = self._history.pop(state, NO_HISTORY)
-        changed = columns_of(state.manager.mapper).updated(state, before, context)
-        self._rows[state] = _update(state, changed) if changed else None
+        columns = columns_of(state.manager.mapper)
+        changed = columns.updated(state, before, context)
+        self._rows[state] = (
+            _update(state, changed, columns.written_along(changed)) if changed else None
+        )
 
     def deleted(self, state: State) -> None:
         """A DELETE was emitted for the state."""
-        self._rows[state] = Written(DELETED, state.obj(), state.key, NO_CHANGES, NOTHING)
+        self._rows[state] = Written(DELETED, state.obj(), state.key, NO_CHANGES, NO_FIELDS, NOTHING)
 
     def complete(self, context: UOWTransaction) -> None:
         """Add what has no mapper event, while the history is still there."""
@@ -92,19 +98,22 @@ class Record:
                 self._post_updated(state, columns, context)
 
     def _post_updated(self, state: State, columns: set[Any], context: UOWTransaction) -> None:
-        changed = columns_of(state.manager.mapper).post_updated(state, columns, context)
-        known = self._rows.get(state)
+        mapped = columns_of(state.manager.mapper)
+        changed = mapped.post_updated(state, columns, context)
         if not changed:
             return
+        fields = mapped.written_along(changed, of_one_table=True)
+        known = self._rows.get(state)
         if known is None:
-            self._rows[state] = _update(state, changed)
+            self._rows[state] = _update(state, changed, fields)
         elif known.kind is CREATED:
-            written = columns_of(state.manager.mapper).written_along(changed)
-            values = {key: state.dict.get(key, UNSET) for key in written}
+            values = {key: state.dict.get(key, UNSET) for key in fields}
             self._rows[state] = known._replace(values={**known.values, **values})
         else:
-            self._rows[state] = known._replace(changed={**known.changed, **changed})
+            self._rows[state] = known._replace(
+                changed={**known.changed, **changed}, fields=known.fields | fields
+            )
 
 
-def _update(state: State, changed: Mapping[str, Change]) -> Written:
-    return Written(UPDATED, state.obj(), state.key, changed, NOTHING)
+def _update(state: State, changed: Mapping[str, Change], fields: frozenset[str]) -> Written:
+    return Written(UPDATED, state.obj(), state.key, changed, fields, NOTHING)

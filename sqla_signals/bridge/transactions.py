@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from .. import mapping
 from ..errors import SignalsError
 from ..net import Frame
 from . import delivery
@@ -97,8 +98,12 @@ def on_commit(session: Session | AsyncSession, fn: Callable[[], Any]) -> None:
         receivers; an ``async def`` is awaited behind an ``AsyncSession``. An exception is logged
         and does not reach the caller of ``commit()``.
 
-    Called inside a savepoint, it is forgotten when that is rolled back. Before a transaction has
-    begun, it waits for the next one. It is not called after ``close()`` without ``commit()``.
+    Called inside a savepoint, it is forgotten when that is rolled back, and when the transaction
+    ends in ``close()`` without ``commit()``. Before a transaction has begun, it waits for the next
+    one. Take what ``fn`` needs from the instances beforehand (``key = order.id``): when it is
+    called they are expired, and at the end of ``with session.begin():`` cannot be loaded again.
+
+    :raises SignalsError: no installation listens to the session.
     """
     frame_of(_checked(session, fn)).on_commit.append(fn)
 
@@ -118,4 +123,9 @@ def _checked(session: Any, fn: Any) -> Session:
     sync: Session = getattr(session, "sync_session", session)
     if not callable(fn):
         raise SignalsError(f"on_commit() and on_rollback() take a function, not {fn!r}")
+    if not any(one.closeness(sync) for one in mapping.installations):
+        raise SignalsError(
+            f"on_commit() and on_rollback() would never call {fn!r}: sqla_signals is not installed "
+            f"for {sync!r}. Add sqla_signals.install() where the application starts."
+        )
     return sync
