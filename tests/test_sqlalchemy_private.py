@@ -190,6 +190,7 @@ ELSEWHERE = (
     "_trans_context_manager",
     "_Session__binds",
     "_OneToManyDP",
+    "_event_descriptors",
 )
 
 
@@ -203,6 +204,14 @@ def test_the_mapper_module_has(name: str):
 def test_the_session_module_has(name: str):
     """Module level."""
     require(session_module, "orm.session", name)
+
+
+def test_a_dispatch_tells_its_collections_of_listeners():
+    """Also those that are empty."""
+    session = Session()
+    assert not any(collection.listeners for collection in session.dispatch._event_descriptors)
+    event.listen(session, "after_begin", lambda *_: None)
+    assert any(collection.listeners for collection in session.dispatch._event_descriptors)
 
 
 def test_the_sessions_that_are_alive_are_known_by_their_hash_key():
