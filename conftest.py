@@ -29,7 +29,7 @@ def close_page(namespace: dict[str, Any]) -> None:
     """Undo what a page left behind, so that the next one starts like a new process."""
     for installation in list(installations):
         installation.remove()
-    for signal in model_signals:
+    for signal in (*model_signals, sqla_signals.receiver_failed):
         signal._clear_state()
     for session in [value for value in namespace.values() if isinstance(value, Session)]:
         session.close()

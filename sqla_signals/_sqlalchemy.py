@@ -8,10 +8,10 @@ the difference is settled here.
 from __future__ import annotations
 
 import asyncio
-import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
-from datetime import date, datetime
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from operator import attrgetter
 from types import MethodType
@@ -20,6 +20,7 @@ from uuid import UUID
 
 from sqlalchemy import inspect
 from sqlalchemy.orm import (
+    MANYTOONE,
     ColumnProperty,
     CompositeProperty,
     PassiveFlag,
@@ -91,9 +92,26 @@ def column_keys(mapper: Mapper[Any], attribute: str) -> frozenset[str]:
         return frozenset(
             mapper.get_property_by_column(column).key
             for column in prop.local_columns
-            if column.foreign_keys
+            if prop.direction is MANYTOONE
         )
     return frozenset()
+
+
+def listen_to(mapper: Mapper[Any], event_name: str, fn: Callable[..., Any], *, first: bool) -> None:
+    """Add a listener of one mapper that gets the state itself.
+
+    ``event.listen`` changes the collection, and so breaks a flush of another thread that is running
+    through it; here the collection is replaced.
+    """
+    collection = getattr(mapper.dispatch, event_name).for_modify(mapper.dispatch)
+    others = [one for one in collection.listeners if one is not fn]
+    collection.listeners = deque([fn, *others] if first else [*others, fn])
+
+
+def unlisten(mapper: Mapper[Any], event_name: str, fn: Callable[..., Any]) -> None:
+    """Undo :func:`listen_to`."""
+    collection = getattr(mapper.dispatch, event_name)
+    collection.listeners = deque(one for one in collection.listeners if one is not fn)
 
 
 def is_last_listener(mapper: Mapper[Any], event_name: str, fn: Callable[..., Any]) -> bool:
@@ -111,49 +129,78 @@ state_of: Callable[[Any], State] = attributes.instance_state
 
 def detached_copy(mapper: Mapper[Any], key: Any, values: Mapping[str, Any]) -> Any:
     """A detached instance with these column values loaded; other columns count as expired."""
-    instance = mapper.class_manager.new_instance()
-    state = state_of(instance)
-    own = state.dict
-    own.update(values)
-    for name, value in values.items():
-        # A receiver may change what is mutable; the original and the next receiver must not see it.
-        if type(value) not in IMMUTABLE and is_container(value):
-            own[name] = deepcopy(value)
-    state.key = key
-    state.identity_token = key[2]
-    if len(values) < len(mapper.column_attrs):
-        state.expired_attributes.update(
-            prop.key for prop in mapper.column_attrs if prop.key not in values
-        )
-    if mapper.class_manager.dispatch.load:
-        mapper.class_manager.dispatch.load(state, None)  # as Session.merge(load=False) does
+    instance = _copy(mapper, key, values)
+    _tell_loaded(mapper, instance)
     return instance
-
-
-IMMUTABLE: Final = frozenset(
-    {type(None), bool, int, float, str, bytes, Decimal, date, datetime, UUID}
-)
-"""The usual types of column values: neither SQL nor to be changed in place, so asked no more."""
-
-
-def is_container(value: Any) -> bool:
-    """Whether a column value can be changed in place."""
-    # Importing the extension would listen to mappers; where nobody has, there is no such value.
-    extension = sys.modules.get("sqlalchemy.ext.mutable")
-    return isinstance(value, dict | list | set | bytearray) or (
-        extension is not None and isinstance(value, extension.Mutable)
-    )
 
 
 def attached_copy(
     session: Session, mapper: Mapper[Any], key: Any, values: Mapping[str, Any]
 ) -> Any:
     """The same, persistent in a session as if it had just been loaded; begins no transaction."""
-    instance = detached_copy(mapper, key, values)
+    instance = _copy(mapper, key, values)
     state = state_of(instance)
     session.identity_map.add(state)
     state.session_id = session.hash_key
+    _tell_loaded(mapper, instance)
     return instance
+
+
+def _copy(mapper: Mapper[Any], key: Any, values: Mapping[str, Any]) -> Any:
+    instance = mapper.class_manager.new_instance()
+    state = state_of(instance)
+    # A receiver may change what is mutable; the original and the next receiver must not see it.
+    own = own_copies(values)
+    state.dict.update(own)
+    state.key = key
+    state.identity_token = key[2]
+    if len(own) < len(mapper.column_attrs):
+        state.expired_attributes.update(
+            prop.key for prop in mapper.column_attrs if prop.key not in own
+        )
+    return instance
+
+
+def _tell_loaded(mapper: Mapper[Any], instance: Any) -> None:
+    if mapper.class_manager.dispatch.load:
+        # As Session.merge(load=False) does.
+        mapper.class_manager.dispatch.load(state_of(instance), None)
+
+
+IMMUTABLE: Final = frozenset(
+    {
+        type(None),
+        bool,
+        int,
+        float,
+        str,
+        bytes,
+        Decimal,
+        date,
+        datetime,
+        time,
+        timedelta,
+        UUID,
+    }
+)
+"""The usual types of column values: neither SQL nor to be changed in place, so asked no more."""
+
+
+def own_copies(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same column values, but copies of what could be changed in place.
+
+    A value that cannot be copied is left out, to be loaded again by who reads it.
+    """
+    exotic = [key for key, value in values.items() if type(value) not in IMMUTABLE]
+    if not exotic:
+        return values
+    copies = dict(values)
+    for key in exotic:
+        try:
+            copies[key] = deepcopy(values[key])
+        except Exception:
+            del copies[key]
+    return copies
 
 
 def session_like(session: Session) -> Session:
@@ -253,6 +300,16 @@ def modified_states(session: Session) -> set[State]:
     return set(session._dirty_states)
 
 
+def keep_flushing(session: Session) -> bool:
+    """Whether the session had forgotten that it is flushing; it knows again.
+
+    The legacy bulk methods reset that on their way out, and the next query would flush.
+    """
+    forgotten = not session._flushing
+    session._flushing = True
+    return forgotten
+
+
 def contains_state(session: Session, state: State) -> bool:
     """Whether a state is pending or persistent in the session."""
     return bool(session._contains_state(state))
@@ -261,6 +318,23 @@ def contains_state(session: Session, state: State) -> bool:
 def can_orphan(mapper: Mapper[Any]) -> bool:
     """Whether a ``delete-orphan`` cascade leads to the mapper."""
     return any(parent._delete_orphans for parent in mapper.iterate_to_root())
+
+
+def referenced_keys(mapper: Mapper[Any]) -> Iterator[str]:
+    """The attributes whose change a flush carries over to the foreign keys of other rows."""
+    pairs = [
+        pair
+        for prop in mapper.relationships
+        if not prop.viewonly and prop.direction is not MANYTOONE
+        for pair in prop.synchronize_pairs
+    ]
+    pairs += [
+        pair
+        for processor in mapper._dependency_processors  # many-to-one, from the other side
+        for pair in processor.prop.synchronize_pairs
+    ]
+    for column, _ in pairs:
+        yield mapper.get_property_by_column(column).key
 
 
 def is_orphan(state: State) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, Unpack, overload
 
+from .errors import ReceiverTypeError
 from .protocols import F, M, Options, OtherSender, OwnSignal, ReceiverDecorator
 from .receivers import Phase
 from .signals import ModelSignal, Signal
@@ -52,7 +53,11 @@ def receiver(
 
     The options are those of :meth:`Signal.connect`, except that ``weak`` is ``False`` here.
     """
-    signals: list[Signal] = [signal] if isinstance(signal, Signal) else list(signal)
+    given: Any = [signal] if isinstance(signal, Signal) else signal
+    signals: list[Any] = list(given) if isinstance(given, Iterable) else [given]
+    for one in signals:
+        if not isinstance(one, Signal):
+            raise ReceiverTypeError(f"receiver() takes signals such as post_save, not {signal!r}")
 
     def decorate(fn: F) -> F:
         for one in signals:

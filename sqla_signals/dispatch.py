@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from blinker import ANY
 
-from .errors import AsyncReceiverError
+from .errors import AsyncReceiverError, ReceiverOptionError
 from .receivers import PHASES, Phase, Receiver, describe_sender, identity, matches, sender_list
 
 if TYPE_CHECKING:
@@ -97,6 +97,10 @@ def mute(
     Blocks nest: leaving the inner one does not end the outer one. What happens inside the block
     is silenced, and only that: a flush inside it sends nothing, one after it sends again.
     """
+    if signal is not None and not hasattr(signal, "receivers_for"):
+        raise ReceiverOptionError(
+            f"mute(): {signal!r} is not a signal; mute(signal=None, sender=None, receiver=None)"
+        )
     who = identity(receiver) if receiver is not None else None
     token = _mutes.set(_mutes.get() + tuple(_Mute(signal, s, who) for s in sender_list(sender)))
     try:

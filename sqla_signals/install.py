@@ -220,8 +220,12 @@ class raw:
     """
 
     def __init__(self, session: Any) -> None:
+        if hasattr(session, "registry"):  # a scoped_session or an async_scoped_session
+            session = session()
         self._session = session
         self._sync: Session = getattr(session, "sync_session", session)
+        if not isinstance(self._sync, Session):
+            raise InstallError(f"raw({session!r}): give a Session or an AsyncSession")
 
     def _enter(self) -> None:
         self._sync.info[RAW] = self._sync.info.get(RAW, 0) + 1
@@ -233,7 +237,7 @@ class raw:
 
     def __enter__(self) -> None:
         if self._session is not self._sync:
-            raise TypeError("use 'async with raw(session)' with an AsyncSession")
+            raise InstallError(f"raw({self._session!r}): with an AsyncSession, use 'async with'")
         self._enter()
 
     def __exit__(
@@ -249,6 +253,8 @@ class raw:
             self._exit()
 
     async def __aenter__(self) -> None:
+        if self._session is self._sync:
+            raise InstallError(f"raw({self._session!r}): with a plain Session, use 'with'")
         self._enter()
 
     async def __aexit__(

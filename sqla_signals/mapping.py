@@ -38,7 +38,7 @@ def connected(signal: ModelSignal, receivers: Iterable[Receiver]) -> None:
     """Check new receivers as far as their classes are mapped, and the rest when they are."""
     global _watching
     for receiver in receivers:
-        check_fields(signal, receiver)
+        check(signal, receiver)
     with _lock:
         if not _watching:
             event.listen(Mapper, "after_configured", _after_configured)
@@ -64,28 +64,30 @@ def installed(installation: Any) -> None:
         event.remove(Session, "before_flush", _flushed_without_install)
 
 
-def check_fields(signal: ModelSignal, receiver: Receiver) -> None:
-    """Raise :class:`ReceiverOptionError` if ``fields`` names what a matching class lacks."""
-    if receiver.fields is None:
-        return
-    for mapper in all_mappers():
-        if mapper.configured and receiver.matches(mapper.class_):
-            receiver.columns(mapper)
+def check(signal: ModelSignal, receiver: Receiver) -> None:
+    """Raise :class:`ReceiverOptionError` if the classes mapped so far show an option to be wrong.
 
-
-def check_name(receiver: Receiver) -> None:
-    """Raise :class:`ReceiverOptionError` if a string sender names two classes of one registry."""
-    if not isinstance(receiver.sender, str) or receiver.propagate:
+    That is when ``fields`` names what a matching class lacks, or when a string sender names two
+    classes of one registry.
+    """
+    if receiver.fields is None and not isinstance(receiver.sender, str):
         return
-    found: dict[Any, list[str]] = defaultdict(list)
+    named: dict[Any, set[str]] = defaultdict(set)
     for mapper in all_mappers():
-        if receiver.matches(mapper.class_):
+        if not receiver.matches(mapper.class_):
+            continue
+        if receiver.fields is not None and mapper.configured:
+            try:
+                receiver.columns(mapper)
+            except ReceiverOptionError as error:
+                raise ReceiverOptionError(f"{signal.name}: {error}") from None
+        if isinstance(receiver.sender, str) and not receiver.propagate:
             cls = mapper.class_
-            found[mapper.registry].append(f"{cls.__module__}.{cls.__qualname__}")
-    for names in found.values():
-        if len(set(names)) > 1:
+            named[mapper.registry].add(f"{cls.__module__}.{cls.__qualname__}")
+    for names in named.values():
+        if len(names) > 1:
             raise ReceiverOptionError(
-                f"receiver {receiver}: sender={receiver.sender!r} could be any of "
+                f"{signal.name}: receiver {receiver}: sender={receiver.sender!r} could be any of "
                 f"{', '.join(sorted(names))}. Give the full name or the class."
             )
 
@@ -97,8 +99,7 @@ def _after_configured() -> None:
     for signal in model_signals:
         signal.forget_lookups()
     for signal, receiver in waiting:
-        check_fields(signal, receiver)
-        check_name(receiver)
+        check(signal, receiver)
     if waiting and not installations:
         _warn([receiver for _, receiver in waiting], "mappers were configured")
 

@@ -43,6 +43,7 @@ class Effect:
         "origin",
         "raw",
         "row",
+        "using",
         "values",
         "was",
     )
@@ -60,6 +61,7 @@ class Effect:
         values: Mapping[str, Any] | None = None,
         origin: Any = None,
         raw: bool = False,
+        using: Any = None,
         mutes: tuple[Any, ...] = (),
     ) -> None:
         self.kind: Kind = kind
@@ -76,6 +78,7 @@ class Effect:
         self.values: Mapping[str, Any] | None = values
         self.origin: Any = origin
         self.raw: bool = raw
+        self.using: Any = using
         self.mutes: tuple[tuple[Any, ...], ...] = (mutes,)
         """The mutes in force, once per effect folded into this one."""
 
@@ -94,7 +97,7 @@ class Effect:
             if self.kind is UPDATED and not net.changes and not net.along:
                 return None
         net.raw = self.raw and later.raw
-        net.mutes = self.mutes + later.mutes
+        net.mutes = self.mutes if later.mutes == self.mutes else self.mutes + later.mutes
         return net
 
     def _copy(self, kind: Kind) -> Effect:
@@ -109,6 +112,7 @@ class Effect:
             values=self.values,
             origin=self.origin,
             raw=self.raw,
+            using=self.using,
         )
 
 

@@ -12,6 +12,7 @@ import itertools
 import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, Literal
+from weakref import WeakKeyDictionary
 
 from blinker import ANY
 
@@ -85,7 +86,7 @@ class Receiver:
         self.is_async: bool = is_async(fn)
         self.name: str = name or default_name(fn)
         self.location: str = location(fn)
-        self._columns: dict[int, frozenset[str]] = {}
+        self._columns: WeakKeyDictionary[Mapper[Any], frozenset[str]] = WeakKeyDictionary()
 
         me = weakref.ref(self)
 
@@ -135,7 +136,7 @@ class Receiver:
         Raises :class:`ReceiverOptionError` for a name that the class does not have.
         """
         assert self.fields is not None
-        found = self._columns.get(id(mapper))
+        found = self._columns.get(mapper)
         if found is None:
             keys: set[str] = set()
             for field in sorted(self.fields):
@@ -147,7 +148,7 @@ class Receiver:
                         f"{', '.join(sorted(prop.key for prop in mapper.column_attrs))}"
                     )
                 keys |= columns
-            found = self._columns[id(mapper)] = frozenset(keys)
+            found = self._columns[mapper] = frozenset(keys)
         return found
 
     def merged(self, other: Receiver) -> Receiver:
@@ -156,7 +157,7 @@ class Receiver:
             return self
         merged = copy.copy(self)
         merged.fields = None if other.fields is None else self.fields | other.fields
-        merged._columns = {}
+        merged._columns = WeakKeyDictionary()
         return merged
 
     def __str__(self) -> str:
@@ -224,6 +225,11 @@ def matches(wanted: Any, sender: Any, propagate: bool = False) -> bool:
     return False
 
 
+def describe(fn: Callable[..., Any]) -> str:
+    """How a function is named in messages."""
+    return f"{default_name(fn)} ({location(fn)})"
+
+
 def is_named(cls: type, name: str) -> bool:
     """Whether ``name`` is the class's bare or dotted name."""
     if "." not in name:
@@ -271,7 +277,9 @@ def check_callable(fn: Any, signal: Signal) -> None:
         signature = inspect.signature(fn)
     except ValueError:  # a builtin that does not tell
         return
-    who = f"{signal.name}: receiver {default_name(fn)} ({location(fn)})"
+    who = f"{signal.name}: receiver {describe(fn)}"
+    if inspect.isgeneratorfunction(unwrapped(fn)) or inspect.isasyncgenfunction(unwrapped(fn)):
+        raise ReceiverTypeError(f"{who} is a generator: calling it would run nothing of its body")
     if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
         raise ReceiverTypeError(
             f"{who} must accept **kwargs, because signals may send more in a later version. "

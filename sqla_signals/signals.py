@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Generator, Mapping
 from contextlib import contextmanager
+from inspect import isawaitable
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Unpack
 
@@ -21,6 +22,7 @@ from .receivers import (
     Phase,
     Receiver,
     check_callable,
+    describe,
     describe_sender,
     field_names,
     identity,
@@ -111,13 +113,22 @@ class Signal(blinker.NamedSignal):
         Connecting the same function for the same sender again has no effect.
         """
         check_callable(receiver, self)
+        who = f"{self.name}: receiver {describe(receiver)}"
         if on not in PHASES or on not in self._phases:
             raise ReceiverOptionError(
-                f"{self.name}: on={on!r} for receiver {receiver!r}; "
-                f"this signal takes {' or '.join(map(repr, self._phases))}"
+                f"{who}: on={on!r} is not one of {', '.join(map(repr, self._phases))}, "
+                f"which this signal takes"
             )
-        names = field_names(fields)
-        senders = sender_list(sender)
+        if durable:
+            raise ReceiverOptionError(
+                f"{who}: durable=True is not available in this version; "
+                f'use on="commit" for work that may be lost with the process'
+            )
+        try:
+            names = field_names(fields)
+            senders = sender_list(sender)
+        except ReceiverOptionError as error:
+            raise ReceiverOptionError(f"{who}: {error}") from None
         for one in senders:
             self._check_sender(one, receiver)
         connected = [
@@ -260,6 +271,8 @@ class Signal(blinker.NamedSignal):
                 result = await _sync_wrapper(fn)(sender, **kwargs)
             else:
                 result = fn(sender, **kwargs)
+                if isawaitable(result):  # a decorated async receiver
+                    result = await result
             results.append((fn, result))
         return results
 
@@ -275,7 +288,9 @@ class Signal(blinker.NamedSignal):
                 continue
             try:
                 if receiver.is_async:
-                    raise dispatch.unawaitable(self, receiver, sender, "send_robust()")
+                    raise dispatch.unawaitable(
+                        self, receiver, sender, "send_robust(): use send_async()"
+                    )
                 result = fn(sender, **kwargs)
             except Exception as error:
                 logger.exception(
@@ -370,7 +385,7 @@ class ModelSignal(Signal):
     def _check_sender(self, sender: Any, receiver: Callable[..., Any]) -> None:
         if sender is not ANY and not isinstance(sender, str | type):
             raise ReceiverOptionError(
-                f"{self.name}: sender={sender!r} for receiver {receiver!r} cannot be a sender; "
+                f"{self.name}: receiver {describe(receiver)}: sender={sender!r} is no sender; "
                 f"give a mapped class, a base class or mixin of models, or a class name"
             )
 

@@ -27,7 +27,7 @@ def clean_slate() -> Iterator[None]:
     yield
     for installation in list(installations):
         installation.remove()
-    for signal in model_signals:
+    for signal in (*model_signals, sqla_signals.receiver_failed):
         signal._clear_state()
 
 

@@ -121,6 +121,7 @@ MAPPER_MODULE = ("_all_registries",)
 SESSION_MODULE = ("_new_sessionid", "_sessions")
 MAPPERS = (
     "_delete_orphans",
+    "_dependency_processors",
     "_props",
     "_is_orphan",
     "_identity_key_from_state",
@@ -147,6 +148,7 @@ SESSIONS = (
     "_dirty_states",
     "_contains_state",
     "_query_cls",
+    "_flushing",
     "connection_callable",
     "enable_baked_queries",
     "hash_key",

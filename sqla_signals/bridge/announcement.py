@@ -108,7 +108,7 @@ class Announcement:
         held = [state.obj() for states in (saves, deletes) for state in states]
         callers: list[Receiver] = []
         for state in saves:
-            callers += self._save(state, NOTHING)
+            callers += self._save(state, foresight.assigns(state))
         for row in derived:
             if not row.is_delete and row.still_stands(session):
                 callers += self._save(row.state, row.assigns)
@@ -134,7 +134,7 @@ class Announcement:
         columns = calls.columns
         changed = columns.assigned(state)
         if not self._is_written(state) or not (
-            changed or (assigns and columns.will_write(state, assigns))
+            columns.will_write(state, assigns) if assigns else changed
         ):
             return ()
         self._announced[state] = False

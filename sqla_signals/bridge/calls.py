@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy.util import await_only
 
+from .._sqlalchemy import state_of
 from ..changes import Change
 from ..dispatch import Table, audible, unawaitable
 from ..errors import AsyncReceiverError
@@ -121,6 +122,7 @@ class ModelCalls:
         changes: Mapping[str, Change],
         update_fields: frozenset[str] | None,
         raw: bool,
+        using: Engine | Connection | None = None,
     ) -> None:
         """Call one receiver of ``pre_save`` or ``post_save``."""
         fn = receiver.strong or receiver.fn
@@ -137,7 +139,7 @@ class ModelCalls:
                 changes=changes,
                 update_fields=update_fields,
                 raw=raw,
-                using=self._using or self._bind(instance),
+                using=using or self.using(instance),
                 session=calls.session_for(receiver),
                 signal=signal,
             )
@@ -147,7 +149,14 @@ class ModelCalls:
             _note(error, signal, receiver, cls)
             raise
 
-    def delete(self, signal: Signal, receiver: Receiver, instance: Any, origin: Any) -> None:
+    def delete(
+        self,
+        signal: Signal,
+        receiver: Receiver,
+        instance: Any,
+        origin: Any,
+        using: Engine | Connection | None = None,
+    ) -> None:
         """Call one receiver of ``pre_delete`` or ``post_delete``."""
         fn = receiver.strong or receiver.fn
         if fn is None:
@@ -160,7 +169,7 @@ class ModelCalls:
                 cls,
                 instance=instance,
                 origin=origin,
-                using=self._using or self._bind(instance),
+                using=using or self.using(instance),
                 session=calls.session_for(receiver),
                 signal=signal,
             )
@@ -170,11 +179,20 @@ class ModelCalls:
             _note(error, signal, receiver, cls)
             raise
 
-    def _bind(self, instance: Any) -> Engine | Connection:
+    def using(self, instance: Any) -> Engine | Connection:
+        """The bind that the row of an instance goes to."""
+        if self._using is not None:
+            return self._using
         session = self._calls.session
         if session.connection_callable is not None:  # horizontal sharding: each row has its own
-            return session.get_bind(self.mapper, instance=instance)
-        self._using = session.get_bind(self.mapper)
+            # Asking settles the shard of a new instance; that is for the flush to do.
+            state = state_of(instance)
+            token = state.identity_token
+            bind = session.get_bind(self.mapper, instance=instance)
+            state.identity_token = token
+            return bind
+        # A flush asks for the connection of the whole hierarchy.
+        self._using = session.get_bind(self.mapper.base_mapper)
         return self._using
 
 

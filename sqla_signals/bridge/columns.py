@@ -6,7 +6,6 @@ The rules are those of SQLAlchemy's ``orm/persistence.py``, asked from outside. 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from copy import deepcopy
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -15,7 +14,7 @@ from sqlalchemy.orm import LoaderCallableStatus
 from sqlalchemy.schema import Column
 from sqlalchemy.sql import ClauseElement
 
-from .._sqlalchemy import IMMUTABLE, is_container, pk_cascaded
+from .._sqlalchemy import IMMUTABLE, own_copies, pk_cascaded
 from ..changes import UNSET, Change
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ class Columns:
         self._primary_key = {
             mapper.get_property_by_column(column).key: column for column in mapper.primary_key
         }
-        self._absent = {key: absent_value(mapper, prop.columns) for key, prop in props.items()}
+        self._absent = {key: absent_value(prop.columns) for key, prop in props.items()}
         self._tables = {
             key: frozenset(column.table for column in prop.columns) for key, prop in props.items()
         }
@@ -148,7 +147,8 @@ class Columns:
     ) -> dict[str, Change]:
         """What the extra UPDATE of a ``post_update`` relationship wrote."""
         keys = {self._keys.get(column) for column in columns}
-        changed = self.updated(state, NO_HISTORY, context)
+        unassigned = History({}, frozenset(state.expired_attributes))
+        changed = self.updated(state, unassigned, context)
         return {key: change for key, change in changed.items() if key in keys}
 
     def written_along(self, changed: Iterable[str], of_one_table: bool = False) -> frozenset[str]:
@@ -171,7 +171,7 @@ class Columns:
         """Whether the database would see no difference between two values."""
         return not differs(self._equal[key], new, old)
 
-    def values(self, state: InstanceState[Any]) -> dict[str, Any]:
+    def values(self, state: InstanceState[Any]) -> Values:
         """The column values that the instance holds and the database knows."""
         held = state.dict
         values = {key: held[key] for key in self.keys if key in held}
@@ -182,10 +182,7 @@ class Columns:
                         del values[key]
                     else:
                         values[key] = old
-        for key, value in values.items():
-            if type(value) not in IMMUTABLE and is_container(value):
-                values[key] = deepcopy(value)  # the program may go on changing it
-        return values
+        return own_copies(values)
 
     def inserted(self, values: Values) -> dict[str, Change]:
         """``changes`` of a row that was inserted and left ``values`` in the instance."""
@@ -232,7 +229,7 @@ def known(value: Any) -> Any:
     return UNSET if isinstance(value, LoaderCallableStatus) else value
 
 
-def absent_value(mapper: Mapper[Any], columns: Iterable[Any]) -> Any:
+def absent_value(columns: Iterable[Any]) -> Any:
     """What a column holds after an INSERT that was given no value for it: NULL or unknown."""
     for column in columns:
         if (

@@ -178,8 +178,9 @@ def rolled_back(session: Session, frame: Frame) -> None:
     for effect in frame.effects:
         for signal, receiver in _receivers(effect, "rollback"):
             mapper = state_of(effect.instance).manager.mapper
-            instance = detached_copy(mapper, effect.was, effect.values or {})
+            instance = None
             try:
+                instance = detached_copy(mapper, effect.was, effect.values or {})
                 _call(calls.of(mapper), signal, receiver, effect, instance)
             except Exception as error:
                 _failed(signal, receiver, mapper, instance, error, "rollback")
@@ -213,7 +214,10 @@ class _OwnSessions:
                 session.commit()
         except Exception as error:
             if session is not None and _has_begun(session):
-                session.rollback()
+                try:
+                    session.rollback()
+                except Exception:
+                    logger.exception("rolling back after the failure of receiver %s", receiver)
             _failed(signal, receiver, mapper, instance, error, "commit")
         finally:
             # A factory's session may hold what it was made with. Ours is left open only by what
@@ -252,12 +256,12 @@ def _call(
     calls: ModelCalls, signal: ModelSignal, receiver: Receiver, effect: Effect, instance: Any
 ) -> None:
     if effect.kind is DELETED:
-        calls.delete(signal, receiver, instance, effect.origin)
+        calls.delete(signal, receiver, instance, effect.origin, effect.using)
         return
     created = effect.kind is CREATED
     changes = Changes(partial(dict, effect.changes))
     fields = None if created else effect.along.union(effect.changes)
-    calls.save(signal, receiver, instance, created, changes, fields, effect.raw)
+    calls.save(signal, receiver, instance, created, changes, fields, effect.raw, effect.using)
 
 
 def _failed(

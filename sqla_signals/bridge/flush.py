@@ -89,10 +89,13 @@ class Flush:
         its ``post_delete`` receivers with nothing to read.
         """
         self.announcement.send_late(state, is_delete=True)
-        if state.expired_attributes and post_delete.has_receivers_for(state.class_):
+        if not state.expired_attributes or not post_delete.has_receivers_for(state.class_):
+            return
+        expired = state.expired_attributes & self._calls.of(state.manager.mapper).columns.keys
+        if expired:
             # Gone already, by ON DELETE CASCADE or another transaction: there is nothing to load.
             with suppress(ObjectDeletedError):
-                getattr(state.obj(), next(iter(state.expired_attributes)))
+                getattr(state.obj(), next(iter(expired)))
 
     def after_insert(self, state: State) -> None:
         """An INSERT was emitted."""
@@ -180,6 +183,7 @@ class Flush:
             values=columns.values(state) if undone else None,
             origin=self._origins.get(state),
             raw=self._calls.raw,
+            using=calls.using(row.instance),
             mutes=active_mutes(),
         )
 

@@ -8,7 +8,7 @@ for what they are: added, deleted, or changed in a column.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -26,8 +26,9 @@ from .._sqlalchemy import (
     modified_states,
     orphaned_outside_of_session,
     pending_states,
+    referenced_keys,
 )
-from .columns import columns_of
+from .columns import NOTHING, columns_of
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, Mapper, Session
@@ -160,6 +161,10 @@ class Foresight:
             assigns = run.assigns.get(state, {})
             yield Derived(state, state.obj(), is_delete, assigns, cause, stamp)
 
+    def assigns(self, state: State) -> Mapping[str, Any]:
+        """What the flush itself is going to assign to an instance."""
+        return self._run.assigns.get(state, NOTHING)
+
     def _is_deleted(self, state: State) -> bool:
         return bool(self._run.states.get(state, (False, False))[0])
 
@@ -179,6 +184,7 @@ class Relations:
         keys = {prop.key for prop in active}
         self._downward = frozenset(prop.key for prop in active if prop.direction is not MANYTOONE)
         keys |= {mapper.get_property_by_column(column).key for column in mapper.primary_key}
+        keys |= set(referenced_keys(mapper))
         self._changes = frozenset(keys)
         self.can_orphan: bool = can_orphan(mapper)
 
@@ -214,6 +220,8 @@ def cascade_origins(session: Session, deletes: Iterable[State]) -> dict[State, A
     if len(taken) > 1:
         direct: set[State] = set()
         for head in (*marked, *(state for state in taken if state not in marked)):
+            if head in heads:
+                continue  # and so is all that its own cascade reaches
             if head in marked:
                 direct.add(head)
             for _, _, state, _ in head.mapper.cascade_iterator("delete", head):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final
 
+from .._sqlalchemy import keep_flushing
 from ..errors import SessionInFlushError
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def _shadowed(owner: Any, kind: str, remedies: dict[str, str]) -> Iterator[None]
     before = {name: own[name] for name in remedies if name in own}
     own.update(
         {
-            name: _forbidden(f"{kind}.{name}()", remedy)
+            name: _forbidden(f"{kind}.{name}()", remedy, owner if name == "flush" else None)
             for name, remedy in remedies.items()
             if hasattr(owner, name)
         }
@@ -68,8 +69,10 @@ def _shadowed(owner: Any, kind: str, remedies: dict[str, str]) -> Iterator[None]
         own.update(before)
 
 
-def _forbidden(call: str, remedy: str) -> Callable[..., NoReturn]:
-    def forbidden(*args: Any, **kwargs: Any) -> NoReturn:
+def _forbidden(call: str, remedy: str, flushing: Session | None) -> Callable[..., None]:
+    def forbidden(*args: Any, **kwargs: Any) -> None:
+        if flushing is not None and keep_flushing(flushing):
+            return  # a query after bulk_save_objects() and the like: it would autoflush
         error = SessionInFlushError(
             f"{call} was called inside a flush receiver; the flush is not finished"
         )

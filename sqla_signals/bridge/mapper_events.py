@@ -1,8 +1,7 @@
 """The mapper events that tell what a flush writes, on the mappers somebody has receivers for.
 
 Listeners are added when a flush first finds receivers for a mapper, and stay until the last
-installation is removed: SQLAlchemy's listener collections must not lose members while another
-thread runs through them. They do nothing outside of a flush that an installation listens to.
+installation is removed. They do nothing outside of a flush that an installation listens to.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from weakref import WeakKeyDictionary
 from sqlalchemy import event
 from sqlalchemy.orm import Mapper
 
-from .._sqlalchemy import all_mappers, is_last_listener
+from .._sqlalchemy import all_mappers, is_last_listener, listen_to, unlisten
 from ..signals import post_delete, post_save, pre_delete, pre_save
 from .flush import Flush
 
@@ -111,10 +110,8 @@ def _listen(mapper: Mapper[Any], listeners: Mapping[str, Callable[..., None]]) -
     names = _listening.setdefault(mapper, set())
     for name, listener in listeners.items():
         if name not in names:
-            # With raw and retval both set, SQLAlchemy calls the function itself, unwrapped. What
-            # another listener assigns after the statement was not written: ours comes first.
-            first = name.startswith("after")
-            event.listen(mapper, name, listener, raw=True, retval=True, insert=first)
+            # What another listener assigns after the statement was not written: ours comes first.
+            listen_to(mapper, name, listener, first=name.startswith("after"))
             names.add(name)
 
 
@@ -124,8 +121,7 @@ def stay_last(mapper: Mapper[Any]) -> None:
         mapper, "before_update", before_update
     ):
         with _lock:
-            event.remove(mapper, "before_update", before_update)
-            event.listen(mapper, "before_update", before_update, raw=True, retval=True)
+            listen_to(mapper, "before_update", before_update, first=False)
 
 
 def start_listening() -> None:
@@ -147,6 +143,6 @@ def stop_listening() -> None:
             event.remove(Mapper, "mapper_configured", _mapper_configured)
         for mapper, names in list(_listening.items()):
             for name in names:
-                event.remove(mapper, name, {**_SAVES, **_DELETES}[name])
+                unlisten(mapper, name, {**_SAVES, **_DELETES}[name])
         _listening.clear()
         _seen = ()

@@ -9,8 +9,7 @@ a frame that was not committed by then was rolled back, or closed, which is the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any, Final
 
 from .. import mapping
 from ..errors import SignalsError
@@ -22,7 +21,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import Session, SessionTransaction
 
-_frames: WeakKeyDictionary[SessionTransaction, Frame] = WeakKeyDictionary()
+_FRAME: Final = "sqla_signals.frame"
+"""Kept on the transaction, to live as long: a callback may refer to the session, and so to it."""
 
 
 def frame_of(session: Session) -> Frame:
@@ -37,15 +37,15 @@ def frame_of(session: Session) -> Frame:
 def _frame(transaction: SessionTransaction) -> Frame:
     frame = _known_frame(transaction)
     if frame is None:
-        frame = _frames[transaction] = Frame()
+        frame = transaction.__dict__[_FRAME] = Frame()
     return frame
 
 
 def _known_frame(transaction: SessionTransaction) -> Frame | None:
     """The frame of a transaction, if it has one by now."""
-    frame = _frames.get(transaction)
+    frame: Frame | None = transaction.__dict__.get(_FRAME)
     if frame is None and transaction.parent is None and WAITING in transaction.session.info:
-        frame = _frames[transaction] = transaction.session.info.pop(WAITING)
+        frame = transaction.__dict__[_FRAME] = transaction.session.info.pop(WAITING)
     return frame
 
 
@@ -73,7 +73,7 @@ def ended(
     frame = _known_frame(transaction)
     if not frame:
         return
-    del _frames[transaction]
+    del transaction.__dict__[_FRAME]
     if not frame.committed:
         delivery.rolled_back(session, frame)
     elif transaction.nested:

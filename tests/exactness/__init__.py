@@ -1,1 +1,1 @@
-"""The proof of exactness: random programs, with database triggers as the witness of what was written."""
+"""The proof of exactness: random programs, and triggers as the witness of what they wrote."""

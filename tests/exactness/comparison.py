@@ -44,8 +44,8 @@ def mismatches(flush: Flush, *, stale: set[Key], meddling: bool = False) -> Iter
     """Each way in which the signals of `flush` differ from what was written.
 
     `stale` are the rows that others wrote: old values the session has of them may be wrong.
-    With `meddling`, receivers act on the session: a `pre_*` may then be sent for a write that another
-    receiver prevents, and what one receiver sees another may have changed.
+    With `meddling`, receivers act on the session: a `pre_*` may then be sent for a write that
+    another receiver prevents, and what one receiver sees another may have changed.
     """
     pre = [sent for sent in flush.sent if sent.signal.startswith("pre_")]
     post = [sent for sent in flush.sent if sent.signal.startswith("post_")]
@@ -95,7 +95,9 @@ def mismatches(flush: Flush, *, stale: set[Key], meddling: bool = False) -> Iter
         if fate is not None:
             yield from _class(sent, fate)
             if sent.kind != "deleted":
-                yield from _values(sent, fate, is_stale=key in stale)
+                # SQLAlchemy clears a sheet's key in memory when it leaves its pile, and no more.
+                is_stale = key in stale or key[0] == "sheets"
+                yield from _values(sent, fate, is_stale=is_stale)
 
 
 def _origin(sent: Sent, flush: Flush) -> Iterator[str]:

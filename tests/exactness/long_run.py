@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, Phase, Verbosity, seed, settings
 from hypothesis.errors import Flaky
 from hypothesis.stateful import run_state_machine_as_test
 
+from .commit_machine import CommitDatabase, CommitPrograms, CommitTally, signals_after_the_end
 from .machine import SessionPrograms
 from .program import Mismatch, Tally, expected_warnings, signals_received
 from .recorder import Database
@@ -23,6 +24,9 @@ from .recorder import Database
 def main() -> int:
     """Run until there were enough steps or the time is up."""
     parser = argparse.ArgumentParser(prog="python -m tests.exactness.long_run", description=__doc__)
+    parser.add_argument(
+        "--machine", choices=["flush", "commit"], default="flush", help="which signals to compare"
+    )
     parser.add_argument("--steps", type=int, default=100_000, help="at least so many rule steps")
     parser.add_argument("--minutes", type=float, default=60, help="at most so long")
     parser.add_argument("--seed", type=int, default=0, help="of the first batch of programs")
@@ -31,31 +35,32 @@ def main() -> int:
     parser.add_argument("--meddling", action="store_true", help="with receivers that act")
     parser.add_argument("--length", type=int, default=40, help="of a program, in steps at most")
     parser.add_argument("--mismatches", type=int, default=1, help="stop after so many")
-    parser.add_argument("--no-shrink", action="store_true", help="print programs as found")
     parser.add_argument("--tolerate", metavar="REGEX", help="do not report such mismatches")
     options = parser.parse_args()
 
-    tally = Tally()
+    commits = options.machine == "commit"
+    tally = CommitTally() if commits else Tally()
     tally.tolerated = re.compile(options.tolerate) if options.tolerate else None
+    database = CommitDatabase(options.url) if commits else Database(options.url)
+    control_database = None
+    if not commits and (options.control_url or options.url.startswith("sqlite")):
+        control_database = Database(options.control_url or "sqlite://")
     Machine = type(
         "Machine",
-        (SessionPrograms,),
+        (CommitPrograms if commits else SessionPrograms,),
         {
-            "database": Database(options.url),
-            "control_database": Database(options.control_url or "sqlite://"),
+            "database": database,
+            "control_database": control_database,
             "tally": tally,
             "meddling": options.meddling,
         },
     )
-    if not options.control_url and not options.url.startswith("sqlite"):
-        Machine.control_database = None
-    phases = [Phase.generate] if options.no_shrink else [Phase.generate, Phase.shrink]
     profile = settings(
         max_examples=100,
         stateful_step_count=options.length,
         deadline=None,
         database=None,
-        phases=phases,
+        phases=[Phase.generate],  # Programs are made short by the machine itself.
         suppress_health_check=list(HealthCheck),
         print_blob=False,
         report_multiple_bugs=False,
@@ -64,7 +69,7 @@ def main() -> int:
     began, batch = time.monotonic(), options.seed
     found: list[str] = []
     steps = 0
-    with signals_received(), expected_warnings():
+    with signals_after_the_end() if commits else signals_received(), expected_warnings():
         while steps < options.steps and time.monotonic() - began < options.minutes * 60:
             before = tally.steps
             try:
@@ -77,6 +82,7 @@ def main() -> int:
                     break
             steps += tally.steps - before
             batch += 1
+    database.remove()
     report(tally, found, time.monotonic() - began)
     return 1 if found else 0
 
@@ -85,6 +91,13 @@ def report(tally: Tally, found: list[str], seconds: float) -> None:
     """Print the numbers."""
     late = sum(tally.late.values())
     print(f"steps {tally.steps} in {tally.programs} programs, {seconds:.0f} s")
+    if isinstance(tally, CommitTally):
+        print(f"ends: {counts(tally.endings)}")
+        print(f"rows compared {sum(tally.compared.values())}: {counts(tally.compared)}")
+        print(f"not compared in full: {counts(tally.lenient)}")
+        print(f"programs' own errors: {counts(tally.errors)}")
+        print(f"mismatches {len(found)}")
+        return
     print(f"flushes {tally.flushes}, of which failed {tally.failed}")
     print(f"rows written {sum(tally.rows.values())}: {counts(tally.rows)}")
     print(f"programs' own errors: {counts(tally.errors)}")

@@ -13,7 +13,7 @@ from sqlalchemy import JSON, Column, Integer, inspect
 from sqlalchemy.orm import RelationshipProperty
 from sqlalchemy.orm.collections import collection_adapter
 
-from .meddling import ACTIONS, SIGNALS, Meddler
+from .meddling import ACTIONS, SIGNALS
 from .models import CLUSTERS, Base
 from .program import Mismatch, Program, Tally
 from .recorder import ControlSession, Database, SignallingSession
@@ -49,16 +49,20 @@ class SessionPrograms(RuleBasedStateMachine):
         expire_on_commit: bool,
     ) -> None:
         self.classes: list[type[Base]] = [c for n in dict.fromkeys(clusters) for c in CLUSTERS[n]]
-        self.options = options = {"autoflush": autoflush, "expire_on_commit": expire_on_commit}
-        self.program = Program(
-            self.database, SignallingSession, self.tally, meddling=self.meddling, **options
-        )
-        self.control: Program | None = None
-        if self.control_database is not None and not self.meddling:
-            self.control = Program(self.control_database, ControlSession, Tally(), **options)
+        self.options = {"autoflush": autoflush, "expire_on_commit": expire_on_commit}
+        self.start(self.tally)
         self.tally.programs += 1
         for cls, value, parent in population:
             self.new(cls, value, parent)
+
+    def start(self, tally: Tally) -> None:
+        """Begin a program, and its twin."""
+        self.program = Program(
+            self.database, SignallingSession, tally, meddling=self.meddling, **self.options
+        )
+        self.control: Program | None = None
+        if self.control_database is not None and not self.meddling:
+            self.control = Program(self.control_database, ControlSession, Tally(), **self.options)
 
     def teardown(self) -> None:
         if hasattr(self, "program"):
@@ -117,7 +121,9 @@ class SessionPrograms(RuleBasedStateMachine):
         name, prop = found
         loaded = inspect(self.program.variables[name]).dict.get(prop.key)
         members = list(collection_adapter(loaded)) if hasattr(loaded, "_sa_adapter") else []
-        member_names = [n for n, v in self.program.variables.items() if any(v is m for m in members)]
+        member_names = [
+            n for n, v in self.program.variables.items() if any(v is m for m in members)
+        ]
         if member_names:
             self.run(f"{name}.{prop.key}.remove({pick(member_names, other)})")
         elif prop.lazy in ("write_only", "dynamic"):
@@ -325,15 +331,11 @@ class SessionPrograms(RuleBasedStateMachine):
     @rule(signal=picks, cls=picks, action=picks, other=picks)
     def meddle(self, signal: int, cls: int, action: int, other: int) -> None:
         if len(self.program.recorder.meddlers) < 4:
-            meddler = Meddler(
-                pick(SIGNALS, signal),
-                pick(self.classes, cls),
-                pick(ACTIONS, action),
-                pick(self.classes, other),
-                self.program,
+            sender, target = pick(self.classes, cls), pick(self.classes, other)
+            self.run(
+                f"meddle({pick(SIGNALS, signal)!r}, {sender.__name__}, "
+                f"{pick(ACTIONS, action)!r}, {target.__name__})"
             )
-            self.program.recorder.meddlers.append(meddler)
-            self.program.lines.append(f"# {meddler}")
 
     # How rules choose.
 
@@ -344,10 +346,8 @@ class SessionPrograms(RuleBasedStateMachine):
             error = self.program.run(line)
             if self.control is not None:
                 self.compare_with_control(error, self.control.run(line))
-        except Mismatch:
-            if self.control is not None and not self.is_decided():
-                reject()
-            raise
+        except Mismatch as mismatch:
+            raise self.minimal(mismatch) from None
         if self.program.must_roll_back or (self.control and self.control.must_roll_back):
             self.roll_back()
 
@@ -358,28 +358,67 @@ class SessionPrograms(RuleBasedStateMachine):
         """
         assert self.control is not None
         statements, twins = self.program.statements, self.control.statements
-        if (error is None) == (control_error is None) and (error or statements == twins):
-            return
-        lines = "\n".join(f"    {line}" for line in self.program.lines)
-        raise Mismatch(
-            f"the program runs otherwise without signals\n{lines}\n"
-            f"with:    {error!r}, {statements}\nwithout: {control_error!r}, {twins}"
-        )
+        if (error is None) != (control_error is None) or (error is None and statements != twins):
+            raise Mismatch(
+                ["the program runs otherwise without signals"],
+                self.program.lines,
+                f"with:    {error!r}, {statements}\nwithout: {control_error!r}, {twins}",
+            )
 
-    def is_decided(self) -> bool:
-        """Whether SQLAlchemy always does the same with the program.
+    def minimal(self, mismatch: Mismatch) -> Mismatch:
+        """The same mismatch in a program as short as can be.
 
-        It orders some work by sets of objects, and so by their addresses: a row switch within a
-        cycle of mappers, for one, sets the children's foreign keys to NULL or does not.
+        The example is rejected where SQLAlchemy itself does not always do the same. It orders some
+        work by sets of objects, and so by their addresses: a row switch within a cycle of mappers,
+        for one, sets the foreign keys of children to NULL or does not.
         """
-        assert self.control is not None and self.control_database is not None
-        lines = self.program.lines
-        self.control.end()
+        lines = [line.partition("  # ")[0] for line in self.program.lines]
+        self.teardown()
+        if not self.is_decided(lines):
+            reject()
+        attempts = (self.replay(lines) for _ in range(5))
+        found = next((again for again in attempts if again and again.kind == mismatch.kind), None)
+        if found is None:
+            return mismatch
+        size = len(lines) // 2
+        while size:
+            at = 0
+            while at < len(lines):
+                fewer = lines[:at] + lines[at + size :]
+                again = self.replay(fewer)
+                if again is not None and again.kind == mismatch.kind and self.is_decided(fewer):
+                    lines, found = fewer, again
+                else:
+                    at += size
+            size //= 2
+        return found
+
+    def replay(self, lines: Sequence[str]) -> Mismatch | None:
+        """Run a program again, and return what it ends with."""
+        try:
+            self.start(Tally(self.tally.tolerated))
+            for line in lines:
+                error = self.program.run(line)
+                if self.control is not None:
+                    self.compare_with_control(error, self.control.run(line))
+        except Mismatch as mismatch:
+            return mismatch
+        finally:
+            self.teardown()
+        return None
+
+    def is_decided(self, lines: Sequence[str]) -> bool:
+        """Whether the control always does the same with the program."""
+        if self.control_database is None or self.meddling:
+            return True
         outcomes = set()
-        for _ in range(8):
+        for _ in range(6):
             twin = Program(self.control_database, ControlSession, Tally(), **self.options)
-            errors = [type(twin.run(line.partition("  # ")[0])) for line in lines]
-            outcomes.add((errors[-1], str(twin.statements)))
+            done = []
+            for line in lines:
+                error = twin.run(line)
+                done.append((type(error), str(twin.statements)))
+            outcomes.add(str(done))
             twin.end()
         return len(outcomes) == 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Integer, String, exc, inspect, select
@@ -12,6 +13,11 @@ from .recorder import Sent
 
 if TYPE_CHECKING:
     from .program import Program
+
+
+class Veto(Exception):
+    """Raised by a receiver that prevents a flush."""
+
 
 SIGNALS = ("pre_save", "post_save", "pre_delete", "post_delete")
 ACTIONS = (
@@ -46,8 +52,8 @@ class Meddler:
         self._flush: Any = None
 
     def __str__(self) -> str:
-        to = f" {self.target.__name__}" if self.action.endswith("_other") else ""
-        return f"on {self.signal} of {self.sender.__name__}: {self.action}{to}"
+        classes = self.sender.__name__, self.target.__name__
+        return f"meddle({self.signal!r}, {classes[0]}, {self.action!r}, {classes[1]})"
 
     def __call__(self, sent: Sent, session: Session) -> None:
         if sent.signal != self.signal or type(sent.instance) is not self.sender:
@@ -57,10 +63,9 @@ class Meddler:
         if id(sent.instance) in self._done:
             return
         self._done.add(id(sent.instance))
-        try:
+        # What it wants to act on may not be in a state to be acted on.
+        with suppress(exc.InvalidRequestError):
             getattr(self, f"_{self.action}")(sent.instance, session)
-        except exc.InvalidRequestError:
-            pass  # What it wanted to act on is not in a state to be acted on.
 
     def _others(self, instance: object, session: Session) -> list[Any]:
         return [
@@ -99,10 +104,8 @@ class Meddler:
         session.scalars(select(self.target)).all()
 
     def _veto(self, instance: object, session: Session) -> None:
-        from .program import Veto
-
         self.program.recorder.meddlers.remove(self)
-        raise Veto(str(self))
+        raise Veto(self.signal)
 
 
 def _change(instance: Any, value: int) -> None:

@@ -1,7 +1,7 @@
 """The schema of the proof: every shape of mapping whose rows a flush writes in a way of its own.
 
-The classes come in small clusters, and a program draws its objects from a few of them. All columns but the keys
-are nullable and all constructors take no required argument except natural keys, so that a program
+The classes come in small clusters, and a program draws its objects from a few of them. All columns
+but the keys are nullable, and no constructor requires anything but a natural key, so that a program
 may leave anything out.
 """
 
@@ -89,7 +89,7 @@ class Crumb(Base):
     n: Number
 
 
-# One-to-many whose children stay and lose their foreign key: with a backref, and without (in a set).
+# One-to-many whose children stay and lose their foreign key: with a backref, and as a set without.
 
 
 class Team(Base):
@@ -459,7 +459,7 @@ class Cat(Animal):
     __mapper_args__ = {"polymorphic_identity": "cat"}
 
 
-# A version counter, a column named otherwise than its attribute, a deferred column, a computed expression.
+# A version counter, a column that is not named like its attribute, a deferred one, an expression.
 
 
 class Document(Base):

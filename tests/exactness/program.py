@@ -11,7 +11,7 @@ import re
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,12 +24,11 @@ from sqla_signals import post_delete, post_save, pre_delete, pre_save
 
 from . import models
 from .comparison import late, mismatches
+from .meddling import Meddler, Veto
 from .recorder import Database, Recorder, SignallingSession, key_of
 from .witness import Key
 
-MODELS = {
-    name: value for name, value in vars(models).items() if hasattr(value, "__table__")
-}
+MODELS = {name: value for name, value in vars(models).items() if hasattr(value, "__table__")}
 PROGRAM_ERRORS = (ValueError, IndexError, KeyError, TypeError, AttributeError, NameError)
 """What a line may raise that asks for something impossible, such as removing what is not there."""
 
@@ -37,20 +36,22 @@ PROGRAM_ERRORS = (ValueError, IndexError, KeyError, TypeError, AttributeError, N
 class Mismatch(AssertionError):
     """The library and the witness disagree; the message has the program and what happened."""
 
-
-class Veto(Exception):
-    """Raised by a receiver that prevents a flush."""
+    def __init__(self, found: Sequence[str], lines: Sequence[str], happened: str) -> None:
+        program = "\n".join(f"    {line}" for line in lines)
+        super().__init__("\n".join([*found, "in the program", program, "where", happened]))
+        self.kind = re.sub(r"[(\d{].*", "", found[0])
+        """What it is about, without numbers and instances."""
 
 
 class Tally:
     """What was done and found, over many programs."""
 
-    def __init__(self) -> None:
+    def __init__(self, tolerated: re.Pattern[str] | None = None) -> None:
         self.steps = self.programs = self.flushes = self.failed = self.pre = 0
         self.rows: Counter[str] = Counter()
         self.late: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
-        self.tolerated: re.Pattern[str] | None = None
+        self.tolerated = tolerated
         """Mismatches that are not reported, since they are known."""
 
     def tolerates(self, mismatch: str) -> bool:
@@ -60,7 +61,7 @@ class Tally:
 
 @contextmanager
 def signals_received() -> Iterator[None]:
-    """Install the library on `SignallingSession`, and hand every signal to the session's recorder."""
+    """Install the library on `SignallingSession`; its signals go to the session's recorder."""
 
     def received(sender: Any, **arguments: Any) -> None:
         arguments["session"].info["recorder"].receive(sender, arguments)
@@ -79,7 +80,7 @@ def signals_received() -> Iterator[None]:
 
 @contextmanager
 def expected_warnings() -> Iterator[None]:
-    """SQLAlchemy warns of what programs do at random; where it warns of lost rows, that is an error."""
+    """Ignore what SQLAlchemy warns of in random programs; where rows are lost, raise."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", exc.SAWarning)
         warnings.filterwarnings("error", "DELETE statement on table", exc.SAWarning)
@@ -108,7 +109,8 @@ class Program:
         self.lines: list[str] = []
         self.compares = issubclass(session_class, SignallingSession)
         self.stale: set[Key] = set()
-        """Rows of instances that came back from being detached, with values of then."""
+        """Rows of which the session may have other values than the database: of instances that
+        came back from being detached, and of row switches."""
 
         def new_session() -> Session:
             return session_class(
@@ -123,6 +125,7 @@ class Program:
             "inspect": inspect,
             "select": select,
             "func": func,
+            "meddle": self._meddle,
             "gc": gc,
         }
         self._own = set(self.namespace)
@@ -167,7 +170,9 @@ class Program:
         finished, self.recorder.finished = self.recorder.finished, []
         self._broken = isinstance(error, exc.DBAPIError)
         self.statements = [
-            sorted(s.sql for s in flush.statements.values()) for flush in finished if flush.statements
+            sorted(s.sql for s in flush.statements.values())
+            for flush in finished
+            if flush.statements
         ]
         if self.compares:
             self._compare(finished, error)
@@ -185,20 +190,24 @@ class Program:
             stale = self.stale | self.recorder.cascaded_to
             late_ones = late(flush)
             found = list(mismatches(flush, stale=stale, meddling=self.meddling))
-            is_veto = isinstance(flush.error, Veto) and str(flush.error).startswith("on pre_")
+            is_veto = isinstance(flush.error, Veto) and str(flush.error).startswith("pre_")
             if is_veto and (flush.statements or not self.session.is_active):
                 found.append("the veto came too late")
-            if not self.meddling:
+            if not self.meddling and flush.error is None:
                 found += [f"late: {sent}" for sent in late_ones]
             found = [mismatch for mismatch in found if not self.tally.tolerates(mismatch)]
             if found:
                 self._mismatch(str(flush), found)
             self._count(flush, late_ones)
+            # After a row switch with post_update, the session may hold what was not written.
+            self.stale |= {key for _, key in flush.born} & {key for _, key in flush.died}
         if error is None:
             return
         self.tally.errors[type(error).__name__] += 1
         if not _is_legal(error, in_flush=any(flush.error is not None for flush in finished)):
-            self._mismatch("an error that no program should see", [_traceback(error)])
+            found = f"no program should see {type(error).__name__}"
+            if not self.tally.tolerates(f"{found}: {error}"):
+                self._mismatch(_traceback(error), [found])
 
     def _count(self, flush: Any, late_ones: list[Any]) -> None:
         if not (flush.sent or flush.statements or flush.error):
@@ -212,8 +221,10 @@ class Program:
             self.tally.rows.update(fate.kind for fate in flush.fates)
 
     def _mismatch(self, happened: str, found: list[str]) -> None:
-        program = "\n".join(f"    {line}" for line in self.lines)
-        raise Mismatch("\n".join([*found, "in the program", program, "where", happened]))
+        raise Mismatch(found, self.lines, happened)
+
+    def _meddle(self, signal: str, sender: type, action: str, target: type) -> None:
+        self.recorder.meddlers.append(Meddler(signal, sender, action, target, self))
 
     def end(self) -> None:
         """Close the session and empty the database."""

@@ -1,4 +1,4 @@
-"""What happened in each flush of one session, in order: statements, signals, and SQLAlchemy's own events."""
+"""What happened in each flush of one session: statements, signals, SQLAlchemy's own events."""
 
 from __future__ import annotations
 

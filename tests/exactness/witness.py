@@ -1,9 +1,10 @@
 """The witness: triggers that log every row written, and what their log says about one flush.
 
-The triggers know rows, not instances. `fates` turns the log of one flush into the fate of each mapped row: the
-tables of one joined hierarchy are one row, several writes to it are one fate, and a key that changes is followed.
-Rows that the database itself cascaded to are set apart: a trigger fired for a table other than the one its
-statement names. No cascade of this schema stays within one table, so that test is exact.
+The triggers know rows, not instances. `fates` turns the log of one flush into the fate of each
+mapped row: the tables of one joined hierarchy are one row, several writes to it are one fate, and a
+key that changes is followed. Rows that the database itself cascaded to are set apart: a trigger
+fired for a table other than the one its statement names. No cascade of this schema stays within one
+table, so that test is exact.
 
 Nothing here knows about signals.
 """
@@ -34,7 +35,7 @@ Key = tuple[str, tuple[Any, ...]]
 
 @dataclass(frozen=True)
 class Statement:
-    """One INSERT, UPDATE or DELETE as the engine sent it; `at` places it among the other happenings."""
+    """One INSERT, UPDATE or DELETE as the engine sent it; `at` is its place among happenings."""
 
     at: int
     operation: str
@@ -177,7 +178,8 @@ CREATE TABLE witness_log (
 """
 _POSTGRESQL_LOG = """
 CREATE TABLE witness_log (
-    seq BIGSERIAL PRIMARY KEY, tbl TEXT, operation TEXT, old_row JSONB, new_row JSONB, statement TEXT
+    seq BIGSERIAL PRIMARY KEY, tbl TEXT, operation TEXT,
+    old_row JSONB, new_row JSONB, statement TEXT
 );
 CREATE FUNCTION witness_row() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -194,7 +196,8 @@ END $$;
 def create_triggers(connection: Connection, metadata: MetaData) -> None:
     """Create the log and a trigger for each table of `metadata`.
 
-    On SQLite, the connection needs a function `witness_statement()` that returns the statement being executed.
+    On SQLite, the connection needs a function `witness_statement()` that returns the statement
+    being executed.
     """
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql(_POSTGRESQL_LOG)
@@ -210,7 +213,8 @@ def create_triggers(connection: Connection, metadata: MetaData) -> None:
             old = _sqlite_row("OLD", table) if operation != "INSERT" else "NULL"
             new = _sqlite_row("NEW", table) if operation != "DELETE" else "NULL"
             connection.exec_driver_sql(
-                f"CREATE TRIGGER witness_{table.name}_{operation} AFTER {operation} ON {table.name} FOR EACH ROW BEGIN "
+                f"CREATE TRIGGER witness_{table.name}_{operation} "
+                f"AFTER {operation} ON {table.name} FOR EACH ROW BEGIN "
                 "INSERT INTO witness_log (tbl, operation, old_row, new_row, statement) "
                 f"VALUES ('{table.name}', '{operation}', {old}, {new}, witness_statement()); END"
             )
