@@ -17,6 +17,7 @@ from sybil.parsers.myst import PythonCodeBlockParser
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
+import sqla_signals
 from sqla_signals.mapping import installations, model_signals
 
 
