@@ -409,6 +409,9 @@ class DryRun(UOWTransaction):
         """Of a partial flush: what it was given."""
         self.assigns: dict[State, dict[str, Any]] = {}
         self.post_updates: set[State] = set()
+        """What gets an extra UPDATE, if its foreign key has changed by then."""
+        self._unposted: list[tuple[Any, State, State]] = []
+        """Foreign keys nulled after the child's UPDATE, and for no extra one: mostly lost."""
         self.causes: dict[State, State] = {}
         self._cause: State | None = None
 
@@ -490,6 +493,9 @@ class DryRun(UOWTransaction):
                 self._one_to_many_saves(processor, saves)
             elif isinstance(processor, ManyToOneDP):
                 self._many_to_one_saves(processor, saves)
+        for processor, child, cause in self._unposted:
+            if child in self.post_updates:
+                self._clear(processor, processor.mapper, child, cause)
 
     def _is_switched(self, state: State) -> bool:
         """Whether a new instance is going to take over the row of a deleted one."""
@@ -497,6 +503,7 @@ class DryRun(UOWTransaction):
             new.mapper.base_mapper is state.mapper.base_mapper
             and new.mapper._identity_key_from_state(new) == state.key
             for new in pending_states(self.session)
+            if self._only is None or new in self._only
         )
 
     def _history(self, processor: Any, state: State, passive: Any) -> Any:
@@ -517,11 +524,7 @@ class DryRun(UOWTransaction):
                 self._clear(processor, processor.mapper, child, state)
 
     def _one_to_many_saves(self, processor: Any, states: list[State]) -> None:
-        nulls = (
-            not processor.cascade.delete_orphan
-            and processor.passive_deletes != "all"
-            and not processor.post_update  # assigned after the child's UPDATE, and never written
-        )
+        nulls = not processor.cascade.delete_orphan and processor.passive_deletes != "all"
         for state in states:
             history = self._history(processor, state, PASSIVE_NO_INITIALIZE)
             if not history:
@@ -530,7 +533,11 @@ class DryRun(UOWTransaction):
                 self._populate(processor, state, processor.parent, child, processor.mapper, state)
             if nulls:
                 for child in history.deleted:
-                    if child is not None and not processor.hasparent(child):
+                    if child is None or processor.hasparent(child):
+                        continue
+                    if processor.post_update:
+                        self._unposted.append((processor, child, state))
+                    else:
                         self._clear(processor, processor.mapper, child, state)
             if processor._pks_changed(self, state):
                 for child in history.unchanged:
@@ -543,6 +550,8 @@ class DryRun(UOWTransaction):
             history = self._history(processor, state, PASSIVE_NO_INITIALIZE)
             if not history:
                 continue
+            if processor.post_update and history.sum():
+                self.post_updates.add(state)
             for target in history.added:
                 if target is None:
                     self._clear(processor, processor.parent, state, state)

@@ -261,3 +261,20 @@ def test_nothing_is_sent_for_an_expired_key_that_post_update_has_no_reason_to_wr
         session.merge(m.Step(id=step.id))
         session.flush()
     assert names(sent) == []
+
+
+def test_a_child_that_leaves_a_post_update_collection_is_announced_if_its_parent_is_loaded(
+    session: Session, sent: Sent
+):
+    """The other side's post_update writes the key that this side sets to NULL."""
+    session.add(stop := m.Stop(id=1))
+    session.flush()
+    session.delete(stop)
+    session.add(new := m.Stop(id=1, line=stop))
+    session.flush()
+    assert new.stops == [new]
+    sent.clear()
+    new.stops.pop()
+    session.flush()
+    assert names(sent) == [("pre_save", new), ("post_save", new)]
+    assert session.scalars(select(m.Stop.line_id)).all() == [None]
