@@ -214,7 +214,7 @@ def cascade_origins(session: Session, deletes: Iterable[State]) -> dict[State, A
     ``Session.delete()`` marks the instance first and what its cascade reaches right after it, so
     one that was marked before is a direct delete. Orphans, which are never marked, come last.
     """
-    taken = set(deletes)
+    taken = dict.fromkeys(deletes)
     marked = deleted_states(session)
     heads: dict[State, State] = {}
     if len(taken) > 1:
@@ -224,15 +224,18 @@ def cascade_origins(session: Session, deletes: Iterable[State]) -> dict[State, A
                 continue  # and so is all that its own cascade reaches
             if head in marked:
                 direct.add(head)
-            for _, _, state, _ in head.mapper.cascade_iterator("delete", head):
+            for _, _, state, _ in head.mapper.cascade_iterator("delete", head, heads.__contains__):
                 if state in taken and state not in direct:
                     heads.setdefault(state, head)
     return {state: root.obj() for state in heads if (root := _root(state, heads)) is not state}
 
 
 def _root(state: State, heads: dict[State, State]) -> State:
-    seen = {state}
-    while (head := heads.get(state)) is not None and head not in seen:
-        seen.add(head)
+    path = {state: None}
+    while (head := heads.get(state)) is not None and head not in path:
+        path[head] = None
         state = head
+    for one in path:  # so that the next one has a shorter way
+        if one is not state:
+            heads[one] = state
     return state
