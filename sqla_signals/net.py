@@ -35,6 +35,7 @@ class Effect:
 
     __slots__ = (
         "along",
+        "before",
         "changes",
         "equal",
         "instance",
@@ -43,6 +44,7 @@ class Effect:
         "origin",
         "raw",
         "row",
+        "unfetched",
         "using",
         "values",
         "was",
@@ -58,6 +60,7 @@ class Effect:
         changes: Mapping[str, Change] = MappingProxyType({}),
         equal: Equal | None = None,
         along: frozenset[str] = frozenset(),
+        unfetched: frozenset[str] = frozenset(),
         values: Mapping[str, Any] | None = None,
         origin: Any = None,
         raw: bool = False,
@@ -75,6 +78,10 @@ class Effect:
         """Whether two values of an attribute are the same for the database."""
         self.along: frozenset[str] = along
         """What an UPDATE wrote besides: versions and ``onupdate`` columns."""
+        self.unfetched: frozenset[str] = unfetched
+        """What the database computes itself with each UPDATE."""
+        self.before: Mapping[str, Any] = {}
+        """Of a row changed and then deleted: what was committed before, as far as it is known."""
         self.values: Mapping[str, Any] | None = values
         self.origin: Any = origin
         self.raw: bool = raw
@@ -89,16 +96,40 @@ class Effect:
                 return None
             net = later._copy(DELETED)
             net.was = self.was
+            unknown = dict.fromkeys(self.along | self.unfetched, UNSET)
+            net.before = {**unknown, **{key: change.old for key, change in self.changes.items()}}
         else:
             net = later._copy(self.kind)
             net.was = self.was
-            net.changes = _chain(self.changes, later.changes, self.kind, later.equal)
+            net.changes = self._chained(later)
             net.along = self.along | later.along
             if self.kind is UPDATED and not net.changes and not net.along:
                 return None
         net.raw = self.raw and later.raw
         net.mutes = self.mutes if later.mutes == self.mutes else self.mutes + later.mutes
         return net
+
+    def _chained(self, later: Effect) -> dict[str, Change]:
+        """The changes of both, from the first old to the last new value.
+
+        What an UPDATE wrote along is not known before and after that.
+        """
+        created = self.kind is CREATED
+        changes = dict(self.changes)
+        for key in (later.along | later.unfetched).difference(later.changes):
+            if created or key in changes:
+                changes[key] = Change(changes[key].old if key in changes else UNSET, UNSET)
+        for key, change in later.changes.items():
+            old: Any
+            if created or (key in self.along and key not in changes):
+                old = UNSET
+            else:
+                old = changes[key].old if key in changes else change.old
+            changes[key] = Change(old, change.new)
+            known = old is not UNSET and change.new is not UNSET
+            if not created and known and (later.equal or _same)(key, old, change.new):
+                del changes[key]
+        return changes
 
     def _copy(self, kind: Kind) -> Effect:
         return Effect(
@@ -109,26 +140,12 @@ class Effect:
             changes=self.changes,
             equal=self.equal,
             along=self.along,
+            unfetched=self.unfetched,
             values=self.values,
             origin=self.origin,
             raw=self.raw,
             using=self.using,
         )
-
-
-def _chain(
-    first: Mapping[str, Change], second: Mapping[str, Change], kind: Kind, equal: Equal | None
-) -> dict[str, Change]:
-    changes = dict(first)
-    for key, change in second.items():
-        old = changes[key].old if key in changes else change.old
-        if kind is CREATED:
-            old = UNSET
-        changes[key] = Change(old, change.new)
-        known = old is not UNSET and change.new is not UNSET
-        if kind is UPDATED and known and (equal or _same)(key, old, change.new):
-            del changes[key]
-    return changes
 
 
 def _same(key: str, old: Any, new: Any) -> bool:

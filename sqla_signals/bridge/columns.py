@@ -30,7 +30,6 @@ class Columns:
     __slots__ = (
         "_absent",
         "_equal",
-        "_fetched",
         "_fragile",
         "_keys",
         "_primary_key",
@@ -38,6 +37,7 @@ class Columns:
         "_version",
         "_written_along",
         "keys",
+        "unfetched",
     )
 
     def __init__(self, mapper: Mapper[Any]) -> None:
@@ -55,7 +55,7 @@ class Columns:
         self._tables = {
             key: frozenset(column.table for column in prop.columns) for key, prop in props.items()
         }
-        self._fetched = frozenset(
+        self.unfetched: frozenset[str] = frozenset(
             key
             for key, prop in props.items()
             if any(column.server_onupdate is not None for column in prop.columns)
@@ -137,7 +137,7 @@ class Columns:
             if key not in committed:
                 changed[key] = Change(change.old, values.get(key, UNSET))
         # A SQL expression that another before_update listener assigned after ours.
-        for key in state.expired_attributes.difference(before.expired, changed, self._fetched):
+        for key in state.expired_attributes.difference(before.expired, changed, self.unfetched):
             if key in self.keys and key not in self._fragile:
                 changed[key] = Change(UNSET, UNSET)
         return changed

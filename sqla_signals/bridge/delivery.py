@@ -24,7 +24,7 @@ from .._sqlalchemy import (
     state_of,
     unused_copy,
 )
-from ..changes import Changes
+from ..changes import UNSET, Changes
 from ..dispatch import was_audible
 from ..errors import AsyncReceiverError, SignalRecursionError
 from ..net import CREATED, DELETED, Effect, Frame
@@ -112,7 +112,11 @@ def keep_values(effects: Iterable[Effect]) -> None:
     """Keep the committed values of the rows, before the instances are expired."""
     for effect in effects:
         state = state_of(effect.instance)
-        effect.values = columns_of(state.manager.mapper).values(state)
+        values = dict(columns_of(state.manager.mapper).values(state))
+        if effect.kind is DELETED:  # the values that were committed, not what came in between
+            values.update(effect.before)
+            values = {key: value for key, value in values.items() if value is not UNSET}
+        effect.values = values
 
 
 def committed(session: Session, frame: Frame, session_factory: Callable[[], Any] | None) -> None:
@@ -206,7 +210,7 @@ class _OwnSessions:
             calls = self._open()
             session = calls.session
             if effect.kind is DELETED:
-                instance = detached_copy(mapper, effect.row, values)
+                instance = detached_copy(mapper, effect.was, values)
             else:
                 instance = attached_copy(session, mapper, effect.row, values)
             _call(calls.of(mapper), signal, receiver, effect, instance)

@@ -180,6 +180,7 @@ class Flush:
             changes=changes,
             equal=columns.same,
             along=row.fields.difference(row.changed),
+            unfetched=columns.unfetched,
             values=columns.values(state) if undone else None,
             origin=self._origins.get(state),
             raw=self._calls.raw,

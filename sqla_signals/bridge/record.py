@@ -73,6 +73,11 @@ class Record:
         if replaced is not None:
             self.deleted(replaced)
         self.inserted(state)
+        new = self._rows[state]
+        assert new is not None
+        # What the new instance was not given, the row has from the old one.
+        kept = dict.fromkeys(columns_of(state.manager.mapper).keys, UNSET)
+        self._rows[state] = new._replace(values={**kept, **new.values})
 
     def updated(self, state: State, context: UOWTransaction) -> None:
         """The state went through an UPDATE, which may have written nothing."""
