@@ -465,9 +465,11 @@ async def test_send_async_awaits_what_a_decorated_async_receiver_returns():
 def test_a_name_of_two_models_is_refused_also_when_connected_after_they_are_configured():
     """As it was when connected before."""
     base = declarative_base()
+    twins = []  # the registry does not hold them
     for module in ("one", "two"):
         key = mapped_column(Integer, primary_key=True)
-        type("Twin", (base,), {"__tablename__": module, "__module__": module, "id": key})
+        body = {"__tablename__": module, "__module__": module, "id": key}
+        twins.append(type("Twin", (base,), body))
     configure_mappers()
 
     def fn(sender, **kwargs): ...

@@ -1,0 +1,238 @@
+"""What the state machine for the end of a transaction found once, as plain tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, inspect, select
+from sqlalchemy.orm import Session
+
+import sqla_signals
+from sqla_signals import UNSET, post_delete, post_save
+
+from ..conftest import create_sqlite_engine
+from . import models as m
+
+
+@dataclass
+class Told:
+    """One call of an `on="commit"` receiver."""
+
+    what: str
+    key: tuple[Any, ...]
+    values: dict[str, Any]
+    """What was loaded."""
+    changes: dict[str, Any]
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    """An empty database with the schema."""
+    engine = create_sqlite_engine(tmp_path / "test.db")
+    m.Base.metadata.create_all(engine)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def session(engine: Engine) -> Iterator[Session]:
+    """A session with signals."""
+    installation = sqla_signals.install()
+    with Session(engine) as session:
+        yield session
+    installation.remove()
+
+
+@pytest.fixture
+def told() -> Iterator[list[Told]]:
+    """What `on="commit"` receivers were told."""
+    told: list[Told] = []
+
+    def received(sender: type, instance: Any, **arguments: Any) -> None:
+        what = "deleted"
+        if "created" in arguments:
+            what = "created" if arguments["created"] else "updated"
+        state = inspect(instance)
+        values = {key: state.dict[key] for key in state.mapper.columns.keys() & state.dict.keys()}
+        assert state.identity is not None
+        changes = dict(arguments.get("changes", {}))
+        told.append(Told(f"{what} {sender.__name__}", state.identity, values, changes))
+
+    for signal in (post_save, post_delete):
+        signal.connect(received, weak=False, on="commit")
+    yield told
+    for signal in (post_save, post_delete):
+        signal.disconnect(received)
+
+
+def written(session: Session, column: Any) -> Any:
+    """The value of the column in the only row there is."""
+    return session.scalars(select(column)).one()
+
+
+def test_changes_of_a_row_created_and_updated_have_the_last_version(
+    session: Session, told: list[Told]
+):
+    """The UPDATE writes the version along, and it is part of what is committed."""
+    session.add(document := m.Document(title="a"))
+    session.flush()
+    document.n = 2
+    session.commit()
+    assert [one.what for one in told] == ["created Document"]
+    assert told[0].changes["version"].new in (2, UNSET)
+    assert told[0].values.get("version", 2) == written(session, m.Document.version) == 2
+
+
+@pytest.mark.parametrize("cls", [m.Stamp, m.Gauge])
+def test_changes_of_a_row_created_and_updated_have_no_value_that_the_update_overwrote(
+    session: Session, told: list[Told], cls: type[m.Stamp | m.Gauge]
+):
+    """`onupdate` columns and computed ones are written by the UPDATE without being assigned."""
+    session.add(one := cls(n=1, updated=7))
+    session.flush()
+    assert one.doubled == 2
+    one.n = 3
+    session.commit()
+    assert [one.what for one in told] == [f"created {cls.__name__}"]
+    for attribute in ("updated", "doubled"):
+        in_database = written(session, getattr(cls, attribute))
+        assert told[0].changes[attribute].new in (in_database, UNSET)
+        assert told[0].values.get(attribute, in_database) == in_database
+
+
+def test_old_of_a_column_written_along_before_is_not_what_was_written_along(
+    session: Session, told: list[Told]
+):
+    """The first UPDATE fires `onupdate`, the second assigns: nobody has seen the value between."""
+    session.add(widget := m.Widget(changed=1))
+    session.commit()
+    assert widget.changed == 1
+    told.clear()
+    widget.name = "a"
+    session.flush()
+    assert widget.changed == 5
+    widget.changed = 3
+    session.commit()
+    assert [one.what for one in told] == ["updated Widget"]
+    assert told[0].changes["changed"].old in (1, UNSET)
+    assert told[0].changes["changed"].new == written(session, m.Widget.changed) == 3
+
+
+def test_new_of_a_column_written_along_afterwards_is_not_what_was_assigned(
+    session: Session, told: list[Told]
+):
+    """The first UPDATE assigns, the second fires `onupdate`."""
+    session.add(widget := m.Widget(changed=1))
+    session.commit()
+    assert widget.changed == 1
+    told.clear()
+    widget.changed = 3
+    session.flush()
+    widget.name = "a"
+    session.commit()
+    assert [one.what for one in told] == ["updated Widget"]
+    change = told[0].changes.get("changed")
+    assert change is None or (change.old in (1, UNSET) and change.new in (5, UNSET))
+    assert written(session, m.Widget.changed) == 5
+
+
+def test_a_column_set_back_and_then_written_along_is_not_lost(session: Session, told: list[Told]):
+    """The row differs by what `onupdate` wrote."""
+    session.add(widget := m.Widget(changed=1))
+    session.commit()
+    assert widget.changed == 1
+    told.clear()
+    widget.name = "a"
+    session.flush()
+    widget.name, widget.changed = None, 1
+    session.commit()
+    assert written(session, m.Widget.changed) == 1
+    for one in told:  # It need not be known that nothing has changed, but no change may be made up.
+        assert one.changes.get("changed", (UNSET, 1)) in ((UNSET, 1), (1, UNSET), (UNSET, UNSET))
+
+
+def test_changes_of_an_instance_that_takes_over_a_row_do_not_claim_null(
+    session: Session, told: list[Told]
+):
+    """SQLAlchemy turns delete and add into an UPDATE, which leaves alone what was not assigned."""
+    session.add(order := m.Order(id=1, status="paid", n=1))
+    session.commit()
+    told.clear()
+    session.delete(order)
+    session.add(m.Order(id=1, n=2))
+    session.commit()
+    assert [one.what for one in told] == ["deleted Order", "created Order"]
+    assert written(session, m.Order.status) == "paid"
+    assert told[1].changes["n"].new == 2
+    assert told[1].changes.get("status", (UNSET, UNSET))[1] in ("paid", UNSET)
+
+
+def test_post_save_of_an_instance_that_takes_over_a_row_does_not_claim_null(session: Session):
+    """The same in the flush."""
+    session.add(order := m.Order(id=1, status="paid", n=1))
+    session.commit()
+    changes: list[Any] = []
+
+    def received(sender: type, **arguments: Any) -> None:
+        changes.append(dict(arguments["changes"]))
+
+    with post_save.connected_to(received):
+        session.delete(order)
+        session.add(m.Order(id=1, n=2))
+        session.flush()
+    assert written(session, m.Order.status) == "paid"
+    assert changes[0].get("status", (UNSET, UNSET))[1] in ("paid", UNSET)
+
+
+def test_an_instance_updated_and_deleted_has_the_values_that_others_knew(
+    session: Session, told: list[Told]
+):
+    """What it was updated to in between was never committed."""
+    session.add(order := m.Order(status="open", n=1))
+    session.commit()
+    assert (order.status, order.n) == ("open", 1)
+    told.clear()
+    order.status = "paid"
+    session.flush()
+    session.delete(order)
+    session.commit()
+    assert [one.what for one in told] == ["deleted Order"]
+    assert told[0].values["n"] == 1
+    assert told[0].values.get("status", "open") == "open"
+
+
+def test_a_versioned_instance_updated_and_deleted_has_the_version_that_others_knew(
+    session: Session, told: list[Told]
+):
+    """Or none, where it is not known."""
+    session.add(document := m.Document(title="a"))
+    session.commit()
+    assert document.version == 1
+    told.clear()
+    document.title = "b"
+    session.flush()
+    session.delete(document)
+    session.commit()
+    assert [one.what for one in told] == ["deleted Document"]
+    assert told[0].values.get("version", 1) == 1
+    assert told[0].values.get("title", "a") == "a"
+
+
+def test_an_instance_that_changed_its_key_and_was_deleted_has_the_key_that_others_knew(
+    session: Session, told: list[Told]
+):
+    """The row that is gone is the one under the old key."""
+    session.add(country := m.Country(code="k0"))
+    session.commit()
+    told.clear()
+    country.code = "k1"
+    session.flush()
+    session.delete(country)
+    session.commit()
+    assert [one.what for one in told] == ["deleted Country"]
+    assert told[0].key == ("k0",)
+    assert told[0].values.get("code", "k0") == "k0"
