@@ -66,7 +66,7 @@ class Columns:
                 if column.onupdate is not None:
                     along = self._written_along.get(column.table, frozenset())
                     self._written_along[column.table] = along | {key}
-        self._fragile = frozenset(key for keys in self._written_along.values() for key in keys)
+        self._fragile = self.unfetched.union(*self._written_along.values())
         """Whose history goes when the new value is fetched."""
         self._version: str | None = None
         if mapper.version_id_col is not None:
@@ -128,7 +128,11 @@ class Columns:
             if (
                 equal is not None
                 and key in values
-                and (key in before.assigned or differs(equal, values[key], old))
+                and (
+                    key in before.assigned
+                    # Fetched after the statement, so that a difference is the database's.
+                    or (key not in self.unfetched and differs(equal, values[key], old))
+                )
                 and self._is_update_of(key, old)
                 and not self._is_cascaded(key, state, context)
             ):

@@ -795,6 +795,7 @@ def mismatches(ending: Ending, calls: list[Call], tally: CommitTally) -> Iterato
         if len(es := want.get((call.kind, call.key), [])) == 1
         and (e := es[0]).must_be_told
         and len(e.row.groups) < 3
+        and call.key not in lost
     ]
     for (first, call), (second, later) in itertools.pairwise(order):
         if first > second:

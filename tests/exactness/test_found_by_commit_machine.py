@@ -236,3 +236,21 @@ def test_an_instance_that_changed_its_key_and_was_deleted_has_the_key_that_other
     assert [one.what for one in told] == ["deleted Country"]
     assert told[0].key == ("k0",)
     assert told[0].values.get("code", "k0") == "k0"
+
+
+def test_update_fields_have_no_computed_column(session: Session):
+    """The UPDATE does not write it, also where a program has assigned the value that it had."""
+    session.add(gauge := m.Gauge(n=1))
+    session.commit()
+    assert gauge.doubled == 2
+    gauge.doubled = 2
+    gauge.n = 2
+    sent: list[Any] = []
+
+    def received(sender: type, **arguments: Any) -> None:
+        sent.append((set(arguments["changes"]), arguments["update_fields"]))
+
+    with post_save.connected_to(received):
+        session.flush()
+    assert written(session, m.Gauge.doubled) == 4
+    assert sent == [({"n"}, {"n", "updated"})]
