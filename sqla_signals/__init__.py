@@ -15,7 +15,8 @@ from .errors import (
     SignalsNotInstalledWarning,
 )
 from .install import Installation, install, raw
-from .signals import Signal, post_delete, post_save, pre_delete, pre_save, receiver_failed
+from .signal import Signal
+from .signals import post_delete, post_save, pre_delete, pre_save, receiver_failed
 
 __version__ = "0.1.0"
 

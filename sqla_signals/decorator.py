@@ -8,7 +8,7 @@ from typing import Any, Unpack, overload
 from .errors import ReceiverTypeError
 from .protocols import F, M, Options, OtherSender, OwnSignal, ReceiverDecorator
 from .receivers import Phase
-from .signals import ModelSignal, Signal
+from .signal import ModelSignal, Signal
 
 
 @overload

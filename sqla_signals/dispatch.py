@@ -18,7 +18,7 @@ from .errors import AsyncReceiverError, ReceiverOptionError
 from .receivers import PHASES, Phase, Receiver, describe_sender, identity, matches, sender_list
 
 if TYPE_CHECKING:
-    from .signals import Signal
+    from .signal import Signal
 
 
 class Table:

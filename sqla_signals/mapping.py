@@ -21,7 +21,7 @@ from .errors import ReceiverOptionError, SignalsNotInstalledWarning
 from .receivers import Receiver
 
 if TYPE_CHECKING:
-    from .signals import ModelSignal
+    from .signal import ModelSignal
 
 model_signals: list[ModelSignal] = []
 """The signals whose senders are mapped classes."""

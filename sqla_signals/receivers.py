@@ -22,7 +22,7 @@ from .errors import ReceiverOptionError, ReceiverTypeError
 if TYPE_CHECKING:
     from sqlalchemy.orm import Mapper
 
-    from .signals import Signal
+    from .signal import Signal
 
 Phase = Literal["flush", "commit", "rollback"]
 PHASES: Final[tuple[Phase, ...]] = ("flush", "commit", "rollback")

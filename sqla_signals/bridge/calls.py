@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import Mapper, Session
 
-    from ..signals import Signal
+    from ..signal import Signal
 
 RAW: Final = "sqla_signals.raw"
 """Key in ``Session.info`` while inside :func:`sqla_signals.raw`."""

@@ -29,7 +29,8 @@ from ..dispatch import was_audible
 from ..errors import AsyncReceiverError, SignalRecursionError
 from ..net import CREATED, DELETED, Effect, Frame
 from ..receivers import Phase, Receiver, is_async
-from ..signals import ModelSignal, logger, post_delete, post_save, receiver_failed
+from ..signal import ModelSignal, logger
+from ..signals import post_delete, post_save, receiver_failed
 from .calls import PLAIN_SESSION, WAITING, Calls, ModelCalls, async_session_of, wait_for
 from .columns import columns_of
 
