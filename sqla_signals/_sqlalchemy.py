@@ -23,6 +23,7 @@ from sqlalchemy.orm import (
     MANYTOONE,
     ColumnProperty,
     CompositeProperty,
+    LoaderCallableStatus,
     PassiveFlag,
     RelationshipProperty,
     Session,
@@ -32,6 +33,7 @@ from sqlalchemy.orm import (
     dependency,
 )
 from sqlalchemy.orm import session as session_module
+from sqlalchemy.orm.exc import ObjectDeletedError
 from sqlalchemy.orm.mapper import _all_registries
 from sqlalchemy.schema import Column
 
@@ -365,6 +367,60 @@ def pk_cascaded(context: UOWTransaction, state: State, column: Any) -> bool:
     """Whether ``ON UPDATE CASCADE`` is trusted to change this primary key column."""
     key: Any = ("pk_cascaded", state, column)
     return key in context.attributes
+
+
+class _Kept:
+    """The loader of attributes that were read for a deletion: it has their values already.
+
+    They do not count as loaded until somebody reads one of them, and then all do, as with expired
+    ones. A class, so that the instance can still be pickled.
+    """
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.values = values
+
+    def __call__(self, state: State, passive: PassiveFlag) -> LoaderCallableStatus:
+        if not passive & PassiveFlag.SQL_OK:
+            return LoaderCallableStatus.PASSIVE_NO_RESULT
+        for key in self.values:
+            state.callables.pop(key, None)
+        if not state.was_deleted:  # the deletion was rolled back, and more perhaps
+            state.expired_attributes.update(self.values)
+            return state._load_expired(state, passive)
+        for key, value in self.values.items():
+            if key not in state.committed_state:
+                state.dict.setdefault(key, value)
+        return LoaderCallableStatus.ATTR_WAS_SET
+
+
+def keep_readable(state: State, key: str) -> None:
+    """Let the expired attributes of an instance be read after the DELETE that comes next.
+
+    Without that they could not. Nothing else must change: what asks for loaded attributes only,
+    such as ``Session.merge()`` and ``make_transient()``, would write more than without signals.
+
+    :param key: one of the expired attributes.
+    """
+    expired, mapper = set(state.expired_attributes), state.manager.mapper
+    kept = expired.difference(state.dict)
+    try:
+        state.manager[key].impl.get(state, state.dict, PASSIVE_OFF)
+    except ObjectDeletedError:
+        return  # gone already, by ON DELETE CASCADE or another transaction
+    needed = [*mapper.primary_key, mapper.version_id_col]
+    if any(mapper.get_property_by_column(c).key in expired for c in needed if c is not None):
+        return  # the DELETE needs it, so SQLAlchemy itself would have loaded them
+    values = {key: state.dict.pop(key) for key in kept if key in state.dict}
+    state.expired_attributes.update(expired.difference(values))
+    state.callables = {**state.callables, **dict.fromkeys(values, _Kept(values))}
+
+
+def readable_values(state: State) -> Mapping[str, Any]:
+    """What is loaded of an instance, and what :func:`keep_readable` has kept."""
+    for loader in state.callables.values():
+        if isinstance(loader, _Kept):
+            return {**loader.values, **state.dict}
+    return state.dict
 
 
 def is_deleted(context: UOWTransaction, state: State) -> bool:

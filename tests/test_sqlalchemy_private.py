@@ -20,7 +20,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.ext.asyncio import session as asyncio_session
 from sqlalchemy.orm import (
     DeclarativeBase,
+    LoaderCallableStatus,
     Mapped,
+    PassiveFlag,
     Session,
     UOWTransaction,
     dependency,
@@ -130,6 +132,8 @@ MAPPERS = (
 MANAGERS = ("is_mapped", "mapper", "new_instance", "dispatch")
 IMPLS = ("is_equal", "active_history", "get")
 STATES = (
+    "_load_expired",
+    "callables",
     "committed_state",
     "dict",
     "expired_attributes",
@@ -257,6 +261,24 @@ def test_an_attribute_impl_has(flushed: Flushed, name: str):
 def test_an_instance_state_has(flushed: Flushed, name: str):
     """``InstanceState``."""
     require(flushed.state, "orm.InstanceState", name)
+
+
+def test_an_unloaded_attribute_is_asked_of_the_loader_under_callables():
+    """``InstanceState.callables``: called with the state and what may be done."""
+    child = Child()
+    state = sa_inspect(child)
+    called: list[tuple[Any, ...]] = []
+
+    def loader(*arguments: Any) -> LoaderCallableStatus:
+        called.append(arguments)
+        state.dict["id"] = 7
+        return LoaderCallableStatus.ATTR_WAS_SET
+
+    state.callables = {"id": loader}
+    assert child.id == 7
+    assert called == [(state, PassiveFlag.PASSIVE_OFF)], (
+        f"SQLAlchemy {sqlalchemy.__version__} calls InstanceState.callables otherwise: {WHERE}."
+    )
 
 
 def test_an_unloaded_collection_keeps_its_changes_under_pending_mutations():

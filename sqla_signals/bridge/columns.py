@@ -14,7 +14,7 @@ from sqlalchemy.orm import LoaderCallableStatus
 from sqlalchemy.schema import Column
 from sqlalchemy.sql import ClauseElement
 
-from .._sqlalchemy import IMMUTABLE, own_copies, pk_cascaded
+from .._sqlalchemy import IMMUTABLE, own_copies, pk_cascaded, readable_values
 from ..changes import UNSET, Change
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ class Columns:
 
     def values(self, state: InstanceState[Any]) -> Values:
         """The column values that the instance holds and the database knows."""
-        held = state.dict
+        held = readable_values(state)
         values = {key: held[key] for key in self.keys if key in held}
         if state.modified:
             for key, old in state.committed_state.items():

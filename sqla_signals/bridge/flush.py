@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy.orm.exc import ObjectDeletedError
-
-from .._sqlalchemy import pending_states
+from .._sqlalchemy import keep_readable, pending_states
 from ..changes import Change, Changes
 from ..dispatch import active_mutes
 from ..net import CREATED, DELETED, Effect
@@ -83,19 +80,19 @@ class Flush:
         self._record.remember(state)
 
     def before_delete(self, state: State) -> None:
-        """A DELETE is emitted next; load what could not be read after it.
+        """A DELETE is emitted next; keep what could not be read after it.
 
         Committing expires instances, so one that is loaded, committed and deleted would come to
         its ``post_delete`` receivers with nothing to read.
         """
+        if state.key is None:
+            return  # pending, so no row is its own; mostly an error or a warning follows
         self.announcement.send_late(state, is_delete=True)
         if not state.expired_attributes or not post_delete.has_receivers_for(state.class_):
             return
         expired = state.expired_attributes & self._calls.of(state.manager.mapper).columns.keys
         if expired:
-            # Gone already, by ON DELETE CASCADE or another transaction: there is nothing to load.
-            with suppress(ObjectDeletedError):
-                getattr(state.obj(), next(iter(expired)))
+            keep_readable(state, next(iter(expired)))
 
     def after_insert(self, state: State) -> None:
         """An INSERT was emitted."""
@@ -112,7 +109,8 @@ class Flush:
 
     def after_delete(self, state: State) -> None:
         """A DELETE was emitted."""
-        self._record.deleted(state)
+        if state.key is not None:
+            self._record.deleted(state)
 
     # -- session events ---------------------------------------------------------------------------
 

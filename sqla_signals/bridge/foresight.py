@@ -127,6 +127,7 @@ class Foresight:
             self._run.synchronize()
         if only is not None:
             self._take_along(only)
+        self.inserts = [state for state in self.inserts if not self._is_deleted(state)]
         self.deletes = [state for state in self._marked if self._is_deleted(state)]
         self.kept = {state for state in deleted if not self._is_deleted(state)}
         self.updates = [state for state in self.updates if not self._is_deleted(state)]
@@ -147,7 +148,7 @@ class Foresight:
         for state in dict.fromkeys((*run.assigns, *run.states)):
             is_delete, listonly = run.states.get(state, (False, True))
             if is_delete:
-                if state in self._marked or state.key is None:  # the latter is an error to come
+                if state in self._marked or state.key is None:  # the latter has no row
                     continue
             elif (
                 state.key is None

@@ -274,10 +274,8 @@ class SessionPrograms(RuleBasedStateMachine):
 
     @rule(instance=picks)
     def merge(self, instance: int) -> None:
-        # What was deleted has more of its attributes loaded with signals than without: receivers
-        # are to read them. A merge would tell the control from the program by that alone.
         name = self.variable(instance, Base, "transient", "pending", "persistent", "detached")
-        if name and not inspect(self.program.variables[name]).was_deleted:
+        if name:
             cls = type(self.program.variables[name])
             self.run(f"{self.program.new_name(cls)} = session.merge({name})")
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, event, exc, func, select, text
-from sqlalchemy.orm import Session
+from sqlalchemy import Engine, create_engine, event, exc, func, inspect, select, text
+from sqlalchemy.orm import Session, make_transient
 
 import sqla_signals
 from sqla_signals import UNSET, post_delete, post_save, pre_delete, pre_save
@@ -278,3 +279,127 @@ def test_a_child_that_leaves_a_post_update_collection_is_announced_if_its_parent
     session.flush()
     assert names(sent) == [("pre_save", new), ("post_save", new)]
     assert session.scalars(select(m.Stop.line_id)).all() == [None]
+
+
+def test_nothing_is_sent_for_a_pending_instance_that_the_unit_of_work_deletes(
+    session: Session, sent: Sent
+):
+    """SQLAlchemy emits a DELETE that matches nothing, and an INSERT in the flush after that."""
+    account = m.Account(profile=(profile := m.Profile()))
+    session.add(account)
+    session.flush()
+    session.rollback()
+    profile.account = None
+    session.add(account)
+    assert profile in session.new
+    sent.clear()
+    with pytest.warns(exc.SAWarning, match="0 were matched"):
+        session.flush()
+    assert names(sent) == [("pre_save", account), ("post_save", account)]
+    with session.no_autoflush:
+        assert session.scalar(text("SELECT count(*) FROM profiles")) == 0
+    session.flush()
+    assert names(sent)[2:] == [("pre_save", profile), ("post_save", profile)]
+    assert session.scalar(text("SELECT count(*) FROM profiles")) == 1
+
+
+def test_nothing_is_sent_for_a_pending_instance_removed_from_a_write_only_collection(
+    session: Session, sent: Sent
+):
+    """It never was in the collection. SQLAlchemy deletes it all the same, and fails."""
+    session.add(channel := m.Channel())
+    channel.messages.remove(message := m.Message())
+    session.add(message)
+    with pytest.raises(exc.SQLAlchemyError):
+        session.flush()
+    assert names(sent) == [("pre_save", channel)]
+    session.rollback()
+    assert session.scalar(select(func.count()).select_from(m.Channel)) == 0
+
+
+def test_merging_a_deleted_instance_inserts_no_more_than_without_signals(
+    session: Session, sent: Sent
+):
+    """What was expired when it was deleted is not merged, though receivers could read it."""
+    session.add(message := m.Message(name="a"))
+    session.flush()
+    session.expire(message, ["name"])
+    session.delete(message)
+    session.flush()
+    assert "name" in inspect(message).unloaded
+    merged = session.merge(message)
+    session.flush()
+    assert session.execute(select(m.Message.id, m.Message.name)).all() == [(merged.id, None)]
+    assert names(sent)[-4:] == [
+        ("pre_delete", message),
+        ("post_delete", message),
+        ("pre_save", merged),
+        ("post_save", merged),
+    ]
+
+
+def test_a_deleted_instance_made_transient_is_what_it_is_without_signals(
+    session: Session, sent: Sent
+):
+    """Added again, its row gets NULL for what was expired when it was deleted."""
+    session.add(message := m.Message(name="a"))
+    session.flush()
+    session.expire(message, ["name"])
+    session.delete(message)
+    session.flush()
+    make_transient(message)
+    session.add(message)
+    session.flush()
+    assert session.scalars(select(m.Message.name)).all() == [None]
+    assert names(sent)[-2:] == [("pre_save", message), ("post_save", message)]
+
+
+def test_what_was_expired_when_it_was_deleted_is_readable_then_and_later(
+    session: Session, sent: Sent
+):
+    """In receivers, after the flush, after the commit, and pickled; without another statement."""
+    read: list[str | None] = []
+
+    def reads(sender: type, instance: Any, **arguments: Any) -> None:
+        read.append(instance.name)
+
+    session.add_all([m.Message(name="a"), m.Message(name="b")])
+    session.commit()
+    first, second = session.scalars(select(m.Message).order_by(m.Message.id))
+    session.expire(first, ["name", "channel_id"])
+    session.expire(second, ["name"])
+    session.delete(first)
+    session.delete(second)
+    with post_delete.connected_to(reads, sender=m.Message):
+        session.flush()
+    assert read == ["a", "b"]
+    assert first.channel_id is None
+    session.expire_all()
+    third = m.Message(name="c")
+    session.add(third)
+    session.commit()
+    session.expire(third, ["name"])
+    session.delete(third)
+    session.commit()
+    assert pickle.loads(pickle.dumps(third)).name == third.name == "c"
+    assert names(sent)[-2:] == [("pre_delete", third), ("post_delete", third)]
+    assert session.scalar(select(func.count()).select_from(m.Message)) == 0
+
+
+def test_a_deletion_that_is_rolled_back_leaves_expired_what_was_expired(
+    session: Session, sent: Sent
+):
+    """What was read for the DELETE inside the savepoint is not what the row has after it."""
+    session.add(message := m.Message(name="a"))
+    session.commit()
+    message.id
+    session.expire(message, ["name"])
+    savepoint = session.begin_nested()
+    session.execute(text("UPDATE messages SET name = 'b'"))
+    session.delete(message)
+    session.flush()
+    savepoint.rollback()
+    assert message in session
+    assert message.name == "a"
+    assert names(sent)[-2:] == [("pre_delete", message), ("post_delete", message)]
+    assert session.scalar(text("SELECT name FROM messages")) == "a"
