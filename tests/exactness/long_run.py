@@ -17,6 +17,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from .commit_machine import CommitDatabase, CommitPrograms, CommitTally, signals_after_the_end
 from .machine import SessionPrograms
+from .order import drawn_orders, lost_states
 from .program import Mismatch, Tally, expected_warnings, signals_received
 from .recorder import Database
 
@@ -69,7 +70,8 @@ def main() -> int:
     began, batch = time.monotonic(), options.seed
     found: list[str] = []
     steps = 0
-    with signals_after_the_end() if commits else signals_received(), expected_warnings():
+    received = signals_after_the_end() if commits else signals_received()
+    with received, expected_warnings(), drawn_orders():
         while steps < options.steps and time.monotonic() - began < options.minutes * 60:
             before = tally.steps
             try:
@@ -103,6 +105,8 @@ def report(tally: Tally, found: list[str], seconds: float) -> None:
     print(f"programs' own errors: {counts(tally.errors)}")
     print(f"pre signals {tally.pre}, late {late} ({late / max(tally.pre, 1):.4%}): ", end="")
     print(counts(tally.late))
+    print(f"rejected, SQLAlchemy's own order decides: {tally.undecided}")
+    print(f"states that SQLAlchemy could not discard: {counts(lost_states)}")
     print(f"mismatches {len(found)}")
 
 

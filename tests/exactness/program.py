@@ -25,6 +25,7 @@ from sqla_signals import post_delete, post_save, pre_delete, pre_save
 from . import models
 from .comparison import late, mismatches
 from .meddling import Meddler, Veto
+from .order import Order
 from .recorder import Database, Recorder, SignallingSession, key_of
 from .witness import Key
 
@@ -48,6 +49,8 @@ class Tally:
 
     def __init__(self, tolerated: re.Pattern[str] | None = None) -> None:
         self.steps = self.programs = self.flushes = self.failed = self.pre = 0
+        self.undecided = 0
+        """Programs that SQLAlchemy itself does not carry out in one way only."""
         self.rows: Counter[str] = Counter()
         self.late: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
@@ -100,8 +103,10 @@ class Program:
         tally: Tally,
         *,
         meddling: bool = False,
+        order: int = 0,
         **session_options: Any,
     ) -> None:
+        self.order = Order(order, session_class.__name__)
         self.database = database
         self.recorder = Recorder(database)
         self.tally = tally
@@ -158,6 +163,7 @@ class Program:
     def run(self, line: str) -> BaseException | None:
         """Run one line and compare its flushes; the result is the legal error it ended with."""
         self.lines.append(line)
+        Order.current = self.order
         error: BaseException | None = None
         before = {k for v in self.variables.values() if inspect(v).detached and (k := key_of(v))}
         try:

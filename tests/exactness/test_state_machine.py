@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from .machine import SessionPrograms
+from .order import drawn_orders
 from .program import Tally, expected_warnings, signals_received
 from .recorder import Database
 
@@ -41,7 +42,7 @@ def run(
         suppress_health_check=list(HealthCheck),
     )
     try:
-        with signals_received(), expected_warnings():
+        with signals_received(), expected_warnings(), drawn_orders():
             run_state_machine_as_test(machine, settings=profile)
     finally:
         database.remove()

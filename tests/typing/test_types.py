@@ -10,6 +10,7 @@ from unittest import SkipTest  # `make types` checks this file where pytest is n
 
 from sqla_signals import signals
 from sqla_signals.protocols import Arguments
+from sqla_signals.signal import ModelSignal
 
 HERE = Path(__file__).parent
 
@@ -36,7 +37,7 @@ def test_the_arguments_of_every_signal_are_known() -> None:
     sent = {
         argument
         for signal in vars(signals).values()
-        if isinstance(signal, signals.ModelSignal)
+        if isinstance(signal, ModelSignal)
         for argument in signal.arguments or ()
     }
     assert sent <= Arguments.__required_keys__
