@@ -40,7 +40,7 @@ class SessionPrograms(RuleBasedStateMachine):
         population=st.lists(st.tuples(picks, picks, picks), max_size=8),
         autoflush=st.booleans(),
         expire_on_commit=st.booleans(),
-        order=st.integers(0, 7),
+        order=picks,
     )
     def begin(
         self,

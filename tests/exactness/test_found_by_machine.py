@@ -403,3 +403,25 @@ def test_a_deletion_that_is_rolled_back_leaves_expired_what_was_expired(
     assert message.name == "a"
     assert names(sent)[-2:] == [("pre_delete", message), ("post_delete", message)]
     assert session.scalar(text("SELECT name FROM messages")) == "a"
+
+
+def test_nothing_is_sent_for_a_pending_instance_whose_delete_hits_the_row_of_another(
+    session: Session, sent: Sent
+):
+    """It had the key before a rollback, and the flush that deletes it gives the key away again."""
+    account = m.Account(profile=(old := m.Profile()))
+    session.add(account)
+    session.flush()
+    session.rollback()
+    session.add(new := m.Profile(account=account))
+    assert old in session.new
+    sent.clear()
+    session.flush()
+    assert old.id == new.id
+    assert [(name, instance) for name, instance in names(sent) if instance is old] == []
+    assert [(name, instance) for name, instance in names(sent) if instance is new] == [
+        ("pre_save", new),
+        ("post_save", new),
+    ]
+    with session.no_autoflush:
+        assert session.scalar(text("SELECT count(*) FROM profiles")) == 0

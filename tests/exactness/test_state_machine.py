@@ -53,7 +53,7 @@ def run(
 
 def test_every_row_written_has_its_signals_and_nothing_else_has():
     """One pre and one post for each row, with what changed; and SQL as without signals."""
-    tally = run(SessionPrograms, "sqlite://", 120, control=True)
+    tally = run(SessionPrograms, "sqlite://", 200, control=True)
     assert min(tally.rows[kind] for kind in ("created", "updated", "deleted")) > 10
     assert not tally.late
 
