@@ -16,7 +16,14 @@ from .errors import (
 )
 from .install import Installation, install, raw
 from .signal import Signal
-from .signals import post_delete, post_save, pre_delete, pre_save, receiver_failed
+from .signals import (
+    m2m_changed,
+    post_delete,
+    post_save,
+    pre_delete,
+    pre_save,
+    receiver_failed,
+)
 
 __version__ = "0.1.0"
 
@@ -34,6 +41,7 @@ __all__ = [
     "SignalsError",
     "SignalsNotInstalledWarning",
     "install",
+    "m2m_changed",
     "mute",
     "on_commit",
     "on_rollback",

@@ -25,6 +25,7 @@ from sqlalchemy.orm import (
     CompositeProperty,
     LoaderCallableStatus,
     PassiveFlag,
+    QueryableAttribute,
     RelationshipProperty,
     Session,
     SynonymProperty,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 _NEW: Final = "_" if hasattr(dependency, "_OneToManyDP") else ""
 OneToManyDP: Final[type[Any]] = getattr(dependency, f"{_NEW}OneToManyDP")
 ManyToOneDP: Final[type[Any]] = getattr(dependency, f"{_NEW}ManyToOneDP")
+ManyToManyDP: Final[type[Any]] = getattr(dependency, f"{_NEW}ManyToManyDP")
 DetectKeySwitch: Final[type[Any]] = getattr(dependency, f"{_NEW}DetectKeySwitch")
 
 PASSIVE_OFF: Final = PassiveFlag.PASSIVE_OFF
@@ -361,6 +363,65 @@ def postupdated_states(
     for states, columns in context.post_update_states.values():
         for state in states:
             yield state, columns
+
+
+def association_changes(
+    context: UOWTransaction,
+) -> Iterator[tuple[RelationshipProperty[Any], State, State, bool]]:
+    """The rows that a unit of work adds to and removes from ``secondary`` tables.
+
+    For each the relationship, the state at its near end and at its far end, and whether it is
+    added. A row can come twice, once from either side. What ``ManyToManyDP.process_saves`` and
+    ``process_deletes`` read is the history that the unit of work has kept, and so is this.
+    """
+    session = context.session
+    for action in list(context.presort_actions.values()):
+        processor = action.dependency_processor
+        if not action.setup_flush_actions or not isinstance(processor, ManyToManyDP):
+            continue
+        for mapper in action._mappers(context):
+            for state in context.mappers.get(mapper, ()):
+                is_delete, listonly = context.states[state]
+                # A row switch has made the deletion listonly, but after its rows were removed.
+                if listonly and not is_delete:
+                    continue
+                history = context.get_attribute_history(state, processor.key, _KNOWN)  # type: ignore[no-untyped-call]
+                if not history:
+                    continue
+                removed = history.non_added() if is_delete else history.deleted
+                for added, others in ((False, removed), (True, () if is_delete else history.added)):
+                    for other in others:
+                        if other is not None and contains_state(session, other):
+                            yield processor.prop, state, other, added
+
+
+_KNOWN: Final = PASSIVE_NO_INITIALIZE | PassiveFlag.INCLUDE_PENDING_MUTATIONS
+
+
+def still_changes(session: Session, key: str, state: State, other: State, added: bool) -> bool:
+    """Whether a collection is still going to be written with that change."""
+    if not contains_state(session, state) or not contains_state(session, other):
+        return False
+    history = state.get_history(key, _KNOWN).as_state()
+    if state in deleted_states(session):
+        return not added and other in history.non_added()
+    return other in (history.added if added else history.deleted)
+
+
+def both_sides(prop: RelationshipProperty[Any]) -> list[RelationshipProperty[Any]]:
+    """A relationship and those that its ``back_populates`` or ``backref`` ties to it."""
+    return [prop, *(one for one in prop._reverse_property if not one.viewonly)]
+
+
+def secondary_relationship(attribute: Any) -> RelationshipProperty[Any] | None:
+    """The many-to-many relationship behind ``User.groups``; ``None`` if it is no such thing.
+
+    Mappers are not configured by that.
+    """
+    prop = getattr(attribute, "prop", None) if isinstance(attribute, QueryableAttribute) else None
+    if not isinstance(prop, RelationshipProperty) or prop._init_args.secondary.argument is None:
+        return None
+    return prop
 
 
 def pk_cascaded(context: UOWTransaction, state: State, column: Any) -> bool:

@@ -22,9 +22,10 @@ from .receivers import Receiver
 
 if TYPE_CHECKING:
     from .signal import ModelSignal
+    from .special import SpecialSignal
 
-model_signals: list[ModelSignal] = []
-"""The signals whose senders are mapped classes."""
+model_signals: list[ModelSignal | SpecialSignal] = []
+"""The signals that an installation sends."""
 
 installations: WeakSet[Any] = WeakSet()
 """What :func:`sqla_signals.install` has returned and is not removed."""
@@ -34,7 +35,7 @@ _lock = threading.Lock()
 _watching = False
 
 
-def connected(signal: ModelSignal, receivers: Iterable[Receiver]) -> None:
+def connected(signal: ModelSignal | SpecialSignal, receivers: Iterable[Receiver]) -> None:
     """Check new receivers as far as their classes are mapped, and the rest when they are."""
     global _watching
     for receiver in receivers:
@@ -44,7 +45,8 @@ def connected(signal: ModelSignal, receivers: Iterable[Receiver]) -> None:
             event.listen(Mapper, "after_configured", _after_configured)
             _watching = True
     if not installations and any(
-        mapper.configured and receiver.matches(mapper.class_)
+        mapper.configured
+        and (receiver.matches(mapper.class_) or not isinstance(receiver.sender, str | type))
         for mapper in all_mappers()
         for receiver in receivers
     ):
@@ -64,7 +66,7 @@ def installed(installation: Any) -> None:
         event.remove(Session, "before_flush", _flushed_without_install)
 
 
-def check(signal: ModelSignal, receiver: Receiver) -> None:
+def check(signal: ModelSignal | SpecialSignal, receiver: Receiver) -> None:
     """Raise :class:`ReceiverOptionError` if the classes mapped so far show an option to be wrong.
 
     That is when ``fields`` names what a matching class lacks, or when a string sender names two

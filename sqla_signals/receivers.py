@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from weakref import WeakKeyDictionary
 
 from blinker import ANY
+from sqlalchemy.orm import QueryableAttribute
+from sqlalchemy.schema import Table
 
 from ._sqlalchemy import column_keys, is_mapped
 from .errors import ReceiverOptionError, ReceiverTypeError
@@ -241,7 +243,10 @@ def describe_sender(sender: Any) -> str:
     """How a sender is named in messages."""
     if sender is ANY:
         return "any sender"
-    return sender.__name__ if isinstance(sender, type) else repr(sender)
+    if isinstance(sender, type):
+        return sender.__name__
+    # The repr() of a table is its whole definition, that of an attribute an address.
+    return str(sender) if isinstance(sender, Table | QueryableAttribute) else repr(sender)
 
 
 def sender_list(sender: Any) -> list[Any]:

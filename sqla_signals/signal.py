@@ -181,7 +181,9 @@ class Signal(blinker.NamedSignal):
                 f"{self.name}.disconnect() needs a receiver or a dispatch_uid"
             )
         senders = None if sender is None else sender_list(sender)
-        ids = None if senders is None or ANY in senders else {identity(one) for one in senders}
+        # Not `ANY in senders`: a mapped attribute makes SQL of a comparison.
+        any_sender = senders is None or any(one is ANY for one in senders)
+        ids = None if any_sender else {identity(one) for one in senders or ()}
         with self._lock:
             self._prune()
             gone = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from .signal import ModelSignal, Signal
+from .special import AssociationSignal
 
 _SAVE_ARGUMENTS: Final = (
     "instance", "created", "changes", "update_fields", "raw", "using", "session", "signal",
@@ -96,3 +97,40 @@ post_delete: Final = ModelSignal(
     arguments=_DELETE_ARGUMENTS,
     phases=("flush", "commit", "rollback"),
 )
+m2m_changed: Final = AssociationSignal(
+    "m2m_changed",
+    """Sent for the rows that a flush adds to and removes from a ``secondary`` table.
+
+    The sender is the :class:`~sqlalchemy.schema.Table`. Connect to it, or to a relationship,
+    ``sender=User.groups``: then also to what is done through ``Group.users``, if the two are tied
+    by ``back_populates`` or ``backref``, and always told from the side of the user.
+
+    Arguments besides the sender:
+
+    - ``action``: ``"pre_remove"`` and ``"pre_add"`` before the first statement of the flush, with
+      the ``pre_*`` signals of rows and after them; ``"post_remove"`` and ``"post_add"`` at its end,
+      after the ``post_*`` signals of rows.
+    - ``instance``: the instance on the side that it is told from.
+    - ``relationship``: that side's attribute, ``User.groups``.
+    - ``model``: the class that the relationship leads to.
+    - ``pk_set``: frozenset of the primary keys on the other side, of all rows of this instance and
+      action; tuples where the key has several columns. ``"pre_add"`` lacks the keys that the
+      database is still to generate.
+    - ``raw``, ``using``, ``session``, ``signal``: as with :data:`pre_save`.
+
+    A row is told of once, whichever side it was changed from. A receiver connected to the table
+    hears of it from the side whose foreign key stands first in the table.
+
+    What a receiver of a ``pre_`` action may do is said with :data:`pre_save`; raising an exception
+    vetoes the flush. Raising in a ``post_`` action rolls the transaction back.
+
+    Not sent: for rows that the database removes by ``ON DELETE CASCADE``, for statements on the
+    table, for the association object pattern (its rows are instances with signals of their own),
+    and when an UPDATE carries a changed primary key over to the rows.
+    """,
+    arguments=(
+        "instance", "action", "relationship", "model", "pk_set", "raw", "using", "session",
+        "signal",
+    ),
+    phases=("flush",),
+)  # fmt: skip

@@ -137,6 +137,7 @@ STATES = (
     "committed_state",
     "dict",
     "expired_attributes",
+    "get_history",
     "get_impl",
     "has_identity",
     "key",
@@ -188,6 +189,7 @@ PROCESSORS = (
     "prop",
     "prop_has_changes",
 )
+RELATIONSHIPS = ("_init_args", "_reverse_property")
 KEY_SWITCHES = ("_key_switchers",)
 ASYNC_SESSIONS = ("_proxied", "_assign_proxied")
 ELSEWHERE = (
@@ -389,7 +391,24 @@ def test_a_dependency_processor_has(flushed: Flushed, name: str):
         require(action.dependency_processor, "orm.dependency.DependencyProcessor", name)
 
 
-@pytest.mark.parametrize("name", ["OneToManyDP", "ManyToOneDP", "DetectKeySwitch"])
+@pytest.mark.parametrize("name", RELATIONSHIPS)
+def test_a_relationship_has(flushed: Flushed, name: str):
+    """``RelationshipProperty``."""
+    require(flushed.mapper.relationships["children"], "orm.RelationshipProperty", name)
+
+
+def test_a_relationship_knows_its_secondary_before_it_is_configured():
+    """``_init_args.secondary.argument``, which may be a name."""
+    assert relationship("Child", secondary="links")._init_args.secondary.argument == "links"
+    assert relationship("Child")._init_args.secondary.argument is None
+
+
+def test_histories_can_include_what_was_done_to_an_unloaded_collection():
+    """``PassiveFlag.INCLUDE_PENDING_MUTATIONS``."""
+    require(PassiveFlag, "orm.PassiveFlag", "INCLUDE_PENDING_MUTATIONS")
+
+
+@pytest.mark.parametrize("name", ["OneToManyDP", "ManyToOneDP", "ManyToManyDP", "DetectKeySwitch"])
 def test_the_dependency_module_has(name: str):
     """With an underscore from 2.1 on."""
     assert hasattr(dependency, name) or hasattr(dependency, f"_{name}"), (
@@ -503,6 +522,7 @@ def test_every_private_name_in_the_module_for_them_is_asserted_above():
         *ACTIONS,
         *PROCESSORS,
         *KEY_SWITCHES,
+        *RELATIONSHIPS,
     }
     asserted |= {*ASYNC_SESSIONS, *ELSEWHERE}
     assert private_names(PACKAGE / "_sqlalchemy.py") <= asserted

@@ -11,7 +11,7 @@ from .._sqlalchemy import contains_state, deleted_states, pending_states
 from ..changes import Changes
 from ..errors import SignalRecursionError
 from ..receivers import Receiver
-from ..signals import pre_delete, pre_save
+from ..signals import m2m_changed, pre_delete, pre_save
 from .columns import NOTHING
 from .foresight import Foresight
 from .guard import GUARDED_BEFORE, guarded
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, Mapper, Session
 
     from .calls import Calls
+    from .m2m import M2M
 
     State = InstanceState[Any]
 
@@ -30,8 +31,11 @@ MAX_ROUNDS: Final = 100
 class Announcement:
     """The ``pre_*`` signals of one flush."""
 
-    def __init__(self, session: Session, objects: Sequence[object] | None, calls: Calls) -> None:
+    def __init__(
+        self, session: Session, objects: Sequence[object] | None, calls: Calls, m2m: M2M
+    ) -> None:
         self._session = session
+        self._m2m = m2m
         self._objects = objects
         self._calls = calls
         self._announced: dict[State, bool] = {}
@@ -46,12 +50,12 @@ class Announcement:
 
     def send(self) -> None:
         """Send ``pre_*`` for every row foreseen, until the receivers add nothing new."""
-        if not (pre_save.receivers or pre_delete.receivers):
+        if not (pre_save.receivers or pre_delete.receivers or m2m_changed.receivers):
             return
         callers: deque[list[Receiver]] = deque(maxlen=10)
         with guarded(self._session, GUARDED_BEFORE):
             for _ in range(MAX_ROUNDS):
-                called = self._round()
+                called = self._round() or self._announce_m2m()
                 if not called:
                     return
                 callers.append(called)
@@ -71,6 +75,12 @@ class Announcement:
                     self._delete(state, None)
                 else:
                     self._save(state, NOTHING)
+
+    def _announce_m2m(self) -> list[Receiver]:
+        """Announce rows of secondary tables, once the signals of instances have settled."""
+        if self._foresight is None or not m2m_changed.receivers:
+            return []
+        return self._m2m.announce(self._foresight.run)
 
     def _round(self) -> list[Receiver]:
         """Look at what the flush is going to write; announce what was not announced.

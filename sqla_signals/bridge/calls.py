@@ -62,13 +62,27 @@ class Calls:
         return self._async_session if receiver.is_async else self.session
 
     def wait_for(
-        self, result: Awaitable[Any], signal: Signal, receiver: Receiver, sender: type
+        self, result: Awaitable[Any], signal: Signal, receiver: Receiver, sender: Any
     ) -> None:
         """Await what a receiver returned."""
         error = unawaitable(signal, receiver, sender, PLAIN_SESSION)
         wait_for(result, self._async_session is not None, error)
 
-    def check_awaitable(self, signal: Signal, receiver: Receiver, sender: type) -> None:
+    def call(self, signal: Signal, receiver: Receiver, sender: Any, **arguments: Any) -> None:
+        """Call one receiver of a signal that is sent for something else than one row."""
+        fn = receiver.strong or receiver.fn
+        if fn is None:
+            return
+        try:
+            self.check_awaitable(signal, receiver, sender)
+            result = fn(sender, **arguments, session=self.session_for(receiver), signal=signal)
+            if result is not None and inspect.isawaitable(result):
+                self.wait_for(result, signal, receiver, sender)
+        except BaseException as error:
+            _note(error, signal, receiver, sender)
+            raise
+
+    def check_awaitable(self, signal: Signal, receiver: Receiver, sender: Any) -> None:
         """Raise :class:`AsyncReceiverError` before an async receiver is called in vain."""
         if receiver.is_async and self._async_session is None:
             raise unawaitable(signal, receiver, sender, PLAIN_SESSION)
@@ -196,7 +210,7 @@ class ModelCalls:
         return self._using
 
 
-def _note(error: BaseException, signal: Signal, receiver: Receiver, sender: type) -> None:
+def _note(error: BaseException, signal: Signal, receiver: Receiver, sender: Any) -> None:
     error.add_note(
         f"Raised by receiver {receiver} of {signal.name}, sender {describe_sender(sender)}."
     )

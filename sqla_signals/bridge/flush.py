@@ -23,6 +23,7 @@ from .announcement import Announcement
 from .calls import Calls
 from .foresight import cascade_origins
 from .guard import guarded
+from .m2m import M2M
 from .record import Record, Written
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ class Flush:
         # Not held: it holds us, and a cycle would keep the instances until garbage collection.
         self._context = weakref.ref(context)
         self._calls = Calls(session)
-        self.announcement: Announcement = Announcement(session, objects, self._calls)
+        self._m2m = M2M(session, self._calls)
+        self.announcement: Announcement = Announcement(session, objects, self._calls, self._m2m)
         self._record = Record(session)
         self._origins: dict[State, Any] = {}
         # The unit of work holds us, and it dies with the flush however that ends.
@@ -117,13 +119,14 @@ class Flush:
     def after_flush(self, context: UOWTransaction) -> None:
         """Every statement was emitted; the history is still there."""
         self._record.complete(context)
+        self._m2m.record(context)
         if post_delete.receivers:
             self._origins = cascade_origins(self.session, self._record.deletes())
 
     def after_flush_postexec(self) -> None:
         """The session takes changes again: send ``post_*`` for every row written."""
         rows = self._record.take()
-        if not rows:  # nothing written, or another installation has sent it
+        if not rows and not self._m2m.has_rows:  # nothing written, or another one has sent it
             return
         effects = [effect for state, row in rows if (effect := self._effect(state, row))]
         if effects:
@@ -134,6 +137,7 @@ class Flush:
                     self._send_delete(state, row)
                 else:
                     self._send_save(state, row)
+            self._m2m.send_post()
 
     def _send_save(self, state: State, row: Written) -> None:
         calls = self._calls.of(state.manager.mapper)

@@ -98,7 +98,7 @@ class Foresight:
     def __init__(self, session: Session, objects: Sequence[object] | None) -> None:
         self._session = session
         only = {inspect(instance) for instance in objects} if objects else None
-        self._run = DryRun(session, only)
+        self.run: DryRun = DryRun(session, only)
         deleted = deleted_states(session)
         self.inserts = []
         self.updates = []
@@ -110,21 +110,21 @@ class Foresight:
                     continue
                 self.inserts.append(state)
                 if relations.of_pending(state):
-                    self._run.register_object(state)
+                    self.run.register_object(state)
         for state in in_order(modified_states(session)):
             if state not in deleted and (only is None or state in only):
                 relations = relations_of(state.manager.mapper)
                 orphan = relations.can_orphan and is_orphan(state)
                 if orphan or relations.of_persistent(state):
-                    self._run.register_object(state, isdelete=orphan)
+                    self.run.register_object(state, isdelete=orphan)
                 if not orphan:
                     self.updates.append(state)
         self._marked = {state: True for state in deleted if only is None or state in only}
         for state in self._marked:
-            self._run.register_object(state, isdelete=True)
-        if self._run.states:
-            self._run.presort()
-            self._run.synchronize()
+            self.run.register_object(state, isdelete=True)
+        if self.run.states:
+            self.run.presort()
+            self.run.synchronize()
         if only is not None:
             self._take_along(only)
         self.inserts = [state for state in self.inserts if not self._is_deleted(state)]
@@ -135,7 +135,7 @@ class Foresight:
 
     def _take_along(self, only: set[State]) -> None:
         """A partial flush writes all changes of an instance that a relationship leads to."""
-        for state, (is_delete, listonly) in self._run.states.items():
+        for state, (is_delete, listonly) in self.run.states.items():
             if not is_delete and not listonly and state not in only:
                 (self.inserts if state.key is None else self.updates).append(state)
 
@@ -144,7 +144,7 @@ class Foresight:
 
         A state of ``updates`` can be among them, if the flush is going to assign it a foreign key.
         """
-        run, session = self._run, self._session
+        run, session = self.run, self._session
         for state in dict.fromkeys((*run.assigns, *run.states)):
             is_delete, listonly = run.states.get(state, (False, True))
             if is_delete:
@@ -164,14 +164,14 @@ class Foresight:
 
     def assigns(self, state: State) -> Mapping[str, Any]:
         """What the flush itself is going to assign to an instance."""
-        return self._run.assigns.get(state, NOTHING)
+        return self.run.assigns.get(state, NOTHING)
 
     def _is_deleted(self, state: State) -> bool:
-        return bool(self._run.states.get(state, (False, False))[0])
+        return bool(self.run.states.get(state, (False, False))[0])
 
     def origins(self) -> dict[State, Any]:
         """For each instance that a cascade deletes: the one that was deleted in the first place."""
-        deletes = [state for state, (is_delete, _) in self._run.states.items() if is_delete]
+        deletes = [state for state, (is_delete, _) in self.run.states.items() if is_delete]
         return cascade_origins(self._session, deletes)
 
 

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from typing import Any, assert_type
 
 from blinker import ANY
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, Table
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from sqla_signals import Change, Signal, post_delete, post_save, pre_save, receiver
+from sqla_signals import Change, Signal, m2m_changed, post_delete, post_save, pre_save, receiver
 
 from .models import AnyModel, Base, Customer, HasTotal, Order, RushOrder, shipped
 
@@ -182,3 +182,17 @@ post_save.connect(plain, sender=None)
 post_save.connect(plain, sender=AnyModel)
 shipped.connect(custom_signal, sender=Order)
 shipped.connect(custom_sender, sender=object())
+
+
+# -- Associations ----------------------------------------------------------------------------------
+
+
+links = Table("links", Base.metadata)
+
+
+@receiver(m2m_changed, sender=links)
+def linked(sender: Any, instance: Order, action: str, pk_set: frozenset[Any], **kw: Any) -> int:
+    return len(pk_set)
+
+
+assert_type(linked(None, Order(), "pre_add", frozenset()), int)

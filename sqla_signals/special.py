@@ -1,0 +1,73 @@
+"""Signals of an installation that are about something else than the row of one instance."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+from blinker import ANY
+from sqlalchemy.schema import Table
+
+from . import mapping
+from ._sqlalchemy import secondary_relationship
+from .errors import ReceiverOptionError
+from .receivers import Phase, Receiver, describe, describe_sender
+from .signal import Signal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class SpecialSignal(Signal):
+    """A signal that an installation sends, and not for the row of one instance.
+
+    ``fields`` is refused: it filters by the changes of a row.
+    """
+
+    _remedy: str
+
+    def __init__(
+        self, name: str, doc: str, *, arguments: Collection[str], phases: tuple[Phase, ...]
+    ) -> None:
+        super().__init__(name, doc, arguments=arguments)
+        self._phases = phases
+        mapping.model_signals.append(self)
+
+    def _is_sender(self, sender: Any) -> bool:
+        raise NotImplementedError
+
+    def _check_sender(self, sender: Any, receiver: Callable[..., Any]) -> None:
+        if sender is not ANY and not self._is_sender(sender):
+            raise ReceiverOptionError(
+                f"{self.name}: receiver {describe(receiver)}: sender={describe_sender(sender)} is "
+                f"no sender of this signal; {self._remedy}"
+            )
+
+    def _check_receivers(self, receivers: Collection[Receiver]) -> None:
+        for receiver in receivers:
+            if receiver.fields is not None:
+                raise ReceiverOptionError(
+                    f"{self.name}: receiver {receiver}: fields= is for signals of one row, "
+                    f"pre_save and post_save; leave it out"
+                )
+        mapping.connected(self, receivers)
+
+    def forget_lookups(self) -> None:
+        """Let new mappings be seen by the next lookup."""
+        self._table = None
+
+
+class AssociationSignal(SpecialSignal):
+    """Sent by the ``secondary`` table of a many-to-many relationship."""
+
+    _remedy = (
+        "give the Table that is the relationship's secondary, or the relationship itself, "
+        "User.groups. The rows of an association class are instances: for these there are "
+        "post_save and post_delete"
+    )
+
+    def _is_sender(self, sender: Any) -> bool:
+        if isinstance(sender, Table):
+            return True
+        prop = secondary_relationship(sender)
+        return prop is not None and not prop.viewonly

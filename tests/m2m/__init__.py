@@ -1,0 +1,1 @@
+"""Signals of many-to-many relationships."""
