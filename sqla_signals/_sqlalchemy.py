@@ -200,11 +200,20 @@ def own_copies(values: Mapping[str, Any]) -> Mapping[str, Any]:
         return values
     copies = dict(values)
     for key in exotic:
-        try:
-            copies[key] = deepcopy(values[key])
-        except Exception:
+        copies[key] = own_copy(values[key])
+        if copies[key] is UNSET:
             del copies[key]
     return copies
+
+
+def own_copy(value: Any) -> Any:
+    """A copy of a value that could be changed in place, ``UNSET`` if it cannot be copied."""
+    if type(value) in IMMUTABLE:
+        return value
+    try:
+        return deepcopy(value)
+    except Exception:
+        return UNSET
 
 
 def session_like(session: Session) -> Session:

@@ -155,13 +155,23 @@ def _same(key: str, old: Any, new: Any) -> bool:
 class Frame:
     """The effects and callbacks of one transaction or savepoint, in order."""
 
-    __slots__ = ("_effects", "_latest", "_next", "committed", "on_commit", "on_rollback")
+    __slots__ = (
+        "_effects",
+        "_latest",
+        "_next",
+        "committed",
+        "on_commit",
+        "on_rollback",
+        "went_back",
+    )
 
     def __init__(self) -> None:
         self._effects: dict[int, Effect] = {}
         self._latest: dict[Hashable, int] = {}
         self._next = 0
         self.committed: bool = False
+        self.went_back: bool = False
+        """Whether a savepoint inside may have been rolled back."""
         self.on_commit: list[Any] = []
         self.on_rollback: list[Any] = []
 
@@ -197,5 +207,6 @@ class Frame:
     def merge(self, child: Frame) -> None:
         """Take over what a released savepoint did."""
         self.add(child.effects)
+        self.went_back = self.went_back or child.went_back
         self.on_commit += child.on_commit
         self.on_rollback += child.on_rollback

@@ -13,8 +13,9 @@ from sqlalchemy import inspect
 from sqlalchemy.orm import LoaderCallableStatus
 from sqlalchemy.schema import Column
 from sqlalchemy.sql import ClauseElement
+from sqlalchemy.types import TypeDecorator
 
-from .._sqlalchemy import IMMUTABLE, own_copies, pk_cascaded, readable_values
+from .._sqlalchemy import IMMUTABLE, own_copies, own_copy, pk_cascaded, readable_values
 from ..changes import UNSET, Change
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Columns:
         "_equal",
         "_fragile",
         "_keys",
+        "_mutable",
         "_primary_key",
         "_tables",
         "_version",
@@ -51,6 +53,9 @@ class Columns:
         self._primary_key = {
             mapper.get_property_by_column(column).key: column for column in mapper.primary_key
         }
+        self._mutable = frozenset(
+            key for key, prop in props.items() if is_mutable(prop.columns[0].type)
+        )
         self._absent = {key: absent_value(prop.columns) for key, prop in props.items()}
         self._tables = {
             key: frozenset(column.table for column in prop.columns) for key, prop in props.items()
@@ -192,6 +197,18 @@ class Columns:
         """``changes`` of a row that was inserted and left ``values`` in the instance."""
         return {key: Change(UNSET, values.get(key, absent)) for key, absent in self._absent.items()}
 
+    def own_values(self, values: Values) -> Values:
+        """The same values, but copies of what could be changed in place."""
+        exotic = self._mutable.intersection(values)
+        return {**values, **{k: own_copy(values[k]) for k in exotic}} if exotic else values
+
+    def own_changes(self, changes: Mapping[str, Change]) -> Mapping[str, Change]:
+        """The same changes, but copies of what could be changed in place."""
+        exotic = self._mutable.intersection(changes) if self._mutable else None
+        if not exotic:
+            return changes
+        return {**changes, **{k: Change(*map(own_copy, changes[k])) for k in exotic}}
+
     def given(self, values: Values) -> dict[str, Change]:
         """``changes`` of a row to be inserted: what is assigned so far."""
         return {key: Change(UNSET, values[key]) for key in self._absent if key in values}
@@ -220,6 +237,14 @@ def is_expression(value: Any) -> bool:
     if type(value) in IMMUTABLE:
         return False
     return isinstance(value, ClauseElement) or hasattr(value, "__clause_element__")
+
+
+def is_mutable(sql_type: Any) -> bool:
+    """Whether the values of a column may be changed in place: its type does not exclude it."""
+    try:
+        return isinstance(sql_type, TypeDecorator) or sql_type.python_type not in IMMUTABLE
+    except NotImplementedError:
+        return True
 
 
 def differs(equal: Any, new: Any, old: Any) -> bool:

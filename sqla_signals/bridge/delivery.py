@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from functools import partial
 from inspect import isawaitable
@@ -24,7 +24,7 @@ from .._sqlalchemy import (
     state_of,
     unused_copy,
 )
-from ..changes import UNSET, Changes
+from ..changes import UNSET, Change, Changes
 from ..dispatch import was_audible
 from ..errors import AsyncReceiverError, SignalRecursionError
 from ..net import CREATED, DELETED, Effect, Frame
@@ -36,6 +36,8 @@ from .columns import columns_of
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Mapper, Session
+
+    from .columns import Columns
 
 MAX_DEPTH: Final = 100
 """How many commits may follow from one another through receivers."""
@@ -109,15 +111,24 @@ def in_progress() -> bool:
     return bool(_open)
 
 
-def keep_values(effects: Iterable[Effect]) -> None:
-    """Keep the committed values of the rows, before the instances are expired."""
-    for effect in effects:
+def keep_values(session: Session, frame: Frame) -> None:
+    """Keep the committed values of the rows, before the instances are expired.
+
+    Where the instance may not know them, they are left to be loaded.
+    """
+    for effect in frame.effects:
         state = state_of(effect.instance)
-        values = dict(columns_of(state.manager.mapper).values(state))
         if effect.kind is DELETED:  # the values that were committed, not what came in between
-            values.update(effect.before)
-            values = {key: value for key, value in values.items() if value is not UNSET}
-        effect.values = values
+            values = {**(effect.values or {}), **effect.before}
+            effect.values = {key: value for key, value in values.items() if value is not UNSET}
+        elif state.key == effect.row and (
+            state.session_id == session.hash_key
+            # Expunged: it misses what a rollback to a savepoint sets back.
+            or (state.session_id is None and not frame.went_back)
+        ):
+            effect.values = columns_of(state.manager.mapper).values(state)
+        else:
+            effect.values = {}
 
 
 def committed(session: Session, frame: Frame, session_factory: Callable[[], Any] | None) -> None:
@@ -264,9 +275,14 @@ def _call(
         calls.delete(signal, receiver, instance, effect.origin, effect.using)
         return
     created = effect.kind is CREATED
-    changes = Changes(partial(dict, effect.changes))
+    changes = Changes(partial(_own_changes, calls.columns, effect))
     fields = None if created else effect.along.union(effect.changes)
     calls.save(signal, receiver, instance, created, changes, fields, effect.raw, effect.using)
+
+
+def _own_changes(columns: Columns, effect: Effect) -> dict[str, Change]:
+    """A receiver may change what is mutable; the next one must not see it."""
+    return dict(columns.own_changes(effect.changes))
 
 
 def _failed(

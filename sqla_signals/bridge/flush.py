@@ -171,9 +171,12 @@ class Flush:
         if not undone and not calls.awaits("commit"):
             return None
         columns = calls.columns
-        changes = row.changed
+        # Copies, because the instance lives on until the transaction ends.
         if row.kind is CREATED:
-            changes = Changes(partial(columns.inserted, row.values))
+            changes: Mapping[str, Change]
+            changes = Changes(partial(columns.inserted, columns.own_values(row.values)))
+        else:
+            changes = columns.own_changes(row.changed)
         return Effect(
             row.kind,
             state.key,
@@ -183,7 +186,8 @@ class Flush:
             equal=columns.same,
             along=row.fields.difference(row.changed),
             unfetched=columns.unfetched,
-            values=columns.values(state) if undone else None,
+            # A deleted instance may be refreshed from a row that has taken over its key.
+            values=columns.values(state) if undone or row.kind is DELETED else None,
             origin=self._origins.get(state),
             raw=self._calls.raw,
             using=calls.using(row.instance),

@@ -59,7 +59,7 @@ def committed(session: Session) -> None:
         frame.committed = True
         if not transaction.nested:
             # The instances still hold what was committed; right after this they are expired.
-            delivery.keep_values(frame.effects)
+            delivery.keep_values(session, frame)
 
 
 def ended(
@@ -71,6 +71,8 @@ def ended(
     if transaction.parent is not None and not transaction.nested:
         return
     frame = _known_frame(transaction)
+    if transaction.nested and not (frame and frame.committed):
+        _go_back(transaction)
     if not frame:
         return
     del transaction.__dict__[_FRAME]
@@ -80,6 +82,16 @@ def ended(
         _frame(_enclosing(transaction)).merge(frame)
     else:
         delivery.committed(session, frame, factory_for(session))
+
+
+def _go_back(savepoint: SessionTransaction) -> None:
+    """Tell the frames around a savepoint that it may have been rolled back."""
+    transaction = savepoint.parent
+    while transaction is not None:
+        frame = _known_frame(transaction)
+        if frame is not None:
+            frame.went_back = True
+        transaction = transaction.parent
 
 
 def _enclosing(savepoint: SessionTransaction) -> SessionTransaction:

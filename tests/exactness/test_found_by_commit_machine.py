@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, inspect, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, make_transient
+from sqlalchemy.orm.attributes import set_committed_value
 
 import sqla_signals
 from sqla_signals import UNSET, post_delete, post_save
@@ -254,3 +255,119 @@ def test_update_fields_have_no_computed_column(session: Session):
         session.flush()
     assert written(session, m.Gauge.doubled) == 4
     assert sent == [({"n"}, {"n", "updated"})]
+
+
+def test_an_instance_expunged_in_a_savepoint_that_was_undone_has_what_was_committed(
+    session: Session, told: list[Told]
+):
+    """SQLAlchemy sets back only what is still in the session."""
+    session.add(order := m.Order(status="open", n=1))
+    session.flush()
+    savepoint = session.begin_nested()
+    order.status = "paid"
+    session.flush()
+    session.expunge(order)
+    savepoint.rollback()
+    session.commit()
+    assert [one.what for one in told] == ["created Order"]
+    assert written(session, m.Order.status) == "open"
+    assert told[0].values.get("status", "open") == "open"
+
+
+def test_an_instance_that_has_become_another_row_has_what_was_committed_of_the_first(
+    session: Session, told: list[Told]
+):
+    """The way to copy a row: what was told of the first is not to have values of the second."""
+    session.add(order := m.Order(status="open", n=1))
+    session.flush()
+    make_transient(order)
+    order.id, order.status = 7, "copy"
+    session.add(order)
+    session.commit()
+    assert [one.what for one in told] == ["created Order", "created Order"]
+    assert [one.key for one in told] == [(1,), (7,)]
+    assert told[0].values.get("status", "open") == "open"
+    assert told[0].values.get("id", 1) == 1
+    assert told[1].values["status"] == "copy"
+
+
+def test_an_instance_that_went_to_another_session_has_what_was_committed_by_this_one(
+    engine: Engine, session: Session, told: list[Told]
+):
+    """The other one's work is not committed."""
+    session.add(order := m.Order(status="open", n=1))
+    session.commit()
+    told.clear()
+    order.n = 2
+    session.flush()
+    session.expunge(order)
+    with Session(engine, autoflush=False) as other:
+        other.add(order)
+        set_committed_value(order, "status", "of the other session")
+        session.commit()
+    assert [one.what for one in told] == ["updated Order"]
+    assert told[0].values.get("status", "open") == "open"
+
+
+def test_a_deleted_instance_refreshed_from_the_row_of_its_successor_has_its_own_values(
+    session: Session, told: list[Told]
+):
+    """A row switch leaves a row under the key, and SQLAlchemy loads it into the old instance."""
+    session.add(m.Team(players=[player := m.Player(name="a")]))
+    session.commit()
+    told.clear()
+    session.delete(player)
+    session.add(successor := m.Player(id=1, name="c"))
+    session.refresh(player)  # flushes first
+    assert player.name == successor.name == "c"
+    session.commit()
+    assert [one.what for one in told] == ["deleted Player", "created Player"]
+    assert told[0].values.get("name", "a") == "a"
+    assert told[1].values["name"] == written(session, m.Player.name) == "c"
+
+
+@pytest.mark.parametrize("was_there", [True, False])
+def test_changes_of_work_undone_are_what_was_written_not_what_was_changed_in_place_later(
+    session: Session, was_there: bool
+):
+    """The dictionary given to the flush lives on in the instance."""
+    config = m.Config(options={"a": 1})
+    if was_there:
+        session.add(config)
+        session.commit()
+    changes: list[Any] = []
+
+    def received(sender: type, **arguments: Any) -> None:
+        changes.append(arguments["changes"]["options"].new)
+
+    with post_save.connected_to(received, on="rollback"):
+        config.options = {"b": 2}
+        session.add(config)
+        session.flush()
+        assert config.options is not None
+        config.options["b"] = 3
+        session.rollback()
+    assert changes == [{"b": 2}]
+
+
+def test_what_one_receiver_does_to_changes_nobody_else_sees(session: Session):
+    """A receiver may keep and change what it was given."""
+    session.expire_on_commit = False
+    given: list[Any] = []
+
+    def received(sender: type, **arguments: Any) -> None:
+        given.append(dict(new := arguments["changes"]["options"].new))
+        new["a"] = 2
+
+    def received_next(sender: type, **arguments: Any) -> None:
+        received(sender, **arguments)
+
+    with (
+        post_save.connected_to(received, on="commit"),
+        post_save.connected_to(received_next, on="commit"),
+    ):
+        session.add(config := m.Config(options={"a": 1}))
+        session.commit()
+    assert given == [{"a": 1}, {"a": 1}]
+    assert config.options == {"a": 1}
+    assert not session.dirty
