@@ -204,6 +204,26 @@ def rolled_back(session: Session, frame: Frame) -> None:
         _call_back(session, fn, "on_rollback")
 
 
+def forgotten(frame: Frame) -> None:
+    """Log that nobody has ended a transaction, and that it was undone without a word.
+
+    The garbage collector may run in any thread, in the middle of anything: no place to call
+    receivers.
+    """
+    names = {
+        str(receiver): None
+        for effect in frame.effects
+        for _, receiver in _receivers(effect, "rollback")
+    }
+    names.update((repr(fn), None) for fn in frame.on_rollback)
+    if names:
+        logger.warning(
+            "A session was garbage collected in the middle of a transaction, which undid its work. "
+            "Not called: %s. Use 'with Session(...)', or call rollback() or close().",
+            ", ".join(names),
+        )
+
+
 class _OwnSessions:
     """Makes the session of its own that each call gets."""
 

@@ -25,27 +25,46 @@ _FRAME: Final = "sqla_signals.frame"
 """Kept on the transaction, to live as long: a callback may refer to the session, and so to it."""
 
 
+class _Frame(Frame):
+    """A frame that notices when nobody ends its transaction."""
+
+    __slots__ = ("is_open",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_open: bool = False
+        """Whether its transaction has begun and not ended."""
+
+    def __del__(self) -> None:
+        if self.is_open and not self.committed and self:
+            delivery.forgotten(self)
+
+
 def frame_of(session: Session) -> Frame:
     """The frame of the transaction or savepoint that the session is in."""
     transaction = session.get_nested_transaction() or session.get_transaction()
     if transaction is None:
-        frame: Frame = session.info.setdefault(WAITING, Frame())
+        frame: Frame = session.info.setdefault(WAITING, _Frame())
         return frame
     return _frame(transaction)
 
 
-def _frame(transaction: SessionTransaction) -> Frame:
+def _frame(transaction: SessionTransaction) -> _Frame:
     frame = _known_frame(transaction)
-    if frame is None:
-        frame = transaction.__dict__[_FRAME] = Frame()
+    return frame if frame is not None else _opened(transaction, _Frame())
+
+
+def _known_frame(transaction: SessionTransaction) -> _Frame | None:
+    """The frame of a transaction, if it has one by now."""
+    frame: _Frame | None = transaction.__dict__.get(_FRAME)
+    if frame is None and transaction.parent is None and WAITING in transaction.session.info:
+        frame = _opened(transaction, transaction.session.info.pop(WAITING))
     return frame
 
 
-def _known_frame(transaction: SessionTransaction) -> Frame | None:
-    """The frame of a transaction, if it has one by now."""
-    frame: Frame | None = transaction.__dict__.get(_FRAME)
-    if frame is None and transaction.parent is None and WAITING in transaction.session.info:
-        frame = transaction.__dict__[_FRAME] = transaction.session.info.pop(WAITING)
+def _opened(transaction: SessionTransaction, frame: _Frame) -> _Frame:
+    frame.is_open = True
+    transaction.__dict__[_FRAME] = frame
     return frame
 
 
@@ -76,6 +95,7 @@ def ended(
     if not frame:
         return
     del transaction.__dict__[_FRAME]
+    frame.is_open = False
     if not frame.committed:
         delivery.rolled_back(session, frame)
     elif transaction.nested:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
-import weakref
 from collections.abc import Callable
 
 import pytest
@@ -401,29 +399,6 @@ def test_a_savepoint_and_then_the_end_of_the_session(
         "rollback created Author(released)",
     ]
     assert names(session.get_bind()) == []
-
-
-def test_a_session_that_is_garbage_delivers_nothing_and_leaves_nothing(
-    library: Engine, log: Deliveries
-):
-    """Nobody ended the transaction; its connection goes back to the pool, rolled back."""
-    session = Session(library)
-    author = Author(name="never")
-    session.add(author)
-    session.flush()
-    session.begin_nested()
-    author.age = 3
-    session.flush()
-    gone = weakref.ref(session), weakref.ref(author)
-    del session, author
-    gc.collect()
-    assert [reference() for reference in gone] == [None, None]
-    assert log.lines == []
-    with Session(library) as session:
-        session.add(Author(name="next"))
-        session.commit()
-    assert log.lines == ["commit created Author(next)"]
-    assert names(library) == ["next"]
 
 
 def test_a_session_goes_on_after_each_end_with_nothing_left_over(session: Session, log: Deliveries):
