@@ -195,6 +195,77 @@ async def test_after_a_cancellation_the_next_transaction_delivers_exactly_its_ow
     assert rows(witness, Author.name) == (["first", "next"] if committed else ["next"])
 
 
+@asynchronous
+async def test_a_cancellation_at_any_step_of_the_event_loop_leaves_nothing_behind(
+    async_engine: AsyncEngine, witness: Engine, log: Deliveries
+):
+    """One step later each time, until the work is done before it is cancelled.
+
+    Of a COMMIT that was under way, the session does not know whether the database has done it.
+    """
+    dialect, commits = async_engine.sync_engine.dialect, []
+    do_commit = dialect.do_commit
+
+    def commit_and_note(connection: Any) -> None:
+        commits.append("begun")
+        do_commit(connection)
+        commits[-1] = "done"
+
+    dialect.do_commit = commit_and_note
+
+    @receiver(post_save, sender=Author, on="commit")
+    async def tags(sender, instance, session, **kwargs):
+        await asyncio.sleep(0)
+        session.add(Tag(name=instance.name))
+
+    async def work(name: str) -> None:
+        async with AsyncSession(async_engine) as session:
+            session.add(Author(name=name))
+            await session.flush()
+            async with session.begin_nested():
+                session.add(Author(name=f"{name}, inner"))
+            await session.commit()
+
+    was_cancelled, step, expected = True, 0, []
+    ends = set()
+    while was_cancelled:
+        step += 1
+        commits.clear()
+        name = f"{step}"
+        task = asyncio.create_task(work(name))
+        for _ in range(step):
+            await asyncio.sleep(0)
+        was_cancelled = task.cancel()
+        await asyncio.wait([task])
+        was_cancelled = was_cancelled and task.cancelled()
+        assert async_engine.pool.checkedout() == 0
+        # The end of a transaction is told, that of one which was committed as far as it got.
+        is_committed = name in rows(witness, Author.name)
+        told = [line for line in log.lines if "Author" in line]
+        outer, inner = f"created Author({name})", f"created Author({name}, inner)"
+        if is_committed:
+            expected += [name, f"{name}, inner"]
+        if is_committed and commits != ["begun"]:
+            assert told == [f"commit {outer}", f"commit {inner}"][: len(told)]
+        else:
+            undone = {f"rollback {outer}", f"rollback {inner}"}
+            assert set(told) in (set(), {f"rollback {outer}"}, undone)
+            assert len(told) == len(set(told))
+        ends.add((is_committed, len(told)))
+        log.clear()
+        await work(name := f"after {step}")
+        expected += [name, f"{name}, inner"]
+        assert [line for line in log.lines if "Author" in line] == [
+            f"commit created Author({name})",
+            f"commit created Author({name}, inner)",
+        ]
+        assert not any(f"({step})" in line for line in log.lines)
+        log.clear()
+        assert async_engine.pool.checkedout() == 0
+    assert sorted(rows(witness, Author.name)) == sorted(expected)
+    assert {(False, 0), (False, 1), (True, 2)} <= ends
+
+
 @cancelled_by
 @asynchronous
 async def test_what_waits_behind_a_cancelled_receiver_is_dropped_as_a_whole(

@@ -56,6 +56,12 @@ from .witness import (
 MODES = ("conditional_savepoint", "rollback_only", "control_fully", "create_savepoint")
 ACTIONS = ("change", "change and flush", "raise", "change and raise", "flush and raise", "nothing")
 
+NESTING = (
+    *("begin", "begin", "begin"),
+    *("new", "update", "update", "update", "delete", "expunge", "refresh"),
+    *("release", "release", "roll back", "violate"),
+)
+
 TABLES = Base.metadata.tables
 HIERARCHIES: dict[str, list[str]] = defaultdict(list)
 """The tables of each hierarchy, by the name of its base table."""
@@ -208,6 +214,8 @@ class Group:
     """Rows that were one instance's before and another's after."""
     lost: set[Key]
     """Rows of new instances that SQLAlchemy deleted for old ones: its session is in error."""
+    transaction: Any
+    """The transaction or savepoint that it belongs to by now."""
 
 
 def apply(rows: Rows, groups: Iterable[Group]) -> Rows:
@@ -409,7 +417,8 @@ class Ledger:
             for n, (key, kind) in enumerate(kinds)
             if kind == "deleted" and (key in switched or (key, "created") in kinds[:n])
         }
-        self.groups.append(Group(number, writes, switched - lost, lost))
+        transaction = current_transaction(session)
+        self.groups.append(Group(number, writes, switched - lost, lost, transaction))
         rows = {row.end for row in Fold(self.groups[-1:]).rows}
         self.writers |= {
             k: id(i) for i in session.identity_map.values() if (k := key_of(i)) in rows
@@ -438,10 +447,16 @@ class Ledger:
         """The transaction or savepoint is over."""
         committed = transaction in self.committed
         self.committed.discard(transaction)
+        inside = [group for group in self.groups if group.transaction is transaction]
+        if transaction.nested and inside:
+            how = "released" if committed else "rolled back"
+            self.recorder.savepoints[f"{how} at depth {depth(transaction)}"] += 1
         if transaction.nested and committed:
             outer = transaction.parent
             while not outer.nested and outer.parent is not None:
                 outer = outer.parent
+            for group in inside:
+                group.transaction = outer
             self.callbacks = [(outer if t is transaction else t, c) for t, c in self.callbacks]
             return None
         mine = [c for t, c in self.callbacks if t is transaction or not transaction.nested]
@@ -496,6 +511,15 @@ def current_transaction(session: Session) -> Any:
     return session.get_nested_transaction() or session.get_transaction()
 
 
+def depth(transaction: Any) -> int:
+    """How many savepoints deep it is."""
+    found = 0
+    while transaction is not None:
+        found += transaction.nested
+        transaction = transaction.parent
+    return found
+
+
 class CommitRecorder(Recorder):
     """The transactions of a program's session, and of those that its receivers are given."""
 
@@ -513,6 +537,8 @@ class CommitRecorder(Recorder):
         self.expected_failures: list[BaseException] = []
         self.failures: list[tuple[Key, BaseException]] = []
         self.changed = 0
+        self.savepoints: Counter[str] = Counter()
+        """Those that something was written in, by depth and end."""
 
     def ledger(self, session: Session) -> Ledger:
         """That of the session's current transaction."""
@@ -741,6 +767,10 @@ class CommitTally(Tally):
     def __init__(self, tolerated: re.Pattern[str] | None = None) -> None:
         super().__init__(tolerated)
         self.endings: Counter[str] = Counter()
+        self.savepoints: Counter[str] = Counter()
+        """Those that something was written in."""
+        self.kinds: Counter[str] = Counter()
+        """Commits of the program's session that something was written in, by kind of session."""
         self.compared: Counter[str] = Counter()
         """Rows told, and rows not told, by kind."""
         self.lenient: Counter[str] = Counter()
@@ -1033,6 +1063,10 @@ class CommitProgram(Program):
         recorder = self.recorder
         for ending in recorder.endings:
             self.tally.endings[ending.on] += 1
+            if ending.on == "commit" and ending.groups and ending.session is self.session:
+                self.tally.kinds[_kind(ending.session)] += 1
+        self.tally.savepoints += recorder.savepoints
+        recorder.savepoints.clear()
         commits = [one for one in recorder.endings if one.on == "commit"]
         of_receivers = [one for one in commits if one.session is not self.session and one.groups]
         mine = [one for one in commits if one.session is self.session]
@@ -1092,6 +1126,12 @@ class CommitProgram(Program):
                     connection.close()
             self.sessions = []
         super().end()
+
+
+def _kind(session: Session) -> str:
+    if isinstance(session.bind, Connection):
+        return session.join_transaction_mode
+    return "two-phase" if session.twophase else "plain"
 
 
 def _is_of_the_witness(error: BaseException) -> bool:
@@ -1217,6 +1257,29 @@ class CommitPrograms(SessionPrograms):
         how = ".__exit__(*failed)" if self.kind == "with" else ".rollback()"
         self.run_only(f"savepoints.pop(){how}")
 
+    @rule(steps=st.lists(st.tuples(st.sampled_from(NESTING), picks, picks, picks), max_size=12))
+    def nest(self, steps: list[tuple[str, int, int, int]]) -> None:
+        for what, first, second, third in steps:
+            if what == "begin":
+                self.begin_savepoint(first)
+            elif what == "new":
+                self.new(first, second, third)
+                self.run("session.flush()")
+            elif what == "update":
+                self.update(first, second, 2 * third + 1)
+            elif what == "delete":
+                self.delete_now(first)
+            elif what == "expunge":
+                self.expunge(first)
+            elif what == "refresh":
+                self.refresh(first)
+            elif what == "violate":
+                self.violate(first, second, duplicate=third % 2 == 0)
+            elif what == "release":
+                self.release_savepoint(outermost=first == 11)
+            else:
+                self.roll_back_savepoint(outermost=first == 11)
+
     @rule(instance=picks, column=picks, duplicate=st.booleans())
     def violate(self, instance: int, column: int, duplicate: bool) -> None:
         name = self.variable(instance, Base, "pending", "persistent")
@@ -1310,6 +1373,8 @@ class CommitPrograms(SessionPrograms):
             self.run("savepoints.clear(); session.close()")
         else:
             self.run("savepoints.clear(); session.close(); session = new_session()")
+        if how % 2 == 0:
+            self.add_again()
 
     def leave(self, how: int) -> None:
         """Leave the `with` blocks of savepoints."""
@@ -1332,6 +1397,13 @@ class CommitPrograms(SessionPrograms):
         if self.outer_savepoint:
             self.run("point = connection.begin_nested()")
         self.run(f"session = new_session(connection, join_transaction_mode={self.kind!r})")
+        self.add_again()
+
+    def add_again(self) -> None:
+        """Give the instances of a session that was closed to the current one."""
+        for name, instance in self.program.variables.items():
+            if inspect(instance).detached and not inspect(instance).was_deleted:
+                self.run(f"session.add({name})")
 
     @precondition(lambda self: self.kind in MODES)
     @rule(commit=st.booleans(), point=st.booleans(), goes_on=st.booleans())

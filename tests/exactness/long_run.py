@@ -95,6 +95,8 @@ def report(tally: Tally, found: list[str], seconds: float) -> None:
     print(f"steps {tally.steps} in {tally.programs} programs, {seconds:.0f} s")
     if isinstance(tally, CommitTally):
         print(f"ends: {counts(tally.endings)}")
+        print(f"commits with changes: {counts(tally.kinds)}")
+        print(f"savepoints with changes: {counts(tally.savepoints)}")
         print(f"rows compared {sum(tally.compared.values())}: {counts(tally.compared)}")
         print(f"not compared in full: {counts(tally.lenient)}")
         print(f"programs' own errors: {counts(tally.errors)}")
