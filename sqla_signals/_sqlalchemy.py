@@ -42,7 +42,7 @@ from .changes import UNSET
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
-    from sqlalchemy.orm import InstanceState, Mapper
+    from sqlalchemy.orm import InstanceState, Mapper, SessionTransaction
 
     State = InstanceState[Any]
 
@@ -321,6 +321,19 @@ def keep_flushing(session: Session) -> bool:
     forgotten = not session._flushing
     session._flushing = True
     return forgotten
+
+
+def is_clean(session: Session) -> bool:
+    """Whether a flush would find nothing to do, as ``commit()`` itself asks."""
+    return session._is_clean()
+
+
+def is_committing(root: SessionTransaction) -> bool:
+    """Inside ``before_commit``: whether it is this root that commits, and not a savepoint alone.
+
+    The event tells the session only, and is the same for both.
+    """
+    return root._current_fn is not None
 
 
 def contains_state(session: Session, state: State) -> bool:

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 from blinker import ANY
 
 from .errors import AsyncReceiverError, ReceiverOptionError
-from .receivers import PHASES, Phase, Receiver, describe_sender, identity, matches, sender_list
+from .receivers import CALLS, Call, Receiver, describe_sender, identity, matches, sender_list
 
 if TYPE_CHECKING:
     from .signal import Signal
@@ -24,46 +24,48 @@ if TYPE_CHECKING:
 class Table:
     """The receivers of one signal, in the order of connection, looked up by sender."""
 
-    __slots__ = ("_any", "_by_class", "_exact", "receivers")
+    __slots__ = ("_any", "_by_class", "_exact", "durable", "receivers")
 
     def __init__(self, receivers: Iterable[Receiver]) -> None:
         self.receivers: tuple[Receiver, ...] = tuple(
             sorted(receivers, key=lambda receiver: receiver.serial)
         )
-        self._any = _by_phase(r for r in self.receivers if r.sender is ANY)
+        self.durable: bool = any(r.durable for r in self.receivers)
+        """Whether there is a durable receiver of any sender."""
+        self._any = _by_call(r for r in self.receivers if r.sender is ANY)
         # Only senders that someone named are kept here, so the dictionary is bounded.
-        self._exact: dict[Any, dict[Phase, tuple[Receiver, ...]]] = {}
+        self._exact: dict[Any, dict[Call, tuple[Receiver, ...]]] = {}
         for key in {identity(r.sender) for r in self.receivers if r.sender is not ANY}:
-            self._exact[key] = _by_phase(
+            self._exact[key] = _by_call(
                 r for r in self.receivers if r.sender is ANY or identity(r.sender) == key
             )
-        self._by_class: WeakKeyDictionary[type, dict[Phase, tuple[Receiver, ...]]] = (
+        self._by_class: WeakKeyDictionary[type, dict[Call, tuple[Receiver, ...]]] = (
             WeakKeyDictionary()
         )
 
-    def lookup(self, sender: Any, on: Phase = "flush") -> tuple[Receiver, ...]:
+    def lookup(self, sender: Any, on: Call = "flush") -> tuple[Receiver, ...]:
         """The receivers to call for ``sender`` in that phase, each callable once."""
         return self.phases(sender)[on]
 
-    def phases(self, sender: Any) -> Mapping[Phase, tuple[Receiver, ...]]:
+    def phases(self, sender: Any) -> Mapping[Call, tuple[Receiver, ...]]:
         """The receivers to call for ``sender``, by phase."""
         if isinstance(sender, type):
             found = self._by_class.get(sender)
             if found is None:
-                found = _by_phase(r for r in self.receivers if r.matches(sender))
+                found = _by_call(r for r in self.receivers if r.matches(sender))
                 self._by_class[sender] = found
             return found
         return self._exact.get(identity(sender), self._any)
 
 
-def _by_phase(receivers: Iterable[Receiver]) -> dict[Phase, tuple[Receiver, ...]]:
-    found: dict[Phase, dict[Any, Receiver]] = {phase: {} for phase in PHASES}
+def _by_call(receivers: Iterable[Receiver]) -> dict[Call, tuple[Receiver, ...]]:
+    found: dict[Call, dict[Any, Receiver]] = {call: {} for call in CALLS}
     for receiver in receivers:
-        phase = found[receiver.on]
-        first = phase.get(receiver.fn_id)
+        unique = found[receiver.call]
+        first = unique.get(receiver.fn_id)
         # One function, several matching connections: called once, where it stood first.
-        phase[receiver.fn_id] = receiver if first is None else first.merged(receiver)
-    return {phase: tuple(unique.values()) for phase, unique in found.items()}
+        unique[receiver.fn_id] = receiver if first is None else first.merged(receiver)
+    return {call: tuple(unique.values()) for call, unique in found.items()}
 
 
 class _Mute(NamedTuple):

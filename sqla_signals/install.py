@@ -17,7 +17,7 @@ from sqlalchemy.orm import (
 )
 
 from . import mapping
-from .bridge import delivery, mapper_events, transactions
+from .bridge import delivery, mapper_events, owed, transactions
 from .bridge.calls import RAW, async_session_of
 from .bridge.flush import Flush
 from .errors import InstallError
@@ -55,6 +55,7 @@ class Installation:
             (target, "before_flush", self._before_flush),
             (target, "after_flush", self._after_flush),
             (target, "after_flush_postexec", self._after_flush_postexec),
+            (target, "before_commit", self._before_commit),
             (target, "after_commit", self._after_commit),
             (target, "after_transaction_end", self._after_transaction_end),
         ]
@@ -102,6 +103,10 @@ class Installation:
         flush = Flush.of_context(context)
         if flush is not None:
             flush.after_flush_postexec()
+
+    def _before_commit(self, session: Session) -> None:
+        if self._is_mine(session):
+            owed.committing(session)
 
     def _after_commit(self, session: Session) -> None:
         if self._is_mine(session):

@@ -10,10 +10,10 @@ import threading
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
-from sqlalchemy import event
+from sqlalchemy import Table, event
 from sqlalchemy.orm import Mapper, Session
 
 from ._sqlalchemy import all_mappers
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from .signal import ModelSignal
     from .special import SpecialSignal
 
+OUTBOX: Final = "sqla_signals.outbox"
+"""Key in ``MetaData.info`` of what writes the durable messages of its models."""
+
 model_signals: list[ModelSignal | SpecialSignal] = []
 """The signals that an installation sends."""
 
@@ -33,6 +36,40 @@ installations: WeakSet[Any] = WeakSet()
 _warned: WeakSet[Receiver] = WeakSet()
 _lock = threading.Lock()
 _watching = False
+
+
+def durable_receivers() -> list[Receiver]:
+    """The durable receivers of all signals, in no particular order."""
+    return [
+        receiver
+        for signal in model_signals
+        if signal.table.durable
+        for receiver in signal.table.receivers
+        if receiver.durable
+    ]
+
+
+def known_outbox(mapper: Mapper[Any]) -> Any:
+    """What writes the durable messages of a model, ``None`` if nothing does."""
+    for table in mapper.tables:
+        if isinstance(table, Table) and OUTBOX in table.metadata.info:
+            return table.metadata.info[OUTBOX]
+    return None
+
+
+def outbox_of(mapper: Mapper[Any], receiver: Receiver) -> Any:
+    """What writes the durable messages of a model.
+
+    Raises :class:`ReceiverOptionError` where there is nothing.
+    """
+    outbox = known_outbox(mapper)
+    if outbox is not None:
+        return outbox
+    raise ReceiverOptionError(
+        f"receiver {receiver} is durable, but {mapper.class_.__name__} has no outbox to write "
+        f"its messages to. Add it to the metadata of the model, before receivers are connected: "
+        f"sqla_signals.durable.outbox_table({mapper.class_.__name__}.metadata)"
+    )
 
 
 def connected(signal: ModelSignal | SpecialSignal, receivers: Iterable[Receiver]) -> None:
@@ -69,18 +106,22 @@ def installed(installation: Any) -> None:
 def check(signal: ModelSignal | SpecialSignal, receiver: Receiver) -> None:
     """Raise :class:`ReceiverOptionError` if the classes mapped so far show an option to be wrong.
 
-    That is when ``fields`` names what a matching class lacks, or when a string sender names two
-    classes of one registry.
+    That is when ``fields`` names what a matching class lacks, when a string sender names two
+    classes of one registry, or when a durable receiver's class has no outbox or cannot be written
+    into a message.
     """
-    if receiver.fields is None and not isinstance(receiver.sender, str):
+    if receiver.fields is None and not receiver.durable and not isinstance(receiver.sender, str):
         return
     named: dict[Any, set[str]] = defaultdict(set)
     for mapper in all_mappers():
         if not receiver.matches(mapper.class_):
             continue
-        if receiver.fields is not None and mapper.configured:
+        if mapper.configured:
             try:
-                receiver.columns(mapper)
+                if receiver.fields is not None:
+                    receiver.columns(mapper)
+                if receiver.durable:
+                    outbox_of(mapper, receiver).check(mapper, receiver)
             except ReceiverOptionError as error:
                 raise ReceiverOptionError(f"{signal.name}: {error}") from None
         if isinstance(receiver.sender, str) and not receiver.propagate:

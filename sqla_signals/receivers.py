@@ -29,6 +29,13 @@ if TYPE_CHECKING:
 Phase = Literal["flush", "commit", "rollback"]
 PHASES: Final[tuple[Phase, ...]] = ("flush", "commit", "rollback")
 
+Call = Literal["flush", "commit", "rollback", "durable"]
+"""How a receiver is called: in its phase, or by a worker for a durable message."""
+CALLS: Final[tuple[Call, ...]] = (*PHASES, "durable")
+
+MAX_NAME: Final = 255
+"""Characters in the name of a durable receiver: what the inbox takes."""
+
 _serials = itertools.count()
 
 
@@ -117,6 +124,11 @@ class Receiver:
             return True
         wanted = self.columns(mapper)
         return any(not wanted.isdisjoint(keys) for keys in written)
+
+    @property
+    def call(self) -> Call:
+        """How it is called."""
+        return "durable" if self.durable else self.on
 
     @property
     def fn(self) -> Callable[..., Any] | None:
@@ -272,8 +284,21 @@ def field_names(fields: Iterable[Any] | str | None) -> frozenset[str] | None:
     return frozenset(names)
 
 
-def check_callable(fn: Any, signal: Signal) -> None:
-    """Raise :class:`ReceiverTypeError` if ``signal`` could not call ``fn``."""
+def check_durable_name(name: str) -> None:
+    """Raise :class:`ReceiverOptionError` unless a worker can know the receiver by this name."""
+    if "<" in name or len(name) > MAX_NAME:
+        raise ReceiverOptionError(
+            f"durable=True needs a name by which another process finds this receiver, of "
+            f"{MAX_NAME} characters at most; {name!r} is not one. "
+            f'Give it one that stays: name="orders.reindex"'
+        )
+
+
+def check_callable(fn: Any, signal: Signal, more: tuple[str, ...] = ()) -> None:
+    """Raise :class:`ReceiverTypeError` if ``signal`` could not call ``fn``.
+
+    :param more: arguments that are sent besides those of the signal.
+    """
     if not callable(fn):
         raise ReceiverTypeError(
             f"{signal.name}: {fn!r} is not callable, so it cannot be a receiver"
@@ -290,13 +315,14 @@ def check_callable(fn: Any, signal: Signal) -> None:
             f"{who} must accept **kwargs, because signals may send more in a later version. "
             f"Add it: def {getattr(fn, '__name__', 'receiver')}(sender, **kwargs)"
         )
+    sent = (*signal.arguments, *more) if signal.arguments is not None else None
     try:
-        if signal.arguments is None:
+        if sent is None:
             signature.bind_partial(object())
         else:
-            signature.bind(object(), **dict.fromkeys(signal.arguments))
+            signature.bind(object(), **dict.fromkeys(sent))
     except TypeError as error:
         raise ReceiverTypeError(
             f"{who} cannot be called: {error}. {signal.name} sends the sender as the first "
-            f"argument, then by keyword {', '.join(signal.arguments or ('what send() is given',))}"
+            f"argument, then by keyword {', '.join(sent or ('what send() is given',))}"
         ) from None

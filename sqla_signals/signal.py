@@ -18,10 +18,13 @@ from . import dispatch, mapping
 from .errors import ReceiverOptionError
 from .protocols import F, M, Options, OtherSender, P, R, ReceiverOf
 from .receivers import (
+    CALLS,
     PHASES,
     Phase,
     Receiver,
     check_callable,
+    check_durable_name,
+    default_name,
     describe,
     describe_sender,
     field_names,
@@ -105,6 +108,9 @@ class Signal(blinker.NamedSignal):
             transaction was committed, in one of its own; ``"rollback"``: after the work was undone.
         :param propagate: also for the mapped subclasses of ``sender``.
         :param fields: attribute names; only called when one of them changed or the row is new.
+        :param durable: called by a worker process, at least once, even if this one dies right
+            after the commit; implies ``on="commit"`` and adds the argument ``event``. The models
+            need an outbox: :func:`sqla_signals.durable.outbox_table`.
         :param name: stable name for messages, ``module.qualname`` by default.
         :param dispatch_uid: a second connection with the same uid and sender is ignored.
         :raises ReceiverTypeError: not callable, or not with what this signal sends.
@@ -112,19 +118,17 @@ class Signal(blinker.NamedSignal):
 
         Connecting the same function for the same sender again has no effect.
         """
-        check_callable(receiver, self)
+        check_callable(receiver, self, ("event",) if durable else ())
         who = f"{self.name}: receiver {describe(receiver)}"
         if on not in PHASES or on not in self._phases:
             raise ReceiverOptionError(
                 f"{who}: on={on!r} is not one of {', '.join(map(repr, self._phases))}, "
                 f"which this signal takes"
             )
-        if durable:
-            raise ReceiverOptionError(
-                f"{who}: durable=True is not available in this version; "
-                f'use on="commit" for work that may be lost with the process'
-            )
         try:
+            if durable:
+                self._check_durable(receiver, on, name or default_name(receiver))
+                on = "commit"
             names = field_names(fields)
             senders = sender_list(sender)
         except ReceiverOptionError as error:
@@ -305,7 +309,7 @@ class Signal(blinker.NamedSignal):
     def has_receivers_for(self, sender: Any) -> bool:
         """Whether anybody would be called for ``sender``, in any phase. Ignores muting."""
         table = self.table
-        return any(table.lookup(sender, phase) for phase in PHASES)
+        return any(table.lookup(sender, call) for call in CALLS)
 
     def receivers_for(self, sender: Any) -> Generator[Callable[..., Any]]:
         """Yield the receivers that :meth:`send` would call for ``sender``, in order."""
@@ -335,6 +339,13 @@ class Signal(blinker.NamedSignal):
 
     def _check_receivers(self, receivers: Collection[Receiver]) -> None:
         """Overridden where options depend on the sender."""
+
+    def _check_durable(self, receiver: Callable[..., Any], on: Phase, name: str) -> None:
+        """Overridden where there is something to be durable."""
+        raise ReceiverOptionError(
+            "durable=True is for what mapped classes send; whoever sends this signal can write "
+            "into the database first, and be durable by that"
+        )
 
     def _forget(self, receiver: Receiver) -> None:
         # Called by a weak reference at any moment, even inside the lock: nothing is removed here.
@@ -393,6 +404,21 @@ class ModelSignal(Signal):
 
     def _check_receivers(self, receivers: Collection[Receiver]) -> None:
         mapping.connected(self, receivers)
+
+    def _check_durable(self, receiver: Callable[..., Any], on: Phase, name: str) -> None:
+        if "commit" not in self._phases or on == "rollback":
+            raise ReceiverOptionError(
+                f"durable=True delivers what was committed, which "
+                f"{self.name if on != 'rollback' else 'on=' + repr(on)} does not know. "
+                f"Connect it to post_save or post_delete, and leave out on="
+            )
+        check_durable_name(name)
+        for known in mapping.durable_receivers():
+            if known.name == name and known.fn_id != identity(receiver):
+                raise ReceiverOptionError(
+                    f"durable=True: {known} has the name {name!r} already, and a worker could not "
+                    f"tell the two apart. Give one of them another name="
+                )
 
     def forget_lookups(self) -> None:
         """Let new mappings be seen by the next lookup."""

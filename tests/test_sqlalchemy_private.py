@@ -148,6 +148,7 @@ STATES = (
     "_orphaned_outside_of_session",
 )
 SESSIONS = (
+    "_is_clean",
     "_new",
     "_deleted",
     "_dirty_states",
@@ -193,6 +194,7 @@ RELATIONSHIPS = ("_init_args", "_reverse_property")
 KEY_SWITCHES = ("_key_switchers",)
 ASYNC_SESSIONS = ("_proxied", "_assign_proxied")
 ELSEWHERE = (
+    "_current_fn",
     "_sa_class_manager",
     "_pending_mutations",
     "_trans_context_manager",
@@ -311,6 +313,33 @@ def test_what_a_session_is_about_to_flush(flushed: Flushed):
     assert [state.class_ for state in flushed.pending] == [Parent]
     assert [state.class_ for state in flushed.deleted] == [Child]
     assert flushed.state in flushed.dirty
+
+
+def test_a_session_is_clean_when_there_is_nothing_to_flush():
+    """What ``commit()`` asks before each of its own flushes."""
+    with Session() as session:
+        assert session._is_clean()
+        session.add(Parent())
+        assert not session._is_clean()
+
+
+def test_a_transaction_tells_whether_it_is_changing_its_state():
+    """In ``before_commit``, which fires for a root and for a savepoint alike."""
+    engine = create_engine("sqlite://")
+    told = []
+    with Session(engine) as session:
+
+        @event.listens_for(session, "before_commit")
+        def _before_commit(session: Session) -> None:
+            told.append(getattr(session.get_transaction(), "_current_fn") is not None)  # noqa: B009
+
+        session.begin_nested().commit()
+        session.commit()
+        root = session.begin()
+        session.begin_nested()
+        root.commit()
+    engine.dispose()
+    assert told == [False, True, True, True], WHERE
 
 
 def test_a_session_keeps_its_binds_under_a_known_name():
@@ -507,8 +536,8 @@ def private_names(path: Path) -> set[str]:
     return private - own_names() - OF_OTHERS
 
 
-OF_OTHERS = {"_async_wrapper", "_sync_wrapper", "_replace"}
-"""What blinker and ``NamedTuple`` call private."""
+OF_OTHERS = {"_async_wrapper", "_sync_wrapper", "_mapping", "_replace"}
+"""What blinker calls private, and the public names of named tuples."""
 
 
 def test_every_private_name_in_the_module_for_them_is_asserted_above():

@@ -13,7 +13,7 @@ from .._sqlalchemy import state_of
 from ..changes import Change
 from ..dispatch import Table, audible, unawaitable
 from ..errors import AsyncReceiverError
-from ..receivers import Phase, Receiver, describe_sender
+from ..receivers import Call, Receiver, describe_sender
 from ..signals import post_delete, post_save
 from .columns import Columns, columns_of
 
@@ -109,18 +109,18 @@ class ModelCalls:
         self.cls: type = mapper.class_
         self.columns: Columns = columns_of(mapper)
         self._using: Engine | Connection | None = None
-        self._found: dict[Signal, tuple[Table, Mapping[Phase, tuple[Receiver, ...]]]] = {}
+        self._found: dict[Signal, tuple[Table, Mapping[Call, tuple[Receiver, ...]]]] = {}
 
     def receivers(self, signal: Signal) -> tuple[Receiver, ...]:
         """The flush receivers of a signal for this class, as they are now, unless muted."""
         found = self._lookup(signal)["flush"]
         return audible(signal, self.cls, found) if found else ()
 
-    def awaits(self, on: Phase) -> bool:
+    def awaits(self, on: Call) -> bool:
         """Whether anybody waits for the transaction to end like this, muted or not."""
         return bool(self._lookup(post_save)[on] or self._lookup(post_delete)[on])
 
-    def _lookup(self, signal: Signal) -> Mapping[Phase, tuple[Receiver, ...]]:
+    def _lookup(self, signal: Signal) -> Mapping[Call, tuple[Receiver, ...]]:
         table = signal.table
         found = self._found.get(signal)
         if found is None or found[0] is not table:

@@ -28,7 +28,7 @@ from ..changes import UNSET, Change, Changes
 from ..dispatch import was_audible
 from ..errors import AsyncReceiverError, SignalRecursionError
 from ..net import CREATED, DELETED, Effect, Frame
-from ..receivers import Phase, Receiver, is_async
+from ..receivers import Call, Phase, Receiver, is_async
 from ..signal import ModelSignal, logger
 from ..signals import post_delete, post_save, receiver_failed
 from .calls import PLAIN_SESSION, WAITING, Calls, ModelCalls, async_session_of, wait_for
@@ -112,23 +112,27 @@ def in_progress() -> bool:
 
 
 def keep_values(session: Session, frame: Frame) -> None:
-    """Keep the committed values of the rows, before the instances are expired.
+    """Keep the committed values of the rows, before the instances are expired."""
+    for effect in frame.effects:
+        effect.values = known_values(session, frame, effect)
+
+
+def known_values(session: Session, frame: Frame, effect: Effect) -> Mapping[str, Any]:
+    """The column values of a row that are committed, or are going to be.
 
     Where the instance may not know them, they are left to be loaded.
     """
-    for effect in frame.effects:
-        state = state_of(effect.instance)
-        if effect.kind is DELETED:  # the values that were committed, not what came in between
-            values = {**(effect.values or {}), **effect.before}
-            effect.values = {key: value for key, value in values.items() if value is not UNSET}
-        elif state.key == effect.row and (
-            state.session_id == session.hash_key
-            # Expunged: it misses what a rollback to a savepoint sets back.
-            or (state.session_id is None and not frame.went_back)
-        ):
-            effect.values = columns_of(state.manager.mapper).values(state)
-        else:
-            effect.values = {}
+    state = state_of(effect.instance)
+    if effect.kind is DELETED:  # the values that were committed, not what came in between
+        values = {**(effect.values or {}), **effect.before}
+        return {key: value for key, value in values.items() if value is not UNSET}
+    if state.key == effect.row and (
+        state.session_id == session.hash_key
+        # Expunged: it misses what a rollback to a savepoint sets back.
+        or (state.session_id is None and not frame.went_back)
+    ):
+        return columns_of(state.manager.mapper).values(state)
+    return {}
 
 
 def committed(session: Session, frame: Frame, session_factory: Callable[[], Any] | None) -> None:
@@ -161,7 +165,7 @@ def _deliver(delivery: _Delivery, batch: Batch) -> None:
         calls = [
             (effect, *call)
             for effect in batch.frame.effects
-            for call in _receivers(effect, "commit")
+            for call in receivers_of(effect, "commit")
         ]
         for effect, signal, receiver in calls:
             _current.set((delivery, Cause(receiver, depth, batch.cause)))
@@ -192,7 +196,7 @@ def rolled_back(session: Session, frame: Frame) -> None:
     """Call the ``on="rollback"`` receivers and callbacks of work that was undone."""
     calls = Calls(session, detached=True)
     for effect in frame.effects:
-        for signal, receiver in _receivers(effect, "rollback"):
+        for signal, receiver in receivers_of(effect, "rollback"):
             mapper = state_of(effect.instance).manager.mapper
             instance = None
             try:
@@ -344,7 +348,8 @@ def _call_back(session: Session, fn: Callable[[], Any], what: str) -> None:
         logger.exception("%s: callback %r failed", what, fn)
 
 
-def _receivers(effect: Effect, on: Phase) -> Iterator[tuple[ModelSignal, Receiver]]:
+def receivers_of(effect: Effect, on: Call) -> Iterator[tuple[ModelSignal, Receiver]]:
+    """Who is to be called for a net effect, in order, and by which signal."""
     signal = post_delete if effect.kind is DELETED else post_save
     mapper = state_of(effect.instance).manager.mapper
     for receiver in signal.table.lookup(mapper.class_, on):

@@ -18,7 +18,7 @@ from ..changes import Change, Changes
 from ..dispatch import active_mutes
 from ..net import CREATED, DELETED, Effect
 from ..signals import post_delete, post_save
-from . import transactions
+from . import owed, transactions
 from .announcement import Announcement
 from .calls import Calls
 from .foresight import cascade_origins
@@ -131,6 +131,7 @@ class Flush:
         effects = [effect for state, row in rows if (effect := self._effect(state, row))]
         if effects:
             transactions.frame_of(self.session).add(effects)
+            owed.flushed(self.session, effects)
         with guarded(self.session):
             for state, row in rows:
                 if row.kind is DELETED:
@@ -168,7 +169,7 @@ class Flush:
         calls = self._calls.of(state.manager.mapper)
         # Also what nobody listens to: a row created and deleted again is no created row.
         undone = calls.awaits("rollback")
-        if not undone and not calls.awaits("commit"):
+        if not undone and not calls.awaits("commit") and not calls.awaits("durable"):
             return None
         columns = calls.columns
         # Copies, because the instance lives on until the transaction ends.

@@ -15,6 +15,7 @@ from sqlalchemy import event
 from sqlalchemy.orm import Mapper
 
 from .._sqlalchemy import all_mappers, is_last_listener, listen_to, unlisten
+from ..receivers import Call
 from ..signals import post_delete, post_save, pre_delete, pre_save
 from .flush import Flush
 
@@ -76,6 +77,8 @@ _SAVES: Final = {
 _DELETES: Final = {"before_delete": before_delete, "after_delete": after_delete}
 _GROUPS: Final = (((pre_save, post_save), _SAVES), ((pre_delete, post_delete), _DELETES))
 
+AFTER_FLUSH: Final[tuple[Call, ...]] = ("commit", "rollback", "durable")
+
 _lock = threading.Lock()
 _listening: WeakKeyDictionary[Mapper[Any], set[str]] = WeakKeyDictionary()
 _seen: tuple[object, ...] = ()
@@ -102,7 +105,7 @@ def _awaits_end(mapper: Mapper[Any]) -> bool:
     return any(
         signal.table.lookup(mapper.class_, on)
         for signal in (post_save, post_delete)
-        for on in ("commit", "rollback")
+        for on in AFTER_FLUSH
     )
 
 

@@ -114,6 +114,23 @@ def _go_back(savepoint: SessionTransaction) -> None:
         transaction = transaction.parent
 
 
+def net_frame(session: Session) -> Frame:
+    """What the root transaction comes to, should it and its open savepoints be committed now."""
+    frames: list[Frame] = []
+    transaction = session.get_nested_transaction() or session.get_transaction()
+    while transaction is not None:
+        if transaction.nested or transaction.parent is None:
+            known = _known_frame(transaction)
+            if known is not None:
+                frames.append(known)
+        transaction = transaction.parent
+    net = Frame()
+    for frame in reversed(frames):
+        net.add(frame.effects)
+        net.went_back |= frame.went_back
+    return net
+
+
 def _enclosing(savepoint: SessionTransaction) -> SessionTransaction:
     transaction = savepoint.parent
     while transaction is not None and not transaction.nested and transaction.parent is not None:

@@ -1,0 +1,73 @@
+"""What durable receivers are owed for a transaction, written into the outbox before it commits.
+
+``before_commit`` is the last moment at which SQL is part of the transaction. It comes before
+commit's own flushes, so the session is flushed until clean first; then the net effects are what
+commit receivers are going to see. What gets flushed after all, because a ``before_commit`` listener
+behind ours has changed something, is written with that flush.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from .._sqlalchemy import is_clean, is_committing, state_of
+from ..mapping import outbox_of
+from ..net import Effect, Frame
+from ..signals import post_delete, post_save
+from . import delivery, transactions
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+_WRITTEN: Final = "sqla_signals.owed"
+"""Kept on the root transaction once its events are in the outbox."""
+_FLUSHES: Final = 100
+"""After as many, ``commit()`` itself gives up."""
+
+
+class Owed(NamedTuple):
+    """One event for the outbox."""
+
+    effect: Effect
+    values: Mapping[str, Any]
+    """The column values of the row."""
+    receivers: list[str]
+    """The names of those it is for."""
+
+
+def committing(session: Session) -> None:
+    """``before_commit``: of the root transaction, or of a savepoint."""
+    if not (post_save.table.durable or post_delete.table.durable):
+        return
+    root = session.get_transaction()
+    if root is None or _WRITTEN in root.__dict__ or not is_committing(root):
+        return
+    for _ in range(_FLUSHES):
+        if is_clean(session):
+            break
+        session.flush()
+    root.__dict__[_WRITTEN] = True
+    frame = transactions.net_frame(session)
+    _write(session, frame, frame.effects)
+
+
+def flushed(session: Session, effects: Iterable[Effect]) -> None:
+    """A flush wrote rows; if that was too late for :func:`committing`, they are written now."""
+    root = session.get_transaction()
+    if root is not None and _WRITTEN in root.__dict__:
+        _write(session, transactions.net_frame(session), effects)
+
+
+def _write(session: Session, frame: Frame, effects: Iterable[Effect]) -> None:
+    """One statement for each outbox and bind, which is one in all but unusual applications."""
+    events: dict[tuple[Any, Any], list[Owed]] = {}
+    for effect in effects:
+        receivers = [receiver for _, receiver in delivery.receivers_of(effect, "durable")]
+        if receivers:
+            outbox = outbox_of(state_of(effect.instance).manager.mapper, receivers[0])
+            values = delivery.known_values(session, frame, effect)
+            names = [receiver.name for receiver in receivers]
+            events.setdefault((outbox, effect.using), []).append(Owed(effect, values, names))
+    for (outbox, using), owed in events.items():
+        outbox.write(session.connection(bind_arguments={"bind": using}), owed)

@@ -1,0 +1,253 @@
+"""Column values as JSON and back, without losing their types.
+
+A message holds plain JSON values, so that anybody can read them, and beside them the types of
+those that JSON does not know: ``{"total": "12.50"}`` and ``{"total": "decimal"}``. What is no
+value of Python's own goes through the type of its column, as if to the database.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Callable, Mapping
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import PickleType, TypeDecorator
+from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.schema import Column
+
+from ..changes import UNSET, Change
+from ..errors import ReceiverOptionError, SignalsError
+from ..receivers import Receiver
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Mapper
+    from sqlalchemy.types import TypeEngine
+
+_SECRET: Final = "sqla_signals.secret"
+
+SECRET: Final[Mapping[Any, Any]] = {_SECRET: True}
+"""Keeps a column out of messages: ``mapped_column(info=SECRET)``.
+
+Its values appear neither in the outbox nor in a message. That it changed does, without the values;
+a receiver that reads the attribute loads it from the database.
+"""
+
+
+class UnserializableError(SignalsError, TypeError):
+    """A column holds what cannot be written into a message; nothing was committed."""
+
+
+_PLAIN: Final = frozenset({type(None), bool, int, str})
+_MICROSECOND: Final = timedelta(microseconds=1)
+
+_ENCODERS: Final[dict[type, tuple[str, Callable[[Any], Any]]]] = {
+    Decimal: ("decimal", str),
+    datetime: ("datetime", datetime.isoformat),
+    date: ("date", date.isoformat),
+    time: ("time", time.isoformat),
+    timedelta: ("microseconds", lambda value: value // _MICROSECOND),
+    UUID: ("uuid", str),
+    bytes: ("base64", lambda value: base64.b64encode(value).decode("ascii")),
+}
+_DECODERS: Final[dict[str, Callable[[Any], Any]]] = {
+    "decimal": Decimal,
+    "datetime": datetime.fromisoformat,
+    "date": date.fromisoformat,
+    "time": time.fromisoformat,
+    "microseconds": lambda value: value * _MICROSECOND,
+    "uuid": UUID,
+    "base64": base64.b64decode,
+    "float": float,
+}
+_COLUMN: Final = "column"
+_dialect: Final = DefaultDialect()
+
+
+class Types:
+    """The types of the values in one message; collected when writing, asked when reading.
+
+    :param known: attribute name to type; ``"name.old"`` where an old value is of another.
+    """
+
+    def __init__(self, codec: Codec, known: Mapping[str, str] | None = None) -> None:
+        self.codec: Codec = codec
+        self.known: dict[str, str] = dict(known or {})
+        self._seen: dict[str, str] = {}
+
+    def encode(self, key: str, value: Any, where: str = "") -> Any:
+        """A value as JSON.
+
+        :param where: ``".old"`` or ``".new"`` in the changes, nothing in the snapshot.
+        :raises UnserializableError: it cannot be done.
+        """
+        if value is None:
+            return None
+        tag, encoded = self.codec.encode(key, value)
+        first = self._seen.setdefault(key, tag)
+        if first != tag:
+            self.known[key + where] = tag
+        elif tag:
+            self.known[key] = tag
+        return encoded
+
+    def decode(self, key: str, value: Any, where: str = "") -> Any:
+        """What :meth:`encode` was given."""
+        if value is None:
+            return None
+        tag = self.known.get(key + where)
+        return self.codec.decode(key, value, self.known.get(key, "") if tag is None else tag)
+
+
+class Codec:
+    """Values of one mapped class."""
+
+    def __init__(self, mapper: Mapper[Any]) -> None:
+        self._name = mapper.class_.__name__
+        self._types: dict[str, TypeEngine[Any]] = {}
+        secret = set()
+        for prop in mapper.column_attrs:
+            column = prop.columns[0]
+            if isinstance(column, Column):
+                self._types[prop.key] = column.type
+                if any(isinstance(c, Column) and c.info.get(_SECRET) for c in prop.columns):
+                    secret.add(prop.key)
+        self.secret: frozenset[str] = frozenset(secret)
+
+    def encode(self, key: str, value: Any) -> tuple[str, Any]:
+        """The tag of the type, empty for JSON's own, and the value as JSON."""
+        kind = type(value)
+        if kind in _PLAIN:
+            return "", value
+        if kind is float:
+            return ("", value) if math.isfinite(value) else ("float", repr(value))
+        if kind in _ENCODERS:
+            tag, encode = _ENCODERS[kind]
+            return tag, encode(value)
+        if isinstance(value, dict | list):
+            if not _is_json(value):
+                raise self._unserializable(key, value)
+            return "", value
+        return self._encode_by_column(key, value)
+
+    def _encode_by_column(self, key: str, value: Any) -> tuple[str, Any]:
+        process = self._types[key].dialect_impl(_dialect).bind_processor(_dialect)
+        try:
+            bound = process(value) if process is not None else value
+        except Exception as error:
+            raise self._unserializable(key, value) from error
+        if type(bound) in _PLAIN:
+            return _COLUMN, bound
+        if type(bound) in _ENCODERS:
+            tag, encode = _ENCODERS[type(bound)]
+            return f"{_COLUMN}/{tag}", encode(bound)
+        raise self._unserializable(key, value)
+
+    def decode(self, key: str, value: Any, tag: str) -> Any:
+        """The value that was encoded."""
+        if not tag:
+            return value
+        by_column, _, inner = tag.rpartition("/")
+        if inner != _COLUMN:
+            value = _DECODERS[inner](value)
+        if by_column or inner == _COLUMN:
+            kind = self._types[key]
+            process = kind.dialect_impl(_dialect).result_processor(_dialect, None)
+            return value if process is None else process(value)
+        return value
+
+    def _unserializable(self, key: str, value: Any) -> UnserializableError:
+        return UnserializableError(
+            f"{self._name}.{key} holds a {type(value).__module__}.{type(value).__qualname__}, "
+            f"which cannot be written into a durable message. Keep the column out of messages "
+            f"with mapped_column(info=sqla_signals.durable.SECRET), or give it a TypeDecorator "
+            f"that turns it into text"
+        )
+
+
+def _is_json(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(type(key) is str and _is_json(one) for key, one in value.items())
+    if isinstance(value, list):
+        return all(map(_is_json, value))
+    return type(value) in _PLAIN or (type(value) is float and math.isfinite(value))
+
+
+def check_columns(mapper: Mapper[Any], receiver: Receiver) -> None:
+    """Raise :class:`ReceiverOptionError` for what never fits into a message.
+
+    That is a pickled column, and a secret one in the primary key.
+    """
+    codec = codec_of(mapper)
+    for prop in mapper.column_attrs:
+        kind = prop.columns[0].type
+        if isinstance(kind, TypeDecorator):
+            kind = kind if isinstance(kind, PickleType) else kind.impl_instance
+        if isinstance(kind, PickleType) and prop.key not in codec.secret:
+            raise ReceiverOptionError(
+                f"receiver {receiver} is durable, but {mapper.class_.__name__}.{prop.key} is a "
+                f"pickle, and messages never hold one. Keep it out of them: "
+                f"mapped_column(..., info=sqla_signals.durable.SECRET)"
+            )
+    for column in mapper.primary_key:
+        key = mapper.get_property_by_column(column).key
+        if key in codec.secret:
+            raise ReceiverOptionError(
+                f"receiver {receiver} is durable, but {mapper.class_.__name__}.{key} is secret "
+                f"and part of the primary key, without which no message can name the row"
+            )
+
+
+_codecs: WeakKeyDictionary[Mapper[Any], Codec] = WeakKeyDictionary()
+
+
+def codec_of(mapper: Mapper[Any]) -> Codec:
+    """The :class:`Codec` of a mapper, made once."""
+    found = _codecs.get(mapper)
+    if found is None:
+        found = _codecs[mapper] = Codec(mapper)
+    return found
+
+
+def encode_changes(
+    types: Types, changes: Mapping[str, Change], snapshot: Mapping[str, Any], created: bool
+) -> dict[str, dict[str, Any]]:
+    """The changes as JSON. A value that is not known is left out.
+
+    :param created: what is as in the snapshot is left out altogether.
+    """
+    secret = types.codec.secret
+    encoded: dict[str, dict[str, Any]] = {}
+    for key, change in changes.items():
+        if created and key in snapshot and _is_same(change.new, snapshot[key]):
+            continue
+        found = encoded[key] = {}
+        if key not in secret:
+            if change.old is not UNSET:
+                found["old"] = types.encode(key, change.old, ".old")
+            if change.new is not UNSET:
+                found["new"] = types.encode(key, change.new, ".new")
+    return encoded
+
+
+def decode_changes(
+    types: Types,
+    encoded: Mapping[str, Mapping[str, Any]],
+    snapshot: Mapping[str, Any],
+    created: bool,
+) -> dict[str, Change]:
+    """What :func:`encode_changes` was given."""
+    changes = {key: Change(UNSET, value) for key, value in snapshot.items()} if created else {}
+    for key, found in encoded.items():
+        old = types.decode(key, found["old"], ".old") if "old" in found else UNSET
+        new = types.decode(key, found["new"], ".new") if "new" in found else UNSET
+        changes[key] = Change(old, new)
+    return changes
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    return one is other or (type(one) is type(other) and bool(one == other))

@@ -1,0 +1,57 @@
+"""The names by which another process finds a model or a receiver."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.orm import configure_mappers
+
+from .._sqlalchemy import all_mappers
+from ..mapping import model_signals
+from ..receivers import Receiver
+from .message import UnknownModelError, UnknownReceiverError
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Mapper
+
+    from ..signal import ModelSignal
+
+
+def model_name(cls: type) -> str:
+    """``module.qualname`` of a mapped class."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def find_mapper(name: str) -> Mapper[Any]:
+    """The mapper of the class with that name.
+
+    :raises UnknownModelError: there is none, or are several.
+    """
+    configure_mappers()
+    found = [mapper for mapper in all_mappers() if model_name(mapper.class_) == name]
+    if len(found) == 1:
+        return found[0]
+    raise UnknownModelError(
+        f"{len(found) or 'no'} mapped classes are named {name}. Import the module of the model in "
+        f"this process; if the class was moved, keep its old name importable until the outbox is "
+        f"empty"
+    )
+
+
+def find_receiver(name: str, signal: ModelSignal) -> Receiver:
+    """The durable receiver with that name.
+
+    :raises UnknownReceiverError: there is none.
+    """
+    known = set()
+    for one in model_signals:
+        for receiver in one.table.receivers:
+            if receiver.durable and receiver.fn is not None:
+                known.add(receiver.name)
+                if one is signal and receiver.name == name:
+                    return receiver
+    raise UnknownReceiverError(
+        f"no durable receiver of {signal.name} is named {name!r} in this process, which runs only "
+        f"what is connected here: {', '.join(sorted(known)) or 'nothing'}. Import the module of "
+        f"the receiver; if it was renamed, connect it with name={name!r}"
+    )

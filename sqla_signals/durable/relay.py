@@ -1,0 +1,141 @@
+"""The relay: takes events out of the outbox and hands them to a publisher, until told to stop.
+
+Several relays may work on one outbox, in threads, processes or machines.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import Engine
+from sqlalchemy.orm import configure_mappers
+
+from .._sqlalchemy import all_mappers
+from ..errors import InstallError
+from ..mapping import known_outbox
+from ..signal import logger
+from .claims import Claims, claims_for
+from .publishers import LocalPublisher, Publisher
+from .running import Worker
+from .sessions import Sessions
+
+if TYPE_CHECKING:
+    from .tables import Outbox
+
+SHORTEST_POLL: Final = 0.05
+LONGEST_POLL: Final = 1.0
+LONGEST_PAUSE: Final = 30.0
+"""Seconds between attempts while the database or the broker is down."""
+
+
+class Relay:
+    """Takes events out of the outbox and hands them to a publisher.
+
+    :param sessions: what makes sessions on the database of the outbox: a ``sessionmaker``, an
+        ``async_sessionmaker``, an engine, or a function that returns a session. ``None``: the
+        ``session_factory`` given to :func:`sqla_signals.install`.
+    :param publisher: takes the messages; by default a :class:`LocalPublisher` with the same
+        sessions, which runs the receivers right here.
+    :param outbox: what :func:`outbox_table` returned; needed where there are several.
+    :param batch_size: how many events to claim at once; by default what the publisher likes.
+    :param max_attempts: after as many an event becomes a dead letter. The pauses between them begin
+        with a second and double each time, up to an hour.
+    :raises InstallError: there is no outbox, or its database is none that a relay works on.
+    """
+
+    def __init__(
+        self,
+        sessions: Any = None,
+        publisher: Publisher | None = None,
+        *,
+        outbox: Outbox | None = None,
+        batch_size: int | None = None,
+        max_attempts: int = 10,
+    ) -> None:
+        self.sessions: Sessions = sessions if isinstance(sessions, Sessions) else Sessions(sessions)
+        self.publisher: Publisher = publisher or LocalPublisher(Worker(self.sessions))
+        self.outbox: Outbox = outbox or the_outbox()
+        self.batch_size: int = batch_size or self.publisher.batch_size
+        self._claims: Claims = claims_for(self.engine, self.outbox, max_attempts)
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of the outbox."""
+        session, _ = self.sessions.make()
+        return session.get_bind(clause=self.outbox.table).engine
+
+    def run_once(self) -> int:
+        """Publish one batch of what is due now; return how many events it had.
+
+        An event whose receivers fail is put back, and not an error here.
+
+        :raises Exception: the database or the publisher as a whole does not work. Nothing is lost.
+        """
+        return self.sessions.run(lambda: self._claims.work(self.batch_size, self.publisher.publish))
+
+    def run(self) -> None:
+        """Publish what there is and wait for more, until :meth:`stop` is called.
+
+        While the database or the broker is down it goes on trying, less and less often.
+        """
+        pause = SHORTEST_POLL
+        while not self._stopping.is_set():
+            longest = LONGEST_POLL
+            try:
+                if self.run_once():
+                    pause = SHORTEST_POLL
+                    continue
+            except Exception:
+                longest = LONGEST_PAUSE
+                logger.exception("relay of %r: trying again in %.1f s", self.outbox, pause)
+            self._stopping.wait(pause * random.uniform(0.75, 1.25))
+            pause = min(longest, pause * 2)
+
+    def stop(self) -> None:
+        """Let :meth:`run` return once the batch at hand is done; may be called by a signal handler.
+
+        Waits for the thread of :meth:`start`, if there is one.
+        """
+        self._stopping.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+            self._thread = None
+
+    def start(self) -> None:
+        """Do :meth:`run` in a thread of this process, until :meth:`stop`."""
+        if self._thread is None:
+            self._stopping.clear()
+            self._thread = threading.Thread(target=self.run, name="sqla_signals relay")
+            self._thread.start()
+
+    def __enter__(self) -> Relay:
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+
+def the_outbox() -> Outbox:
+    """The outbox of the models that are mapped in this process.
+
+    :raises InstallError: there is none, or there are several.
+    """
+    configure_mappers()
+    found: set[Outbox | None] = {known_outbox(mapper) for mapper in all_mappers()}
+    found.discard(None)
+    outbox = found.pop() if len(found) == 1 else None
+    if outbox is not None:
+        return outbox
+    raise InstallError(
+        f"{len(found) or 'no'} outboxes are known in this process. "
+        + (
+            "Say which one: Relay(..., outbox=...)"
+            if found
+            else "Import the models, and call outbox_table(Base.metadata) beside them"
+        )
+    )

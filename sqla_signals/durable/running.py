@@ -1,0 +1,203 @@
+"""What a worker process does with a message: call one receiver, once.
+
+The receiver gets what an ``on="commit"`` receiver gets: a session and a transaction of its own, and
+an instance that lives in it and holds the values of the event. A row in the inbox, written in that
+same transaction, says that it is done; so what the receiver does to the database happens once,
+however often the message comes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import insert
+from sqlalchemy.exc import IntegrityError
+
+from .._sqlalchemy import attached_copy, detached_copy
+from ..bridge.calls import Calls
+from ..bridge.columns import columns_of
+from ..changes import Changes
+from ..errors import AsyncReceiverError
+from ..mapping import outbox_of
+from ..receivers import Receiver
+from ..signal import ModelSignal, logger
+from ..signals import post_delete, post_save, receiver_failed
+from .clock import database_time
+from .encoding import Types, codec_of, decode_changes
+from .message import SCHEMA, Event, Message, UnknownSchemaError
+from .naming import find_mapper, find_receiver
+from .sessions import Sessions
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Mapper, Session
+
+    from .tables import Outbox
+
+
+class Worker:
+    """Runs messages.
+
+    :param sessions: what makes the sessions of the receivers: a ``sessionmaker``, an
+        ``async_sessionmaker``, an engine, or a function that returns a session. ``None``: the
+        ``session_factory`` given to :func:`sqla_signals.install`.
+
+    With an ``async_sessionmaker`` it runs both kinds of receivers, on an event loop of its own, and
+    may be called from any thread; with plain sessions only plain functions.
+    """
+
+    def __init__(self, sessions: Any = None) -> None:
+        self.sessions: Sessions = sessions if isinstance(sessions, Sessions) else Sessions(sessions)
+
+    def run(self, message: Message | str | bytes, attempt: int | None = None) -> bool:
+        """Call the receiver that the message is for, unless it is done.
+
+        :param message: a :class:`Message`, or its JSON.
+        :param attempt: which attempt this is, where the engine counts them; by default that of the
+            message.
+        :returns: whether the receiver was called; ``False`` if it had done this event before.
+        :raises MessageError: the message cannot be run here, however often it is tried.
+        :raises Exception: whatever the receiver raised, after it was logged and sent as
+            ``receiver_failed``. Nothing of its work in the session remains.
+        """
+        if not isinstance(message, Message):
+            message = Message.from_json(message)
+        call = _Call(message, message.attempt if attempt is None else attempt)
+        return self.sessions.run(lambda: call.run(self.sessions))
+
+
+class _Call:
+    """One message, made out against the models and receivers of this process."""
+
+    def __init__(self, message: Message, attempt: int) -> None:
+        self.message = message
+        if message.data.get("schema") != SCHEMA:
+            raise UnknownSchemaError(
+                f"message {message.id} has schema {message.data.get('schema')!r}; this version of "
+                f"sqla_signals knows {SCHEMA}. Upgrade the workers before what writes the messages"
+            )
+        self.deleted = message.kind == "deleted"
+        self.created = message.kind == "created"
+        self.signal: ModelSignal = post_delete if self.deleted else post_save
+        self.receiver: Receiver = find_receiver(message.receiver, self.signal)
+        self.mapper: Mapper[Any] = find_mapper(message.model)
+        self.outbox: Outbox = outbox_of(self.mapper, self.receiver)
+        self.types = Types(codec_of(self.mapper), message.data["types"])
+        self.snapshot = {
+            key: self.types.decode(key, value)
+            for key, value in message.data["snapshot"].items()
+            if key in columns_of(self.mapper).keys
+        }
+        self.event = Event(message.id, message.occurred_at, attempt, message.sequence)
+
+    def run(self, sessions: Sessions) -> bool:
+        """Call the receiver in a transaction that is committed if it returns."""
+        session, front = sessions.make()
+        instance = None
+        try:
+            if not self._enter(session):
+                return False
+            instance = self._instance(session)
+            begun = session.get_transaction()
+            self._call(Calls(session, front), instance)
+            if session.get_transaction() is not begun:
+                # The receiver has ended its transaction by itself, maybe by a rollback.
+                self._enter(session)
+            session.commit()
+            return True
+        except Exception as error:
+            session.rollback()
+            self._failed(instance, error)
+            raise
+        finally:
+            session.close()
+
+    def _enter(self, session: Session) -> bool:
+        """Write into the inbox that this is done; ``False`` if it was."""
+        inbox = self.outbox.inbox
+        row = {"event_id": self.message.id, "receiver": self.message.receiver}
+        try:
+            # Waits for another worker that is doing the same, and learns what became of it.
+            session.execute(insert(inbox).values(done_at=database_time(), **row))
+        except IntegrityError:
+            session.rollback()
+            return False
+        return True
+
+    def _instance(self, session: Session) -> Any:
+        key = self._identity(self.mapper, self.types, self.message.data)
+        if self.deleted:
+            return detached_copy(self.mapper, key, self.snapshot)
+        return attached_copy(session, self.mapper, key, self.snapshot)
+
+    @staticmethod
+    def _identity(mapper: Mapper[Any], types: Types, data: Mapping[str, Any]) -> Any:
+        values = [
+            types.decode(mapper.get_property_by_column(column).key, value, ".key")
+            for column, value in zip(mapper.primary_key, data["key"], strict=True)
+        ]
+        return mapper.identity_key_from_primary_key(tuple(values), data.get("shard"))
+
+    def _origin(self) -> Any:
+        data = self.message.data.get("origin")
+        if data is None:
+            return None
+        mapper = find_mapper(data["model"])
+        key = self._identity(mapper, Types(codec_of(mapper), data["types"]), data)
+        names = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
+        return detached_copy(mapper, key, dict(zip(names, key[1], strict=True)))
+
+    def _arguments(self) -> dict[str, Any]:
+        if self.deleted:
+            return {"origin": self._origin()}
+        data = self.message.data
+        encoded = data["changes"]
+        changes = decode_changes(self.types, encoded, self.snapshot, self.created)
+        return {
+            "created": self.created,
+            "changes": Changes(lambda: changes),
+            "update_fields": None if self.created else frozenset((*changes, *data["along"])),
+            "raw": data["raw"],
+        }
+
+    def _call(self, calls: Calls, instance: Any) -> None:
+        fn, cls = self.receiver.fn, self.mapper.class_
+        assert fn is not None
+        front = calls.session_for(self.receiver)
+        if self.receiver.is_async and front is None:
+            raise AsyncReceiverError(
+                f"{self.signal.name}: receiver {self.receiver} is async, but the sessions of this "
+                f"worker are not. Give the Relay or the Worker an async_sessionmaker"
+            )
+        result = fn(
+            cls,
+            instance=instance,
+            **self._arguments(),
+            using=calls.of(self.mapper).using(instance),
+            session=front,
+            signal=self.signal,
+            event=self.event,
+        )
+        if inspect.isawaitable(result):
+            calls.wait_for(result, self.signal, self.receiver, cls)
+
+    def _failed(self, instance: Any, error: Exception) -> None:
+        cls = self.mapper.class_
+        logger.error(
+            "%s durable: receiver %s failed for %s %s, event %s, attempt %d",
+            self.signal.name,
+            self.receiver,
+            cls.__name__,
+            self.message.subject,
+            self.event.id,
+            self.event.attempt,
+            exc_info=error,
+        )
+        receiver_failed.send_robust(
+            cls,
+            receiver=self.receiver.fn,
+            signal=self.signal,
+            instance=instance,
+            exception=error,
+        )

@@ -1,0 +1,150 @@
+"""The tables of durable delivery, in the user's own metadata.
+
+Three tables: the *outbox* holds what was committed and is not handed over yet, the *inbox* which
+receiver has done which event, *dead letters* what was given up. Alembic's autogenerate creates and
+migrates them like any other table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import JSON, BigInteger, Column, DateTime, Integer, String, Table, Text, Uuid
+from sqlalchemy.dialects import mysql, postgresql
+
+from ..errors import ReceiverOptionError
+from ..mapping import OUTBOX
+from ..receivers import MAX_NAME
+from .encoding import check_columns
+from .writing import insert_events
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, MetaData
+    from sqlalchemy.orm import Mapper
+    from sqlalchemy.types import TypeEngine
+
+    from ..bridge.owed import Owed
+    from ..receivers import Receiver
+
+MYSQL: Final = ("mysql", "mariadb")
+
+
+class Outbox:
+    """The tables of one metadata; made by :func:`outbox_table`."""
+
+    def __init__(
+        self, metadata: MetaData, *, prefix: str, schema: str | None, source: str, notify: bool
+    ) -> None:
+        self.metadata: MetaData = metadata
+        self.source: str = source
+        """The ``source`` of the messages."""
+        self.notify: bool = notify
+        """Whether writing an event wakes the relay."""
+        name = f"{prefix}_{{}}"
+        self.options: tuple[Any, ...] = (prefix, schema, source, notify)
+        self.table: Table = Table(
+            name.format("outbox"),
+            metadata,
+            # Not used again when it was deleted: the sequence only rises.
+            *_event_columns(autoincrement=True),
+            schema=schema,
+            sqlite_autoincrement=True,
+        )
+        self.inbox: Table = Table(
+            name.format("inbox"),
+            metadata,
+            Column("event_id", Uuid(), primary_key=True),
+            Column("receiver", String(MAX_NAME), primary_key=True),
+            Column("done_at", _timestamp(), nullable=False),
+            schema=schema,
+        )
+        self.dead_letters: Table = Table(
+            name.format("dead_letters"),
+            metadata,
+            *_event_columns(autoincrement=False),
+            Column("dead_at", _timestamp(), nullable=False),
+            schema=schema,
+        )
+
+    @property
+    def channel(self) -> str:
+        """The channel of PostgreSQL's ``NOTIFY``."""
+        return self.table.fullname.replace(".", "_")
+
+    def check(self, mapper: Mapper[Any], receiver: Receiver) -> None:
+        """Raise :class:`ReceiverOptionError` if a model can never be put into a message."""
+        check_columns(mapper, receiver)
+
+    def write(self, connection: Connection, events: Sequence[Owed]) -> None:
+        """Insert the events of a transaction."""
+        insert_events(self, connection, events)
+
+    def __repr__(self) -> str:
+        return f"<Outbox {self.table.fullname}>"
+
+
+def outbox_table(
+    metadata: MetaData,
+    *,
+    prefix: str = "sqla_signals",
+    schema: str | None = None,
+    source: str = "/sqla_signals",
+    notify: bool = False,
+) -> Outbox:
+    """Add the tables of durable delivery to the metadata of the models.
+
+    :param metadata: ``Base.metadata``; models of it may have durable receivers then.
+    :param prefix: what the names of the tables begin with.
+    :param schema: the schema of the tables; that of the metadata by default.
+    :param source: a URI reference that names this application in its messages.
+    :param notify: wake the relay with PostgreSQL's ``NOTIFY`` instead of letting it wait for its
+        next poll. Commits that notify wait for one another: leave it out where many transactions
+        commit at once.
+    :returns: the :class:`Outbox`, with its ``table``, ``inbox`` and ``dead_letters``.
+    :raises ReceiverOptionError: called before for the same metadata, with other options.
+
+    Creates nothing in a database: ``Base.metadata.create_all()`` and Alembic do.
+    """
+    schema = schema or metadata.schema
+    known: Outbox | None = metadata.info.get(OUTBOX)
+    if known is not None:
+        if known.options != (prefix, schema, source, notify):
+            raise ReceiverOptionError(
+                f"outbox_table(): this metadata has {known!r} already, with other options. "
+                f"One outbox serves all models of a metadata; call it once."
+            )
+        return known
+    outbox = Outbox(metadata, prefix=prefix, schema=schema, source=source, notify=notify)
+    metadata.info[OUTBOX] = outbox
+    return outbox
+
+
+def _event_columns(*, autoincrement: bool) -> list[Column[Any]]:
+    return [
+        Column(
+            "sequence",
+            BigInteger().with_variant(Integer(), "sqlite"),
+            primary_key=True,
+            autoincrement=autoincrement,
+        ),
+        Column("id", Uuid(), nullable=False),
+        Column("aggregate_type", String(255), nullable=False),
+        Column("aggregate_id", String(255), nullable=False),
+        Column("event_type", String(16), nullable=False),
+        Column("occurred_at", _timestamp(), nullable=False),
+        Column("payload", _json(), nullable=False),
+        Column("headers", _json(), nullable=False),
+        Column("receivers", _json(), nullable=False),
+        Column("attempts", Integer(), nullable=False),
+        Column("available_at", _timestamp(), nullable=False),
+        Column("last_error", Text(), nullable=True),
+    ]
+
+
+def _json() -> TypeEngine[Any]:
+    return JSON().with_variant(postgresql.JSONB(), "postgresql")
+
+
+def _timestamp() -> TypeEngine[Any]:
+    return DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), *MYSQL)
