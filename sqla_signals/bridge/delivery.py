@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from functools import partial
 from inspect import isawaitable
@@ -217,7 +217,7 @@ def forgotten(frame: Frame) -> None:
     names = {
         str(receiver): None
         for effect in frame.effects
-        for _, receiver in _receivers(effect, "rollback")
+        for _, receiver in receivers_of(effect, "rollback")
     }
     names.update((repr(fn), None) for fn in frame.on_rollback)
     if names:

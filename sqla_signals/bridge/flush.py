@@ -120,8 +120,11 @@ class Flush:
         """Every statement was emitted; the history is still there."""
         self._record.complete(context)
         self._m2m.record(context)
-        if post_delete.receivers:
-            self._origins = cascade_origins(self.session, self._record.deletes())
+        deletes = self._record.deletes() if post_delete.receivers else ()
+        if deletes:
+            # Also of classes that nobody listens to: what was deleted first may be one of those.
+            others = [state for state, (is_delete, _) in context.states.items() if is_delete]
+            self._origins = cascade_origins(self.session, [*deletes, *others])
 
     def after_flush_postexec(self) -> None:
         """The session takes changes again: send ``post_*`` for every row written."""

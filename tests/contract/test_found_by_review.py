@@ -72,7 +72,7 @@ from sqla_signals import (
 )
 
 from ..conftest import create_sqlite_engine
-from .models import Author, Book, Tag
+from .models import Author, Book, Page, Tag
 from .observing import Log, asynchronous, both, listen, rows
 
 ROUNDS = 60
@@ -1052,3 +1052,17 @@ def test_fields_may_name_a_many_to_one_relationship_without_a_foreign_key_constr
     own.commit()
     assert log.post == ["post_save updated Visit(c)"] * 2
     assert rows(shapes, Visit.name, Visit.animal_id) == [("c", None)]
+
+
+def test_origin_is_known_where_its_own_class_has_no_receivers(session: Session):
+    """It was ``None`` in ``post_delete``, and right in ``pre_delete``."""
+    origins = []
+    for signal in (pre_delete, post_delete):
+        signal.connect(lambda sender, origin, **kwargs: origins.append(origin), Page, weak=False)
+    book = Book(name="a", pages=[Page(), Page()])
+    session.add(book)
+    session.commit()
+    session.delete(book)
+    session.commit()
+    assert origins == [book, book, book, book]
+    assert rows(session, Page.id) == []
