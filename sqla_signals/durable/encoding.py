@@ -30,8 +30,10 @@ if TYPE_CHECKING:
 
 _SECRET: Final = "sqla_signals.secret"
 
-SECRET: Final[Mapping[Any, Any]] = {_SECRET: True}
+SECRET: Final[dict[Any, Any]] = {_SECRET: True}
 """Keeps a column out of messages: ``mapped_column(info=SECRET)``.
+
+Beside an ``info`` of your own: ``info={**SECRET, "mine": 1}``.
 
 Its values appear neither in the outbox nor in a message. That it changed does, without the values;
 a receiver that reads the attribute loads it from the database.

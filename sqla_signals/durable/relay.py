@@ -6,7 +6,10 @@ Several relays may work on one outbox, in threads, processes or machines.
 from __future__ import annotations
 
 import random
+import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Engine
@@ -77,11 +80,19 @@ class Relay:
         """
         return self.sessions.run(lambda: self._claims.work(self.batch_size, self.publisher.publish))
 
-    def run(self) -> None:
+    def run(self, *, handle_signals: bool = False) -> None:
         """Publish what there is and wait for more, until :meth:`stop` is called.
+
+        :param handle_signals: stop at SIGTERM and SIGINT, after the batch at hand; a second one
+            ends the process as it would have otherwise. For the main thread only.
 
         While the database or the broker is down it goes on trying, less and less often.
         """
+        with self._handling() if handle_signals else nullcontext():
+            self._run()
+
+    def _run(self) -> None:
+        logger.info("relay of %r is running", self.outbox)
         pause = SHORTEST_POLL
         while not self._stopping.is_set():
             longest = LONGEST_POLL
@@ -94,9 +105,30 @@ class Relay:
                 logger.exception("relay of %r: trying again in %.1f s", self.outbox, pause)
             self._stopping.wait(pause * random.uniform(0.75, 1.25))
             pause = min(longest, pause * 2)
+        logger.info("relay of %r has stopped", self.outbox)
+
+    @contextmanager
+    def _handling(self) -> Iterator[None]:
+        before: dict[int, Any] = {}
+
+        def restore() -> None:
+            while before:
+                signal.signal(*before.popitem())
+
+        def stop(*_: object) -> None:
+            restore()
+            # Not here: the signal may have come while this thread holds the lock of the event.
+            threading.Thread(target=self._stopping.set).start()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before[number] = signal.signal(number, stop)
+        try:
+            yield
+        finally:
+            restore()
 
     def stop(self) -> None:
-        """Let :meth:`run` return once the batch at hand is done; may be called by a signal handler.
+        """Let :meth:`run` return once the batch at hand is done; for good, but for :meth:`start`.
 
         Waits for the thread of :meth:`start`, if there is one.
         """

@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import insert
+from sqlalchemy import delete, insert
 from sqlalchemy.exc import IntegrityError
 
 from .._sqlalchemy import attached_copy, detached_copy
@@ -94,20 +94,24 @@ class _Call:
     def run(self, sessions: Sessions) -> bool:
         """Call the receiver in a transaction that is committed if it returns."""
         session, front = sessions.make()
-        instance = None
+        instance = begun = None
         try:
             if not self._enter(session):
                 return False
-            instance = self._instance(session)
             begun = session.get_transaction()
+            instance = self._instance(session)
             self._call(Calls(session, front), instance)
             if session.get_transaction() is not begun:
-                # The receiver has ended its transaction by itself, maybe by a rollback.
+                # The receiver has ended the transaction by itself, maybe by a rollback.
+                session.commit()
                 self._enter(session)
             session.commit()
             return True
         except Exception as error:
+            ended = begun is not None and session.get_transaction() is not begun
             session.rollback()
+            if ended:
+                self._leave(session)
             self._failed(instance, error)
             raise
         finally:
@@ -124,6 +128,16 @@ class _Call:
             session.rollback()
             return False
         return True
+
+    def _leave(self, session: Session) -> None:
+        """Take back what a receiver has committed that failed in the end: it must run again."""
+        inbox = self.outbox.inbox.c
+        session.execute(
+            delete(self.outbox.inbox).where(
+                inbox.event_id == self.message.id, inbox.receiver == self.message.receiver
+            )
+        )
+        session.commit()
 
     def _instance(self, session: Session) -> Any:
         key = self._identity(self.mapper, self.types, self.message.data)

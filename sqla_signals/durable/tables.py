@@ -142,8 +142,18 @@ def _event_columns(*, autoincrement: bool) -> list[Column[Any]]:
     ]
 
 
+class _JSONB(postgresql.JSONB):
+    def __repr__(self) -> str:
+        return "JSONB()"
+
+
+# What Alembic writes into a migration on another database is the repr, and that of the type itself,
+# JSONB(astext_type=Text()), names something that the migration does not import.
+_JSONB.__module__ = postgresql.JSONB.__module__
+
+
 def _json() -> TypeEngine[Any]:
-    return JSON().with_variant(postgresql.JSONB(), "postgresql")
+    return JSON().with_variant(_JSONB(), "postgresql")
 
 
 def _timestamp() -> TypeEngine[Any]:

@@ -1,0 +1,308 @@
+"""The relay: what it claims, what it forgets, and what it keeps."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+
+import pytest
+from sqlalchemy import Connection, Engine, create_engine, event, select
+from sqlalchemy.orm import Session
+
+from sqla_signals import InstallError, post_save, receiver, receiver_failed
+from sqla_signals.durable import Message, Relay
+from sqla_signals.durable.clock import database_time
+
+from .conftest import drain, engine_for, events, ledger, make_due
+from .models import Ledger, Order, outbox
+
+
+class Recording:
+    """A publisher that keeps what it is given, and fails as it is told."""
+
+    batch_size = 100
+
+    def __init__(self) -> None:
+        self.published: list[Message] = []
+        self.failing: dict[str, Exception] = {}
+        self.down: Exception | None = None
+
+    def publish(self, messages: Sequence[Message]) -> Mapping[Message, Exception]:
+        if self.down is not None:
+            raise self.down
+        failures = {
+            message: self.failing[message.receiver]
+            for message in messages
+            if message.receiver in self.failing
+        }
+        self.published += [message for message in messages if message not in failures]
+        return failures
+
+
+@pytest.fixture
+def publisher() -> Recording:
+    return Recording()
+
+
+@pytest.fixture
+def relay(shop: Engine, publisher: Recording) -> Relay:
+    return Relay(shop, publisher, max_attempts=3)
+
+
+@pytest.fixture
+def connected() -> None:
+    """Two durable receivers of orders."""
+
+    @receiver(post_save, sender=Order, durable=True, name="shop.first")
+    def first(sender, **kwargs): ...
+
+    @receiver(post_save, sender=Order, durable=True, name="shop.second")
+    def second(sender, **kwargs): ...
+
+
+def place(engine: Engine, *statuses: str) -> None:
+    with Session(engine) as session:
+        session.add_all([Order(status=status) for status in statuses])
+        session.commit()
+
+
+def statuses(messages: Sequence[Message]) -> list[str]:
+    return [f"{m.receiver} {m.data['snapshot']['status']}" for m in messages]
+
+
+def test_each_event_is_published_for_each_receiver_in_order(shop, relay, publisher, connected):
+    """And then forgotten."""
+    place(shop, "a", "b")
+    assert len(events(shop)) == 2
+    assert relay.run_once() == 2
+    assert statuses(publisher.published) == [
+        "shop.first a",
+        "shop.second a",
+        "shop.first b",
+        "shop.second b",
+    ]
+    assert [message.attempt for message in publisher.published] == [1, 1, 1, 1]
+    first, second, *_ = publisher.published
+    assert first.id == second.id
+    assert first.key != second.key
+    assert events(shop) == []
+    assert relay.run_once() == 0
+
+
+def test_a_failed_message_is_put_off_and_the_others_are_forgotten(
+    shop, relay, publisher, connected
+):
+    """The next attempt is for the receiver that failed alone."""
+    publisher.failing["shop.second"] = ValueError("no")
+    place(shop, "a")
+    assert relay.run_once() == 1
+    (row,) = events(shop)
+    assert (row.receivers, row.attempts) == (["shop.second"], 1)
+    assert row.last_error == "shop.second: ValueError: no"
+    assert row.available_at > row.occurred_at
+    assert relay.run_once() == 0  # not due yet
+
+    publisher.failing.clear()
+    make_due(shop)
+    assert relay.run_once() == 1
+    assert statuses(publisher.published) == ["shop.first a", "shop.second a"]
+    assert [message.attempt for message in publisher.published] == [1, 2]
+    assert events(shop) == []
+
+
+def test_the_pause_before_the_next_attempt_grows(shop, relay, publisher, connected):
+    """About twice as long each time, by the clock of the database."""
+    publisher.failing["shop.second"] = ValueError("no")
+    place(shop, "a")
+    pauses = []
+    for _ in range(2):
+        assert relay.run_once() == 1
+        with shop.connect() as connection:
+            table = outbox.table
+            (pause,) = connection.execute(select(table.c.available_at, database_time())).all()
+        pauses.append((pause[0] - pause[1]).total_seconds())
+        make_due(shop)
+    assert 0 < pauses[0] <= 1.25
+    assert 1.25 < pauses[1] <= 2.5
+
+
+def test_after_the_last_attempt_an_event_is_a_dead_letter(shop, relay, publisher, connected):
+    """With what was to be done, and the last error."""
+    publisher.failing["shop.second"] = ValueError("no")
+    place(shop, "a")
+    for _ in range(3):
+        make_due(shop)
+        assert relay.run_once() == 1
+    make_due(shop)
+    assert relay.run_once() == 0
+    assert events(shop) == []
+    with shop.connect() as connection:
+        (dead,) = connection.execute(select(outbox.dead_letters)).all()
+    assert (dead.receivers, dead.attempts) == (["shop.second"], 3)
+    assert dead.last_error == "shop.second: ValueError: no"
+    assert dead.payload["snapshot"]["status"] == "a"
+
+
+def test_while_the_broker_is_down_nothing_is_lost_and_no_attempt_counts(
+    shop, relay, publisher, connected
+):
+    """The error reaches whoever called run_once()."""
+    place(shop, "a")
+    publisher.down = ConnectionError("refused")
+    for _ in range(5):
+        with pytest.raises(ConnectionError):
+            relay.run_once()
+    (row,) = events(shop)
+    assert row.attempts == 0
+    publisher.down = None
+    assert relay.run_once() == 1
+    assert [message.attempt for message in publisher.published] == [1, 1]
+    assert events(shop) == []
+
+
+def test_two_relays_never_have_the_same_event(shop, url, publisher, connected):
+    """The second takes what the first has not."""
+    place(shop, *"abcd")
+    other_engine = engine_for(url)
+    other = Recording()
+
+    class Meanwhile(Recording):
+        batch_size = 2
+
+        def publish(self, messages: Sequence[Message]) -> Mapping[Message, Exception]:
+            if not other.published:
+                assert Relay(other_engine, other, batch_size=2).run_once() == 2
+            return super().publish(messages)
+
+    first = Meanwhile()
+    assert drain(Relay(shop, first)) == 2
+    assert sorted(statuses(first.published + other.published)) == sorted(
+        f"shop.{name} {status}" for name in ("first", "second") for status in "abcd"
+    )
+    assert statuses(other.published)[0] == "shop.first c"
+    other_engine.dispose()
+
+
+def test_a_transaction_that_commits_late_is_not_passed_over(shop, relay, publisher, connected):
+    """Its rows have lower numbers than what was published before."""
+    if shop.dialect.name == "sqlite":
+        pytest.skip("SQLite has one writer at a time, so nothing commits out of order")
+    with Session(shop) as slow:
+        slow.add(Order(status="slow"))
+
+        # After the events were written, which was before_commit, and before the COMMIT.
+        @event.listens_for(slow.connection(), "commit")
+        def _commit(connection: Connection) -> None:
+            place(shop, "quick")
+            assert relay.run_once() == 1
+
+        slow.commit()
+    assert relay.run_once() == 1
+    assert statuses(publisher.published)[::2] == ["shop.first quick", "shop.first slow"]
+    assert publisher.published[2].sequence < publisher.published[0].sequence
+
+
+def test_an_outbox_is_needed(installed):
+    """And a database that a relay works on."""
+    engine = create_engine("sqlite://")
+    engine.dialect.name = "oracle"
+    with pytest.raises(InstallError, match="not on oracle"):
+        Relay(engine, outbox=outbox)
+    with pytest.raises(InstallError, match="makes no sessions"):
+        Relay(7)
+    with pytest.raises(InstallError, match="get its sessions from"):
+        Relay()
+
+
+def test_a_failing_receiver_is_logged_announced_and_tried_again(shop, caplog):
+    """Nothing of its work in the session remains; the other receiver is not called again."""
+    calls: list[str] = []
+    failures: list[Exception] = []
+
+    @receiver(post_save, sender=Order, durable=True, name="shop.fragile")
+    def fragile(sender, instance, session, event, **kwargs):
+        calls.append(f"fragile {event.attempt}")
+        session.add(Ledger(entry="fragile"))
+        session.flush()
+        if event.attempt == 1:
+            raise ValueError("not yet")
+
+    @receiver(post_save, sender=Order, durable=True, name="shop.steady")
+    def steady(sender, session, **kwargs):
+        calls.append("steady")
+        session.add(Ledger(entry="steady"))
+
+    receiver_failed.connect(lambda sender, exception, **kw: failures.append(exception), weak=False)
+    place(shop, "a")
+    relay = Relay(shop)
+    assert drain(relay) == 1
+    assert ledger(shop) == ["steady"]
+    assert [str(failure) for failure in failures] == ["not yet"]
+    assert "shop.fragile" in caplog.text
+    make_due(shop)
+    assert drain(relay) == 1
+    assert calls == ["fragile 1", "steady", "fragile 2"]
+    assert ledger(shop) == ["steady", "fragile"]
+
+
+def test_a_relay_runs_in_a_thread_until_it_is_stopped(shop):
+    """What is committed meanwhile is delivered."""
+    delivered = threading.Event()
+
+    @receiver(post_save, sender=Order, durable=True, name="shop.fn")
+    def fn(sender, session, **kwargs):
+        session.add(Ledger(entry="done"))
+        delivered.set()
+
+    with Relay(shop):
+        place(shop, "a")
+        assert delivered.wait(30)
+    assert ledger(shop) == ["done"]
+    assert events(shop) == []
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_a_lease_that_has_run_out_is_taken_over(shop, publisher, connected):
+    """SQLite: the relay died while it was publishing; the attempt counts."""
+    place(shop, "a")
+    claims = Relay(shop, publisher)._claims
+    assert [claimed.attempt for claimed in claims._lease(10)] == [1]
+    assert Relay(shop, publisher).run_once() == 0
+    make_due(shop)
+    assert Relay(shop, publisher).run_once() == 1
+    assert [message.attempt for message in publisher.published] == [2, 2]
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_what_kills_the_relay_each_time_is_a_dead_letter(shop, publisher, connected):
+    """SQLite: after as many attempts as any other failure."""
+    place(shop, "a")
+    relay = Relay(shop, publisher, max_attempts=3)
+    for _ in range(3):
+        relay._claims._lease(10)
+        make_due(shop)
+    assert relay.run_once() == 1
+    assert publisher.published == []
+    assert events(shop) == []
+    with shop.connect() as connection:
+        (dead,) = connection.execute(select(outbox.dead_letters)).all()
+    assert "died" in dead.last_error
+
+
+@pytest.mark.parametrize("url", ["mariadb"], indirect=True)
+def test_inserting_does_not_wait_for_the_relay(shop, connected):
+    """MariaDB: no gap at the end of the table is locked while events are published."""
+
+    class Meanwhile(Recording):
+        def publish(self, messages: Sequence[Message]) -> Mapping[Message, Exception]:
+            if not self.published:
+                with Session(shop) as session:
+                    session.connection().exec_driver_sql("SET innodb_lock_wait_timeout = 1")
+                    session.add(Order(status="b"))
+                    session.commit()
+            return super().publish(messages)
+
+    place(shop, "a")
+    publisher = Meanwhile()
+    assert drain(Relay(shop, publisher)) == 2
+    assert len(publisher.published) == 4

@@ -1,0 +1,318 @@
+"""A worker runs a message: the arguments, the session, and effects that happen once."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import threading
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, inspect, select
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import Session, object_session, sessionmaker
+
+import sqla_signals
+from sqla_signals import AsyncReceiverError, post_delete, post_save, receiver
+from sqla_signals.durable import (
+    Message,
+    Relay,
+    UnknownModelError,
+    UnknownReceiverError,
+    UnknownSchemaError,
+    Worker,
+)
+
+from .conftest import drain, events, ledger
+from .models import Ledger, Line, Order
+from .test_relay import Recording, place
+
+
+def messages(engine: Engine) -> list[Message]:
+    """Take the messages out of the outbox."""
+    publisher = Recording()
+    drain(Relay(engine, publisher))
+    return publisher.published
+
+
+def write(name: str = "shop.fn", **options: Any) -> list[Any]:
+    """Connect a durable receiver of orders that writes a line into the ledger."""
+    calls: list[Any] = []
+
+    @receiver(post_save, sender=Order, durable=True, name=name, **options)
+    def fn(sender, instance, session, **kwargs):
+        calls.append({"sender": sender, "instance": instance, "session": session, **kwargs})
+        session.add(Ledger(entry=f"{instance.status}"))
+
+    return calls
+
+
+def test_a_receiver_gets_what_a_commit_receiver_gets_and_the_event(shop: Engine):
+    """In a session and a transaction of its own."""
+    calls = write()
+    place(shop, "a")
+    (message,) = messages(shop)
+    assert Worker(shop).run(message, attempt=3) is True
+    (call,) = calls
+    assert call.keys() == {*post_save.arguments, "sender", "event"}
+    assert (call["sender"], call["signal"], call["using"]) == (Order, post_save, shop)
+    assert (call["created"], call["raw"], call["update_fields"]) == (True, False, None)
+    event = call["event"]
+    assert (event.id, event.attempt, event.sequence) == (message.id, 3, message.sequence)
+    assert event.occurred_at == message.occurred_at
+    assert abs(datetime.now(UTC) - event.occurred_at) < timedelta(minutes=5)
+    assert ledger(shop) == ["a"]
+
+
+def test_the_instance_lives_in_the_session(shop: Engine):
+    """With the values of the event; relationships are loaded, and changes to it are saved."""
+    found: list[Any] = []
+
+    @receiver(post_save, sender=Order, durable=True, name="shop.fn")
+    def fn(sender, instance, session, **kwargs):
+        found.append((object_session(instance) is session, instance.status, len(instance.lines)))
+        instance.status = "seen"
+
+    with Session(shop) as session:
+        order = Order(status="a", lines=[Line(), Line()])
+        session.add(order)
+        session.commit()
+        taken = messages(shop)
+        order.lines.pop()
+        session.commit()
+    Worker(shop).run(taken[0])
+    assert found == [(True, "a", 1)]
+    with Session(shop) as session:
+        assert session.scalars(select(Order.status)).all() == ["seen"]
+
+
+def test_the_same_message_twice_has_its_effect_once(shop: Engine):
+    """The second run finds the first one's row in the inbox, and calls nobody."""
+    calls = write()
+    place(shop, "a")
+    (message,) = messages(shop)
+    worker = Worker(shop)
+    assert worker.run(message) is True
+    assert worker.run(message.to_json()) is False
+    assert len(calls) == 1
+    assert ledger(shop) == ["a"]
+
+
+def test_each_receiver_does_an_event_once(shop: Engine):
+    """Two receivers, one event: both do."""
+    write("shop.one")
+    write("shop.two")
+    place(shop, "a")
+    worker = Worker(shop)
+    for message in messages(shop) * 2:
+        worker.run(message)
+    assert ledger(shop) == ["a", "a"]
+
+
+def test_a_receiver_that_fails_has_done_nothing(shop: Engine):
+    """The message can be run again."""
+
+    @receiver(post_save, sender=Order, durable=True, name="shop.fn")
+    def fn(sender, session, event, **kwargs):
+        session.add(Ledger(entry=f"attempt {event.attempt}"))
+        session.flush()
+        if event.attempt == 1:
+            raise ValueError("not yet")
+
+    place(shop, "a")
+    (message,) = messages(shop)
+    with pytest.raises(ValueError, match="not yet"):
+        Worker(shop).run(message, attempt=1)
+    assert ledger(shop) == []
+    assert Worker(shop).run(message, attempt=2) is True
+    assert ledger(shop) == ["attempt 2"]
+
+
+def test_a_receiver_that_commits_by_itself_and_fails_runs_again(shop: Engine):
+    """Part of its work may be there twice then, but none is lost."""
+
+    @receiver(post_save, sender=Order, durable=True, name="shop.fn")
+    def fn(sender, session, event, **kwargs):
+        session.add(Ledger(entry="first half"))
+        session.commit()
+        if event.attempt == 1:
+            raise ValueError("not yet")
+        session.add(Ledger(entry="second half"))
+
+    place(shop, "a")
+    (message,) = messages(shop)
+    worker = Worker(shop)
+    with pytest.raises(ValueError, match="not yet"):
+        worker.run(message, attempt=1)
+    assert worker.run(message, attempt=2) is True
+    assert worker.run(message, attempt=3) is False
+    assert ledger(shop) == ["first half", "first half", "second half"]
+
+
+def test_a_receiver_that_rolls_back_by_itself_is_done(shop: Engine):
+    """It has returned."""
+    calls: list[int] = []
+
+    @receiver(post_save, sender=Order, durable=True, name="shop.fn")
+    def fn(sender, session, **kwargs):
+        calls.append(1)
+        session.rollback()
+
+    place(shop, "a")
+    (message,) = messages(shop)
+    worker = Worker(shop)
+    assert [worker.run(message) for _ in range(2)] == [True, False]
+    assert calls == [1]
+
+
+def test_two_workers_with_the_same_message_at_once(shop: Engine):
+    """One of them runs it; the other waits, and finds it done."""
+    inside, both = threading.Event(), threading.Event()
+
+    @receiver(post_save, sender=Order, durable=True, name="shop.fn")
+    def fn(sender, session, **kwargs):
+        inside.set()
+        both.wait(30)
+        session.add(Ledger(entry="once"))
+
+    place(shop, "a")
+    (message,) = messages(shop)
+    results: list[bool] = []
+
+    def run() -> None:
+        results.append(Worker(shop).run(message))
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    threads[0].start()
+    assert inside.wait(30)
+    threads[1].start()
+    both.set()
+    for thread in threads:
+        thread.join()
+    assert sorted(results) == [False, True]
+    assert ledger(shop) == ["once"]
+
+
+def test_what_a_durable_receiver_commits_is_delivered_in_turn(shop: Engine):
+    """Its own changes are committed work like any other."""
+
+    @receiver(post_save, sender=Order, durable=True, name="shop.fn")
+    def fn(sender, instance, session, created, **kwargs):
+        session.add(Ledger(entry=instance.status))
+        if created:
+            instance.status = "seen"
+
+    place(shop, "a")
+    assert drain(Relay(shop)) == 2
+    assert ledger(shop) == ["a", "seen"]
+
+
+def test_origin_is_the_deleted_parent(shop: Engine):
+    """Detached, with its key."""
+    found: list[Any] = []
+
+    @receiver(post_delete, sender=Line, durable=True, name="shop.fn")
+    def fn(sender, instance, origin, **kwargs):
+        found.append((type(origin), origin.id, inspect(origin).detached))
+
+    with Session(shop) as session:
+        order = Order(lines=[Line()])
+        session.add(order)
+        session.commit()
+        session.delete(order)
+        session.commit()
+    drain(Relay(shop))
+    assert found == [(Order, 1, True)]
+
+
+# -- what a worker refuses -------------------------------------------------------------------------
+
+
+def test_a_receiver_that_is_not_connected_is_refused(shop: Engine):
+    """Whatever else of that name there is in the process."""
+    write()
+    place(shop, "a")
+    (message,) = messages(shop)
+    worker = Worker(shop)
+    for name in ("os.system", "shop.other"):
+        with pytest.raises(UnknownReceiverError, match=r"connected here: shop\.fn"):
+            worker.run(dataclasses.replace(message, receiver=name))
+    assert ledger(shop) == []
+
+
+def test_a_message_of_a_later_version_is_refused(shop: Engine):
+    """By a worker that was not upgraded."""
+    write()
+    place(shop, "a")
+    (message,) = messages(shop)
+    later = dataclasses.replace(message, data={**message.data, "schema": 2})
+    with pytest.raises(UnknownSchemaError, match="Upgrade the workers"):
+        Worker(shop).run(later)
+
+
+def test_a_class_that_is_not_mapped_is_refused(shop: Engine):
+    """It may have been moved."""
+    write()
+    place(shop, "a")
+    (message,) = messages(shop)
+    with pytest.raises(UnknownModelError, match=r"shop\.Gone"):
+        Worker(shop).run(dataclasses.replace(message, model="shop.Gone"))
+
+
+def test_an_async_receiver_needs_async_sessions(shop: Engine):
+    """The error says so; the message can be run elsewhere."""
+
+    @receiver(post_save, sender=Order, durable=True, name="shop.fn")
+    async def fn(sender, **kwargs): ...
+
+    place(shop, "a")
+    (message,) = messages(shop)
+    with pytest.raises(AsyncReceiverError, match="async_sessionmaker"):
+        Worker(sessionmaker(shop)).run(message)
+
+
+# -- asynchronous ----------------------------------------------------------------------------------
+
+DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
+
+
+@pytest.mark.parametrize(
+    "url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)], indirect=True
+)
+def test_a_relay_with_async_sessions_runs_both_kinds_of_receivers(shop: Engine):
+    """On an event loop of its own, also when called from within another one."""
+    found: list[Any] = []
+
+    @receiver(post_save, sender=Order, durable=True, name="shop.async")
+    async def asynchronous(sender, instance, session, **kwargs):
+        await asyncio.sleep(0)
+        found.append((type(session), await session.scalar(select(Order.status))))
+        session.add(Ledger(entry="async"))
+
+    @receiver(post_save, sender=Order, durable=True, name="shop.sync")
+    def synchronous(sender, instance, session, **kwargs):
+        found.append((type(session), session.scalar(select(Order.status))))
+        session.add(Ledger(entry="sync"))
+
+    place(shop, "a")
+    engine = create_async_engine(shop.url.set(drivername=DRIVERS[shop.dialect.name]))
+    relay = Relay(async_sessionmaker(engine, expire_on_commit=False))
+
+    async def within_a_loop() -> int:
+        return relay.run_once()
+
+    assert asyncio.run(within_a_loop()) == 1
+    assert found == [(AsyncSession, "a"), (Session, "a")]
+    assert ledger(shop) == ["async", "sync"]
+    assert events(shop) == []
+    relay.sessions.run(engine.sync_engine.dispose)
+
+
+def test_the_session_factory_of_install_is_the_default(shop: Engine):
+    """For relays and for workers."""
+    sqla_signals.install(session_factory=sessionmaker(shop))
+    write()
+    place(shop, "a")
+    assert drain(Relay()) == 1
+    assert ledger(shop) == ["a"]
