@@ -17,7 +17,7 @@ from sqlalchemy.orm import configure_mappers
 
 from .._sqlalchemy import all_mappers
 from ..errors import InstallError
-from ..mapping import known_outbox
+from ..mapping import durable_receivers, known_outbox
 from ..signal import logger
 from .claims import Claims, claims_for
 from .publishers import LocalPublisher, Publisher
@@ -153,21 +153,25 @@ class Relay:
 
 
 def the_outbox() -> Outbox:
-    """The outbox of the models that are mapped in this process.
+    """The outbox of this process: the only one, or the only one whose models have receivers.
 
     :raises InstallError: there is none, or there are several.
     """
     configure_mappers()
-    found: set[Outbox | None] = {known_outbox(mapper) for mapper in all_mappers()}
-    found.discard(None)
-    outbox = found.pop() if len(found) == 1 else None
-    if outbox is not None:
-        return outbox
+    found = {mapper: outbox for mapper in all_mappers() if (outbox := known_outbox(mapper))}
+    candidates: set[Outbox] = set(found.values())
+    if len(candidates) > 1:
+        receivers = durable_receivers()
+        candidates = {
+            outbox
+            for mapper, outbox in found.items()
+            if any(receiver.matches(mapper.class_) for receiver in receivers)
+        }
+    if len(candidates) == 1:
+        return candidates.pop()
     raise InstallError(
-        f"{len(found) or 'no'} outboxes are known in this process. "
-        + (
-            "Say which one: Relay(..., outbox=...)"
-            if found
-            else "Import the models, and call outbox_table(Base.metadata) beside them"
-        )
+        "several outboxes are known in this process. Say which one: Relay(..., outbox=...)"
+        if found
+        else "no outbox is known in this process. Import the models, and call "
+        "outbox_table(Base.metadata) beside them"
     )

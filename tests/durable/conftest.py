@@ -108,7 +108,7 @@ def session(shop: Engine) -> Iterator[Session]:
 @pytest.fixture
 def relay(shop: Engine) -> Relay:
     """A relay that runs the receivers itself."""
-    return Relay(shop)
+    return Relay(shop, outbox=outbox)
 
 
 def drain(relay: Relay) -> int:

@@ -46,7 +46,7 @@ def publisher() -> Recording:
 
 @pytest.fixture
 def relay(shop: Engine, publisher: Recording) -> Relay:
-    return Relay(shop, publisher, max_attempts=3)
+    return Relay(shop, publisher, outbox=outbox, max_attempts=3)
 
 
 @pytest.fixture
