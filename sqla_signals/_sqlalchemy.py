@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from operator import attrgetter
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -126,6 +125,9 @@ def is_last_listener(mapper: Mapper[Any], event_name: str, fn: Callable[..., Any
 
 state_of: Callable[[Any], State] = attributes.instance_state
 """The state of a mapped instance; what ``inspect`` gives, without its detours."""
+
+instance_dict: Callable[[Any], dict[str, Any]] = attributes.instance_dict
+"""The dictionary behind the attributes of a mapped instance."""
 
 
 # -- instances and sessions like others --------------------------------------------------------
@@ -341,6 +343,15 @@ def contains_state(session: Session, state: State) -> bool:
     return bool(session._contains_state(state))
 
 
+def is_still_kept(session: Session, state: State) -> bool:
+    """Whether a state that was persistent in the session still is, and not marked as deleted."""
+    return (
+        state.session_id == session.hash_key
+        and not state._deleted
+        and state not in session._deleted
+    )
+
+
 def can_orphan(mapper: Mapper[Any]) -> bool:
     """Whether a ``delete-orphan`` cascade leads to the mapper."""
     return any(parent._delete_orphans for parent in mapper.iterate_to_root())
@@ -361,6 +372,11 @@ def referenced_keys(mapper: Mapper[Any]) -> Iterator[str]:
     ]
     for column, _ in pairs:
         yield mapper.get_property_by_column(column).key
+
+
+def is_referenced(mapper: Mapper[Any]) -> bool:
+    """Whether a relationship of another class leads to the mapper."""
+    return any(parent._dependency_processors for parent in mapper.iterate_to_root())
 
 
 def is_orphan(state: State) -> bool:
@@ -525,13 +541,14 @@ def in_order(states: Iterable[State]) -> list[State]:
     ordered: list[State] = []
     for cls in sorted(by_class, key=lambda cls: cls.__name__):
         try:
-            ordered += sorted(by_class[cls], key=_KEY)
+            ordered += sorted(by_class[cls], key=_primary_key)
         except TypeError:
-            ordered += sorted(by_class[cls], key=lambda state: str(_KEY(state)))
+            ordered += sorted(by_class[cls], key=lambda state: str(_primary_key(state)))
     return ordered
 
 
-_KEY: Final = attrgetter("key")
+def _primary_key(state: State) -> Any:
+    return state.key[1]  # type: ignore[index]  # persistent
 
 
 class DryRun(UOWTransaction):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
@@ -36,36 +36,83 @@ class Change(NamedTuple):
     """The value after, or :data:`UNSET`."""
 
 
-class Changes(Mapping[str, Change]):
-    """Read-only mapping of column attribute name to :class:`Change`, built when first read.
+Pairs = Mapping[str, tuple[Any, Any]]
+"""Old and new values by attribute name: what :class:`Changes` makes its :class:`Change` of."""
 
-    Most receivers look at one attribute or none, so the flush hands over a function instead of a
-    dictionary; what the function sees was fixed when the row was written.
+
+class Changes(Mapping[str, Change]):
+    """Read-only mapping of column attribute name to :class:`Change`, for a row that was updated.
+
+    Each :class:`Change` is made when it is read: most receivers look at one attribute or none.
     """
 
-    __slots__ = ("_build", "_changes")
+    __slots__ = ("_pairs",)
 
-    def __init__(self, build: Callable[[], dict[str, Change]]) -> None:
-        self._build: Callable[[], dict[str, Change]] | None = build
-        self._changes: dict[str, Change] = {}
-
-    def _read(self) -> dict[str, Change]:
-        if self._build is not None:
-            self._changes = self._build()
-            self._build = None
-        return self._changes
+    def __init__(self, pairs: Pairs) -> None:
+        self._pairs = pairs
 
     def __getitem__(self, key: str) -> Change:
-        return self._read()[key]
+        old, new = self._pairs[key]
+        return Change(old, new)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._read())
+        return iter(self._pairs)
 
     def __len__(self) -> int:
-        return len(self._read())
+        return len(self._pairs)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._read()
+        return key in self._pairs
 
     def __repr__(self) -> str:
-        return repr(self._read())
+        return repr(dict(self))
+
+
+class NewRow(Mapping[str, Change]):
+    """The same for a row that was inserted: every column attribute, ``old`` is :data:`UNSET`.
+
+    :param absent: the column attributes, with what each holds when it was given no value.
+    :param values: a snapshot of what the instance holds.
+    """
+
+    __slots__ = ("_absent", "_values")
+
+    def __init__(self, absent: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+        self._absent = absent
+        self._values = values
+
+    def __getitem__(self, key: str) -> Change:
+        absent = self._absent[key]
+        return Change(UNSET, self._values.get(key, absent))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._absent)
+
+    def __len__(self) -> int:
+        return len(self._absent)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._absent
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+class PendingRow(NewRow):
+    """The same for a row that is going to be inserted: only what is assigned so far."""
+
+    __slots__ = ()
+
+    def __getitem__(self, key: str) -> Change:
+        if key not in self._absent:
+            raise KeyError(key)
+        return Change(UNSET, self._values[key])
+
+    def __iter__(self) -> Iterator[str]:
+        return (key for key in self._absent if key in self._values)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._absent and key in self._values

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Table:
     """The receivers of one signal, in the order of connection, looked up by sender."""
 
-    __slots__ = ("_any", "_by_class", "_exact", "durable", "receivers")
+    __slots__ = ("_any", "_by_class", "_exact", "durable", "outlasts_flush", "receivers")
 
     def __init__(self, receivers: Iterable[Receiver]) -> None:
         self.receivers: tuple[Receiver, ...] = tuple(
@@ -32,6 +32,8 @@ class Table:
         )
         self.durable: bool = any(r.durable for r in self.receivers)
         """Whether there is a durable receiver of any sender."""
+        self.outlasts_flush: bool = any(r.call != "flush" for r in self.receivers)
+        """Whether anybody waits for the end of a transaction."""
         self._any = _by_call(r for r in self.receivers if r.sender is ANY)
         # Only senders that someone named are kept here, so the dictionary is bounded.
         self._exact: dict[Any, dict[Call, tuple[Receiver, ...]]] = {}
@@ -121,9 +123,8 @@ def audible(signal: Signal, sender: Any, receivers: tuple[Receiver, ...]) -> tup
     )
 
 
-def active_mutes() -> tuple[Any, ...]:
-    """The mutes in force here and now, to ask :func:`was_audible` about later."""
-    return _mutes.get()
+active_mutes: Callable[[], tuple[Any, ...]] = _mutes.get
+"""The mutes in force here and now, to ask :func:`was_audible` about later."""
 
 
 def was_audible(

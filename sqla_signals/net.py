@@ -7,10 +7,10 @@ again is none. A released savepoint's frame is merged into its parent's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from enum import Enum
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from .changes import UNSET, Change
 
@@ -29,6 +29,24 @@ DELETED: Final = Kind.DELETED
 
 Equal = Callable[[str, Any, Any], bool]
 
+NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
+
+
+class Source(NamedTuple):
+    """What the effects of one flush on the rows of one class have in common."""
+
+    equal: Equal | None = None
+    """Whether two values of an attribute are the same for the database."""
+    unfetched: frozenset[str] = frozenset()
+    """What the database computes itself with each UPDATE."""
+    raw: bool = False
+    using: Any = None
+    mutes: tuple[tuple[Any, ...], ...] = ((),)
+    """The mutes in force, once per effect folded into one."""
+
+
+ALONE: Final = Source()
+
 
 class Effect:
     """What happened to one row, so far."""
@@ -37,15 +55,13 @@ class Effect:
         "along",
         "before",
         "changes",
-        "equal",
         "instance",
         "kind",
         "mutes",
         "origin",
         "raw",
         "row",
-        "unfetched",
-        "using",
+        "source",
         "values",
         "was",
     )
@@ -55,17 +71,13 @@ class Effect:
         kind: Kind,
         row: Hashable,
         instance: Any,
+        source: Source = ALONE,
         *,
         was: Hashable = None,
-        changes: Mapping[str, Change] = MappingProxyType({}),
-        equal: Equal | None = None,
+        changes: Mapping[str, Change] = NOTHING,
         along: frozenset[str] = frozenset(),
-        unfetched: frozenset[str] = frozenset(),
         values: Mapping[str, Any] | None = None,
         origin: Any = None,
-        raw: bool = False,
-        using: Any = None,
-        mutes: tuple[Any, ...] = (),
     ) -> None:
         self.kind: Kind = kind
         self.row: Hashable = row
@@ -73,21 +85,16 @@ class Effect:
         self.was: Hashable = row if was is None else was
         """What identified the row before."""
         self.instance: Any = instance
+        self.source: Source = source
         self.changes: Mapping[str, Change] = changes
-        self.equal: Equal | None = equal
-        """Whether two values of an attribute are the same for the database."""
         self.along: frozenset[str] = along
         """What an UPDATE wrote besides: versions and ``onupdate`` columns."""
-        self.unfetched: frozenset[str] = unfetched
-        """What the database computes itself with each UPDATE."""
-        self.before: Mapping[str, Any] = {}
+        self.before: Mapping[str, Any] = NOTHING
         """Of a row changed and then deleted: what was committed before, as far as it is known."""
         self.values: Mapping[str, Any] | None = values
         self.origin: Any = origin
-        self.raw: bool = raw
-        self.using: Any = using
-        self.mutes: tuple[tuple[Any, ...], ...] = (mutes,)
-        """The mutes in force, once per effect folded into this one."""
+        self.raw: bool = source.raw
+        self.mutes: tuple[tuple[Any, ...], ...] = source.mutes
 
     def followed_by(self, later: Effect) -> Effect | None:
         """This effect and a later one on the same row as one, ``None`` if they cancel out."""
@@ -96,7 +103,7 @@ class Effect:
                 return None
             net = later._copy(DELETED)
             net.was = self.was
-            unknown = dict.fromkeys(self.along | self.unfetched, UNSET)
+            unknown = dict.fromkeys(self.along | self.source.unfetched, UNSET)
             net.before = {**unknown, **{key: change.old for key, change in self.changes.items()}}
         else:
             net = later._copy(self.kind)
@@ -116,7 +123,7 @@ class Effect:
         """
         created = self.kind is CREATED
         changes = dict(self.changes)
-        for key in (later.along | later.unfetched).difference(later.changes):
+        for key in (later.along | later.source.unfetched).difference(later.changes):
             if created or key in changes:
                 changes[key] = Change(changes[key].old if key in changes else UNSET, UNSET)
         for key, change in later.changes.items():
@@ -127,7 +134,7 @@ class Effect:
                 old = changes[key].old if key in changes else change.old
             changes[key] = Change(old, change.new)
             known = old is not UNSET and change.new is not UNSET
-            if not created and known and (later.equal or _same)(key, old, change.new):
+            if not created and known and (later.source.equal or _same)(key, old, change.new):
                 del changes[key]
         return changes
 
@@ -136,15 +143,12 @@ class Effect:
             kind,
             self.row,
             self.instance,
+            self.source,
             was=self.was,
             changes=self.changes,
-            equal=self.equal,
             along=self.along,
-            unfetched=self.unfetched,
             values=self.values,
             origin=self.origin,
-            raw=self.raw,
-            using=self.using,
         )
 
 
@@ -157,6 +161,7 @@ class Frame:
 
     __slots__ = (
         "_effects",
+        "_first",
         "_latest",
         "_next",
         "committed",
@@ -166,6 +171,8 @@ class Frame:
     )
 
     def __init__(self) -> None:
+        self._first: list[Effect] | None = None
+        """What was added first. In most transactions nothing follows, so it is not sorted yet."""
         self._effects: dict[int, Effect] = {}
         self._latest: dict[Hashable, int] = {}
         self._next = 0
@@ -176,15 +183,24 @@ class Frame:
         self.on_rollback: list[Any] = []
 
     @property
-    def effects(self) -> Iterable[Effect]:
+    def effects(self) -> Collection[Effect]:
         """The net effects in the order of first occurrence."""
-        return self._effects.values()
+        return self._effects.values() if self._first is None else self._first
 
     def __bool__(self) -> bool:
-        return bool(self._effects or self.on_commit or self.on_rollback)
+        return bool(self._first or self._effects or self.on_commit or self.on_rollback)
 
-    def add(self, effects: Iterable[Effect]) -> None:
-        """Add what one flush wrote."""
+    def add(self, effects: Collection[Effect]) -> None:
+        """Add what one flush wrote, each row at most once under each key."""
+        if self._first is None and not self._next:
+            self._first = list(effects)
+            return
+        if self._first is not None:
+            first, self._first = self._first, None
+            self._fold(first)
+        self._fold(effects)
+
+    def _fold(self, effects: Iterable[Effect]) -> None:
         moved: dict[Hashable, int] = {}
         for effect in effects:
             number = None if effect.kind is CREATED else self._latest.pop(effect.was, None)

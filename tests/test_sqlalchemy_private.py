@@ -201,6 +201,7 @@ ELSEWHERE = (
     "_Session__binds",
     "_OneToManyDP",
     "_event_descriptors",
+    "_update",
 )
 
 

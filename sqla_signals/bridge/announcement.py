@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from .._sqlalchemy import contains_state, deleted_states, pending_states
-from ..changes import Changes
+from .._sqlalchemy import (
+    deleted_states,
+    in_order,
+    instance_dict,
+    is_still_kept,
+    pending_states,
+)
+from ..changes import Changes, Pairs, PendingRow
 from ..errors import SignalRecursionError
 from ..receivers import Receiver
 from ..signals import m2m_changed, pre_delete, pre_save
@@ -19,10 +24,11 @@ from .guard import GUARDED_BEFORE, guarded
 if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, Mapper, Session
 
-    from .calls import Calls
+    from .calls import Calls, Heard
     from .m2m import M2M
 
     State = InstanceState[Any]
+    Assigns = Mapping[State, Mapping[str, Any]]
 
 MAX_ROUNDS: Final = 100
 """How often ``pre_*`` receivers may add to one flush; SQLAlchemy's own limit in ``commit()``."""
@@ -38,8 +44,12 @@ class Announcement:
         self._m2m = m2m
         self._objects = objects
         self._calls = calls
-        self._announced: dict[State, bool] = {}
-        """Whose ``pre_*`` was sent, and whether that was ``pre_delete``."""
+        self.saves: dict[State, Pairs] = {}
+        """Whose ``pre_save`` was sent, with what was assigned then; not also in ``deletes``."""
+        self.deletes: set[State] = set()
+        """Whose ``pre_delete`` was sent."""
+        self._called: dict[Receiver, None] = {}
+        self._noted: tuple[Receiver, ...] | None = None
         self._foresight: Foresight | None = None
 
     @property
@@ -52,14 +62,17 @@ class Announcement:
         """Send ``pre_*`` for every row foreseen, until the receivers add nothing new."""
         if not (pre_save.receivers or pre_delete.receivers or m2m_changed.receivers):
             return
-        callers: deque[list[Receiver]] = deque(maxlen=10)
+        rounds: deque[Iterable[Receiver]] = deque(maxlen=10)
         with guarded(self._session, GUARDED_BEFORE):
             for _ in range(MAX_ROUNDS):
-                called = self._round() or self._announce_m2m()
-                if not called:
+                self._called, self._noted = {}, None
+                self._round()
+                if not self._called:
+                    self._announce_m2m()
+                if not self._called:
                     return
-                callers.append(called)
-        names = " → ".join(dict.fromkeys(str(one) for called in callers for one in called))
+                rounds.append(self._called)
+        names = " → ".join(dict.fromkeys(str(one) for called in rounds for one in called))
         raise SignalRecursionError(
             f"pre_* receivers kept adding to the flush for {MAX_ROUNDS} rounds: {names}. "
             f"Let one of them do nothing for what another one has caused."
@@ -67,125 +80,133 @@ class Announcement:
 
     def send_late(self, state: State, is_delete: bool) -> None:
         """Send ``pre_*`` right before the statement, for a row that could not be foreseen."""
-        if self._announced.get(state) is is_delete:
-            return
-        if self._calls.of(state.manager.mapper).receivers(pre_delete if is_delete else pre_save):
+        model = self._calls[state.manager.mapper]
+        if (model.pre_delete if is_delete else model.pre_save).receivers():
             with guarded(self._session, GUARDED_BEFORE):
                 if is_delete:
-                    self._delete(state, None)
+                    self._delete(state, state.obj(), None)
+                elif state in pending_states(self._session):
+                    self._save_new([state])
                 else:
-                    self._save(state, NOTHING)
+                    self._save_changed([state], {})
 
-    def _announce_m2m(self) -> list[Receiver]:
+    def _announce_m2m(self) -> None:
         """Announce rows of secondary tables, once the signals of instances have settled."""
-        if self._foresight is None or not m2m_changed.receivers:
-            return []
-        return self._m2m.announce(self._foresight.run)
+        if self._foresight is not None and m2m_changed.receivers:
+            self._called.update(dict.fromkeys(self._m2m.announce(self._foresight.run)))
 
-    def _round(self) -> list[Receiver]:
+    def _round(self) -> None:
         """Look at what the flush is going to write; announce what was not announced.
 
-        Returns the receivers that were called, none if there was nothing new. Each row is looked
-        at again right before its own signal, because the receivers before may have changed its
-        fate; what they have brought up is found in the next round.
+        Each row is looked at again right before its own signal, because the receivers before may
+        have changed its fate; what they have brought up is found in the next round.
         """
-        session, announced = self._session, self._announced
+        session = self._session
         # Held until the next round or the end of the flush, with what it loaded, so that no row
         # comes back as another object.
-        foresight = self._foresight = Foresight(session, self._objects)
+        foresight = self._foresight = Foresight(session, self._objects, self.saves)
         saved = _Wanted(self._calls, is_delete=False)
         deleted = _Wanted(self._calls, is_delete=True)
         derived = [
             row
             for row in foresight.derived()
             if (deleted if row.is_delete else saved)[row.state.manager.mapper]
-            and announced.get(row.state) is not row.is_delete
+            and row.state not in (self.deletes if row.is_delete else self.saves)
         ]
         assigned = {row.state for row in derived}
-        saves = [
-            state
+        inserts, updates = (
+            [
+                state
+                for state in states
+                if state not in self.saves and saved[state.manager.mapper] and state not in assigned
+            ]
             for states in (foresight.inserts, foresight.updates)
-            for state in states
-            if saved[state.manager.mapper]
-            and announced.get(state) is not False
-            and state not in assigned
-        ]
+        )
         deletes = [
             state
             for state in foresight.deletes
-            if deleted[state.manager.mapper] and announced.get(state) is not True
+            if state not in self.deletes and deleted[state.manager.mapper]
         ]
-        held = [state.obj() for states in (saves, deletes) for state in states]
-        callers: list[Receiver] = []
-        for state in saves:
-            callers += self._save(state, foresight.assigns(state))
+        self._save_new(inserts)
+        self._save_changed(in_order(updates), foresight.run.assigns)
         for row in derived:
             if not row.is_delete and row.still_stands(session):
-                callers += self._save(row.state, row.assigns)
+                self._save_changed([row.state], {row.state: row.assigns})
         origins = foresight.origins() if deletes or any(row.is_delete for row in derived) else {}
-        for state in deletes:
+        for state, instance in [(state, state.obj()) for state in deletes]:
             if state in deleted_states(session):
-                callers += self._delete(state, origins.get(state))
+                self._delete(state, instance, origins.get(state))
         for row in derived:
             if row.is_delete and row.still_stands(session):
-                callers += self._delete(row.state, origins.get(row.state))
-        del held
-        return callers
+                self._delete(row.state, row.instance, origins.get(row.state))
 
-    def _save(self, state: State, assigns: Mapping[str, Any]) -> Sequence[Receiver]:
-        """Send ``pre_save``, unless the row is not going to be written any more.
+    def _save_new(self, states: Sequence[State]) -> None:
+        """Send ``pre_save`` of rows to be inserted, unless they are not any more."""
+        calls = self._calls
+        for state, instance in zip(states, [state.obj() for state in states], strict=True):
+            if state not in pending_states(self._session):
+                continue
+            model = calls[state.manager.mapper]
+            self.saves[state] = NOTHING
+            for receivers in self._one_by_one(model.pre_save):
+                changes = PendingRow(model.columns.absent, instance_dict(instance).copy())
+                model.save(pre_save, receivers, instance, True, changes, None, calls.raw)
 
-        :param assigns: what the flush is going to assign to it.
+    def _save_changed(self, states: Sequence[State], assigns: Assigns) -> None:
+        """Send ``pre_save`` of rows to be updated, unless they are not any more.
+
+        :param assigns: what the flush is going to assign to each.
         """
-        calls = self._calls.of(state.manager.mapper)
-        if state in pending_states(self._session):
-            self._announced[state] = False
-            return self._save_new(state, calls.receivers(pre_save))
-        columns = calls.columns
-        changed = columns.assigned(state)
-        if not self._is_written(state) or not (
-            columns.will_write(state, assigns) if assigns else changed
-        ):
-            return ()
-        self._announced[state] = False
-        receivers = calls.receivers(pre_save)
-        for receiver in receivers:
-            if receiver is not receivers[0]:  # the one before may have assigned something
-                changed = columns.assigned(state)
-            fields = frozenset(changed)
-            if receiver.passes(calls.mapper, fields, assigns):
-                calls.save(
+        session, calls = self._session, self._calls
+        for state, instance in zip(states, [state.obj() for state in states], strict=True):
+            if not is_still_kept(session, state) and not self._is_kept_though_marked(state):
+                continue
+            model = calls[state.manager.mapper]
+            columns = model.columns
+            pairs = columns.assigned(state)
+            foreseen = assigns.get(state, NOTHING)
+            if not (columns.will_write(state, foreseen) if foreseen else pairs):
+                continue
+            self.saves[state] = pairs
+            if self.deletes:
+                self.deletes.discard(state)
+            for number, receivers in enumerate(self._one_by_one(model.pre_save)):
+                if number:  # the receiver before may have assigned something
+                    pairs = columns.assigned(state)
+                model.save(
                     pre_save,
-                    receiver,
-                    state.obj(),
+                    receivers,
+                    instance,
                     False,
-                    Changes(changed.copy),
-                    fields,
-                    self._calls.raw,
+                    Changes(pairs),
+                    frozenset(pairs),
+                    calls.raw,
+                    None,
+                    foreseen,
                 )
-        return receivers
 
-    def _save_new(self, state: State, receivers: Sequence[Receiver]) -> Sequence[Receiver]:
-        calls = self._calls.of(state.manager.mapper)
-        instance = state.obj()
-        for receiver in receivers:
-            changes = Changes(partial(calls.columns.given, dict(state.dict)))
-            calls.save(pre_save, receiver, instance, True, changes, None, self._calls.raw)
-        return receivers
+    def _is_kept_though_marked(self, state: State) -> bool:
+        return (
+            self._foresight is not None
+            and state in self._foresight.kept
+            and state in deleted_states(self._session)
+        )
 
-    def _is_written(self, state: State) -> bool:
-        session, foresight = self._session, self._foresight
-        if state in deleted_states(session):
-            return foresight is not None and state in foresight.kept
-        return contains_state(session, state)
+    def _delete(self, state: State, instance: Any, origin: Any) -> None:
+        """Send ``pre_delete``."""
+        self.saves.pop(state, None)
+        self.deletes.add(state)
+        model = self._calls[state.manager.mapper]
+        for receivers in self._one_by_one(model.pre_delete):
+            model.delete(pre_delete, receivers, instance, origin)
 
-    def _delete(self, state: State, origin: Any) -> Sequence[Receiver]:
-        self._announced[state] = True
-        calls = self._calls.of(state.manager.mapper)
-        receivers = calls.receivers(pre_delete)
-        for receiver in receivers:
-            calls.delete(pre_delete, receiver, state.obj(), origin)
-        return receivers
+    def _one_by_one(self, heard: Heard) -> Sequence[Sequence[Receiver]]:
+        """The receivers, so that each sees what the one before has done; noted as called."""
+        receivers = heard.receivers()
+        if receivers is not self._noted:
+            self._noted = receivers
+            self._called.update(dict.fromkeys(receivers))
+        return (receivers,) if len(receivers) == 1 else [(receiver,) for receiver in receivers]
 
 
 class _Wanted(dict["Mapper[Any]", bool]):
@@ -194,8 +215,10 @@ class _Wanted(dict["Mapper[Any]", bool]):
     def __init__(self, calls: Calls, *, is_delete: bool) -> None:
         super().__init__()
         self._calls = calls
-        self._signal = pre_delete if is_delete else pre_save
+        self._is_delete = is_delete
 
     def __missing__(self, mapper: Mapper[Any]) -> bool:
-        self[mapper] = found = bool(self._calls.of(mapper).receivers(self._signal))
+        model = self._calls[mapper]
+        heard = model.pre_delete if self._is_delete else model.pre_save
+        self[mapper] = found = bool(heard.receivers())
         return found

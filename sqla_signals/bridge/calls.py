@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy.util import await_only
 
 from .._sqlalchemy import state_of
 from ..changes import Change
-from ..dispatch import Table, audible, unawaitable
+from ..dispatch import Table, active_mutes, audible, unawaitable
 from ..errors import AsyncReceiverError
 from ..receivers import Call, Receiver, describe_sender
-from ..signals import post_delete, post_save
-from .columns import Columns, columns_of
+from ..signals import post_delete, post_save, pre_delete, pre_save
+from .columns import NOTHING, Columns, columns_of
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
@@ -31,42 +31,26 @@ WAITING: Final = "sqla_signals.waiting"
 """Key in ``Session.info`` of a frame with callbacks for a transaction that has not begun."""
 
 
-class Calls:
-    """What the calls of one session have in common; made for a flush or a delivery.
+class Calls(dict["Mapper[Any]", "ModelCalls"]):
+    """The calls of one session, by mapper; made for a flush or a delivery.
 
     :param detached: whether receivers get ``session=None``.
     """
 
-    __slots__ = ("_async_session", "_models", "detached", "raw", "session")
+    __slots__ = ("async_session", "detached", "raw", "session")
 
     def __init__(
         self, session: Session, async_session: AsyncSession | None = None, *, detached: bool = False
     ) -> None:
+        super().__init__()
         self.session: Session = session
         self.detached: bool = detached
         self.raw: bool = bool(session.info.get(RAW))
-        self._async_session = async_session or async_session_of(session)
-        self._models: dict[Mapper[Any], ModelCalls] = {}
+        self.async_session: AsyncSession | None = async_session or async_session_of(session)
 
-    def of(self, mapper: Mapper[Any]) -> ModelCalls:
-        """The calls for one mapped class."""
-        found = self._models.get(mapper)
-        if found is None:
-            found = self._models[mapper] = ModelCalls(self, mapper)
+    def __missing__(self, mapper: Mapper[Any]) -> ModelCalls:
+        self[mapper] = found = ModelCalls(self, mapper)
         return found
-
-    def session_for(self, receiver: Receiver) -> Any:
-        """The ``session=`` argument."""
-        if self.detached:
-            return None
-        return self._async_session if receiver.is_async else self.session
-
-    def wait_for(
-        self, result: Awaitable[Any], signal: Signal, receiver: Receiver, sender: Any
-    ) -> None:
-        """Await what a receiver returned."""
-        error = unawaitable(signal, receiver, sender, PLAIN_SESSION)
-        wait_for(result, self._async_session is not None, error)
 
     def call(self, signal: Signal, receiver: Receiver, sender: Any, **arguments: Any) -> None:
         """Call one receiver of a signal that is sent for something else than one row."""
@@ -74,18 +58,22 @@ class Calls:
         if fn is None:
             return
         try:
-            self.check_awaitable(signal, receiver, sender)
-            result = fn(sender, **arguments, session=self.session_for(receiver), signal=signal)
+            session = self.session_for(signal, receiver, sender)
+            result = fn(sender, **arguments, session=session, signal=signal)
             if result is not None and inspect.isawaitable(result):
-                self.wait_for(result, signal, receiver, sender)
+                error = unawaitable(signal, receiver, sender, PLAIN_SESSION)
+                wait_for(result, self.async_session is not None, error)
         except BaseException as error:
             _note(error, signal, receiver, sender)
             raise
 
-    def check_awaitable(self, signal: Signal, receiver: Receiver, sender: Any) -> None:
-        """Raise :class:`AsyncReceiverError` before an async receiver is called in vain."""
-        if receiver.is_async and self._async_session is None:
+    def session_for(self, signal: Signal, receiver: Receiver, sender: Any) -> Any:
+        """The ``session=`` argument; an error before an async receiver is called in vain."""
+        if receiver.is_async and self.async_session is None:
             raise unawaitable(signal, receiver, sender, PLAIN_SESSION)
+        if self.detached:
+            return None
+        return self.async_session if receiver.is_async else self.session
 
 
 def wait_for(result: Awaitable[Any], awaits: bool, error: AsyncReceiverError) -> None:
@@ -101,103 +89,132 @@ def wait_for(result: Awaitable[Any], awaits: bool, error: AsyncReceiverError) ->
 class ModelCalls:
     """The calls of one session for one mapped class: what is the same for each row."""
 
-    __slots__ = ("_calls", "_found", "_using", "cls", "columns", "mapper")
+    __slots__ = (
+        "_async_session",
+        "_bind",
+        "_detached",
+        "_session",
+        "cls",
+        "columns",
+        "mapper",
+        "post_delete",
+        "post_save",
+        "pre_delete",
+        "pre_save",
+    )
 
     def __init__(self, calls: Calls, mapper: Mapper[Any]) -> None:
-        self._calls = calls
+        # Not the calls themselves: a cycle would keep the session until garbage collection.
+        self._session = calls.session
+        self._async_session = calls.async_session
+        self._detached = calls.detached
         self.mapper: Mapper[Any] = mapper
-        self.cls: type = mapper.class_
+        cls: type = mapper.class_
+        self.cls: type = cls
         self.columns: Columns = columns_of(mapper)
-        self._using: Engine | Connection | None = None
-        self._found: dict[Signal, tuple[Table, Mapping[Call, tuple[Receiver, ...]]]] = {}
-
-    def receivers(self, signal: Signal) -> tuple[Receiver, ...]:
-        """The flush receivers of a signal for this class, as they are now, unless muted."""
-        found = self._lookup(signal)["flush"]
-        return audible(signal, self.cls, found) if found else ()
+        self._bind: Engine | Connection | None = None
+        self.pre_save: Final = Heard(pre_save, cls)
+        self.post_save: Final = Heard(post_save, cls)
+        self.pre_delete: Final = Heard(pre_delete, cls)
+        self.post_delete: Final = Heard(post_delete, cls)
 
     def awaits(self, on: Call) -> bool:
         """Whether anybody waits for the transaction to end like this, muted or not."""
-        return bool(self._lookup(post_save)[on] or self._lookup(post_delete)[on])
-
-    def _lookup(self, signal: Signal) -> Mapping[Call, tuple[Receiver, ...]]:
-        table = signal.table
-        found = self._found.get(signal)
-        if found is None or found[0] is not table:
-            found = self._found[signal] = (table, table.phases(self.cls))
-        return found[1]
+        return bool(self.post_save.phases()[on] or self.post_delete.phases()[on])
 
     def save(
         self,
         signal: Signal,
-        receiver: Receiver,
+        receivers: Iterable[Receiver],
         instance: Any,
         created: bool,
         changes: Mapping[str, Change],
         update_fields: frozenset[str] | None,
         raw: bool,
         using: Engine | Connection | None = None,
+        foreseen: Mapping[str, Any] = NOTHING,
     ) -> None:
-        """Call one receiver of ``pre_save`` or ``post_save``."""
-        fn = receiver.strong or receiver.fn
-        if fn is None:
-            return
-        calls, cls = self._calls, self.cls
-        try:
-            if receiver.is_async:
-                calls.check_awaitable(signal, receiver, cls)
-            result = fn(
-                cls,
-                instance=instance,
-                created=created,
-                changes=changes,
-                update_fields=update_fields,
-                raw=raw,
-                using=using or self.using(instance),
-                session=calls.session_for(receiver),
-                signal=signal,
-            )
-            if result is not None and inspect.isawaitable(result):
-                calls.wait_for(result, signal, receiver, cls)
-        except BaseException as error:
-            _note(error, signal, receiver, cls)
-            raise
+        """Call those receivers of ``pre_save`` or ``post_save`` whose ``fields`` let it through.
+
+        :param foreseen: what the flush is going to assign besides ``changes``.
+        """
+        cls = self.cls
+        session = None if self._detached else self._session
+        if using is None:
+            using = self._bind or self.using(instance)
+        for receiver in receivers:
+            fn = receiver.strong or receiver.fn
+            if fn is None or not (
+                receiver.fields is None
+                or update_fields is None
+                or receiver.passes(self.mapper, changes, foreseen)
+            ):
+                continue
+            try:
+                result = fn(
+                    cls,
+                    instance=instance,
+                    created=created,
+                    changes=changes,
+                    update_fields=update_fields,
+                    raw=raw,
+                    using=using,
+                    session=self._for_async(signal, receiver) if receiver.is_async else session,
+                    signal=signal,
+                )
+                if result is not None and inspect.isawaitable(result):
+                    self._wait_for(result, signal, receiver)
+            except BaseException as error:
+                _note(error, signal, receiver, cls)
+                raise
 
     def delete(
         self,
         signal: Signal,
-        receiver: Receiver,
+        receivers: Iterable[Receiver],
         instance: Any,
         origin: Any,
         using: Engine | Connection | None = None,
     ) -> None:
-        """Call one receiver of ``pre_delete`` or ``post_delete``."""
-        fn = receiver.strong or receiver.fn
-        if fn is None:
-            return
-        calls, cls = self._calls, self.cls
-        try:
-            if receiver.is_async:
-                calls.check_awaitable(signal, receiver, cls)
-            result = fn(
-                cls,
-                instance=instance,
-                origin=origin,
-                using=using or self.using(instance),
-                session=calls.session_for(receiver),
-                signal=signal,
-            )
-            if result is not None and inspect.isawaitable(result):
-                calls.wait_for(result, signal, receiver, cls)
-        except BaseException as error:
-            _note(error, signal, receiver, cls)
-            raise
+        """Call receivers of ``pre_delete`` or ``post_delete``."""
+        cls = self.cls
+        session = None if self._detached else self._session
+        if using is None:
+            using = self._bind or self.using(instance)
+        for receiver in receivers:
+            fn = receiver.strong or receiver.fn
+            if fn is None:
+                continue
+            try:
+                result = fn(
+                    cls,
+                    instance=instance,
+                    origin=origin,
+                    using=using,
+                    session=self._for_async(signal, receiver) if receiver.is_async else session,
+                    signal=signal,
+                )
+                if result is not None and inspect.isawaitable(result):
+                    self._wait_for(result, signal, receiver)
+            except BaseException as error:
+                _note(error, signal, receiver, cls)
+                raise
+
+    def _for_async(self, signal: Signal, receiver: Receiver) -> AsyncSession | None:
+        """The ``session=`` argument of an async receiver; an error before it is called in vain."""
+        if self._async_session is None:
+            raise unawaitable(signal, receiver, self.cls, PLAIN_SESSION)
+        return None if self._detached else self._async_session
+
+    def _wait_for(self, result: Awaitable[Any], signal: Signal, receiver: Receiver) -> None:
+        error = unawaitable(signal, receiver, self.cls, PLAIN_SESSION)
+        wait_for(result, self._async_session is not None, error)
 
     def using(self, instance: Any) -> Engine | Connection:
         """The bind that the row of an instance goes to."""
-        if self._using is not None:
-            return self._using
-        session = self._calls.session
+        if self._bind is not None:
+            return self._bind
+        session = self._session
         if session.connection_callable is not None:  # horizontal sharding: each row has its own
             # Asking settles the shard of a new instance; that is for the flush to do.
             state = state_of(instance)
@@ -206,8 +223,38 @@ class ModelCalls:
             state.identity_token = token
             return bind
         # A flush asks for the connection of the whole hierarchy.
-        self._using = session.get_bind(self.mapper.base_mapper)
-        return self._using
+        self._bind = session.get_bind(self.mapper.base_mapper)
+        return self._bind
+
+
+class Heard:
+    """Who hears one signal from one class, as it is at the moment of asking."""
+
+    __slots__ = ("_audible", "_cls", "_mutes", "_phases", "_table", "signal")
+
+    def __init__(self, signal: Signal, cls: type) -> None:
+        self.signal: Signal = signal
+        self._cls = cls
+        self._table: Table | None = None
+        self._phases: Mapping[Call, tuple[Receiver, ...]] = {}
+        self._mutes: object = None
+        self._audible: tuple[Receiver, ...] = ()
+
+    def receivers(self) -> tuple[Receiver, ...]:
+        """The flush receivers, without those that are muted."""
+        if self.signal._table is not self._table or active_mutes() is not self._mutes:
+            self._audible = audible(self.signal, self._cls, self.phases()["flush"])
+            self._mutes = active_mutes()
+        return self._audible
+
+    def phases(self) -> Mapping[Call, tuple[Receiver, ...]]:
+        """The receivers by phase, muted or not."""
+        table = self.signal.table
+        if table is not self._table:
+            self._table = table
+            self._phases = table.phases(self._cls)
+            self._mutes = None
+        return self._phases
 
 
 def _note(error: BaseException, signal: Signal, receiver: Receiver, sender: Any) -> None:

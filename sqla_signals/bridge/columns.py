@@ -5,7 +5,8 @@ The rules are those of SQLAlchemy's ``orm/persistence.py``, asked from outside. 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from operator import eq
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -13,10 +14,17 @@ from sqlalchemy import inspect
 from sqlalchemy.orm import LoaderCallableStatus
 from sqlalchemy.schema import Column
 from sqlalchemy.sql import ClauseElement
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
-from .._sqlalchemy import IMMUTABLE, own_copies, own_copy, pk_cascaded, readable_values
-from ..changes import UNSET, Change
+from .._sqlalchemy import (
+    IMMUTABLE,
+    instance_dict,
+    own_copies,
+    own_copy,
+    pk_cascaded,
+    readable_values,
+)
+from ..changes import UNSET, Pairs
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, Mapper, UOWTransaction
@@ -29,8 +37,9 @@ class Columns:
     """The column attributes of one mapper, with what is asked of them for each row."""
 
     __slots__ = (
-        "_absent",
+        "_delicate",
         "_equal",
+        "_fields",
         "_fragile",
         "_keys",
         "_mutable",
@@ -38,6 +47,7 @@ class Columns:
         "_tables",
         "_version",
         "_written_along",
+        "absent",
         "keys",
         "unfetched",
     )
@@ -49,14 +59,16 @@ class Columns:
         self.keys: frozenset[str] = frozenset(props)
         self._keys = {column: key for key, prop in props.items() for column in prop.columns}
         manager = mapper.class_manager
-        self._equal = {key: manager[key].impl.is_equal for key in props}
+        self._equal = {key: equality(manager[key].impl.is_equal) for key in props}
         self._primary_key = {
             mapper.get_property_by_column(column).key: column for column in mapper.primary_key
         }
         self._mutable = frozenset(
             key for key, prop in props.items() if is_mutable(prop.columns[0].type)
         )
-        self._absent = {key: absent_value(prop.columns) for key, prop in props.items()}
+        self.absent: Values = {key: absent_value(prop.columns) for key, prop in props.items()}
+        """What each attribute is after an INSERT that was given no value for it."""
+        self._fields: dict[tuple[str, ...], frozenset[str]] = {}
         self._tables = {
             key: frozenset(column.table for column in prop.columns) for key, prop in props.items()
         }
@@ -79,20 +91,26 @@ class Columns:
             self._fragile |= {version}
             if mapper.version_id_generator is not False:
                 self._version = version
+        self._delicate = self.unfetched.union(self._primary_key)
+        """That differ after an UPDATE does not say that it has written them."""
 
-    def assigned(self, state: InstanceState[Any], foreseen: Values = NOTHING) -> dict[str, Change]:
+    def assigned(self, state: InstanceState[Any], foreseen: Values = NOTHING) -> Pairs:
         """What an UPDATE of this instance would write if it were flushed now.
 
         :param foreseen: what the flush is going to assign itself, on top of what is there.
         """
-        changed: dict[str, Change] = {}
-        values = state.dict
+        changed: dict[str, tuple[Any, Any]] = {}
+        values = instance_dict(state.obj())
+        equals = self._equal
         for key, old in state.committed_state.items():
-            equal = self._equal.get(key)
-            if equal is None or key in foreseen or key not in values:
+            if key not in equals or key not in values or key in foreseen:
                 continue
-            if differs(equal, values[key], old) and self._is_update_of(key, old):
-                changed[key] = Change(known(old), values[key])
+            new = values[key]
+            if type(new) in IMMUTABLE and type(old) in IMMUTABLE:  # what nearly every value is
+                if equals[key](new, old) is not True:
+                    changed[key] = (old, new)
+            elif differs(equals[key], new, old) and self._is_update_of(key, old):
+                changed[key] = (known(old), new)
         return changed
 
     def will_write(self, state: InstanceState[Any], foreseen: Values) -> bool:
@@ -108,26 +126,57 @@ class Columns:
 
     def history(self, state: InstanceState[Any]) -> History | None:
         """What :meth:`updated` needs to know from right before the statement, if anything."""
-        committed, values = state.committed_state, state.dict
-        if (
-            not state.expired_attributes
-            and self._fragile.isdisjoint(committed)
-            and not any(is_expression(values.get(key)) for key in committed)
-        ):
-            return None
+        committed = state.committed_state
+        if not state.expired_attributes and self._fragile.isdisjoint(committed):
+            values = instance_dict(state.obj())
+            for key in committed:
+                if type(values.get(key)) not in IMMUTABLE and is_expression(values[key]):
+                    break
+            else:
+                return None
         return History(self.assigned(state), frozenset(state.expired_attributes))
 
+    def still_assigned(self, state: InstanceState[Any], pairs: Pairs) -> bool:
+        """Whether these and no other attributes are still assigned, so that the UPDATE wrote them.
+
+        In doubt they are not: :meth:`updated` finds out.
+        """
+        committed = state.committed_state
+        if len(committed) != len(pairs) or state.expired_attributes:
+            return False
+        values = instance_dict(state.obj())
+        for key, (old, new) in pairs.items():
+            if (
+                key not in committed
+                or committed[key] is not old
+                or values.get(key) is not new
+                or type(new) not in IMMUTABLE
+                or key in self._delicate
+            ):
+                return False
+        return True
+
     def updated(
-        self, state: InstanceState[Any], before: History, context: UOWTransaction
-    ) -> dict[str, Change]:
+        self,
+        state: InstanceState[Any],
+        before: History,
+        context: Callable[[], UOWTransaction | None],
+    ) -> Pairs:
         """What the UPDATE that has just been emitted wrote; empty if none was.
 
         Versions, ``onupdate`` defaults and SQL expressions lose their history when the new value
         is fetched or expired, so the history from right before the statement is asked too: an
         entry that vanished was written.
         """
-        changed: dict[str, Change] = {}
-        values, committed = state.dict, state.committed_state
+        committed = state.committed_state
+        if (
+            before is NO_HISTORY
+            and not state.expired_attributes
+            and self._delicate.isdisjoint(committed)
+        ):
+            return self.assigned(state)
+        changed: dict[str, tuple[Any, Any]] = {}
+        values = state.dict
         for key, old in committed.items():
             equal = self._equal.get(key)
             if (
@@ -141,27 +190,40 @@ class Columns:
                 and self._is_update_of(key, old)
                 and not self._is_cascaded(key, state, context)
             ):
-                changed[key] = Change(known(old), values[key])
-        for key, change in before.assigned.items():
+                changed[key] = (known(old), values[key])
+        for key, (old, _) in before.assigned.items():
             if key not in committed:
-                changed[key] = Change(change.old, values.get(key, UNSET))
+                changed[key] = (old, values.get(key, UNSET))
         # A SQL expression that another before_update listener assigned after ours.
         for key in state.expired_attributes.difference(before.expired, changed, self.unfetched):
             if key in self.keys and key not in self._fragile:
-                changed[key] = Change(UNSET, UNSET)
+                changed[key] = (UNSET, UNSET)
         return changed
 
     def post_updated(
-        self, state: InstanceState[Any], columns: Iterable[Any], context: UOWTransaction
-    ) -> dict[str, Change]:
+        self,
+        state: InstanceState[Any],
+        columns: Iterable[Any],
+        context: Callable[[], UOWTransaction | None],
+    ) -> Pairs:
         """What the extra UPDATE of a ``post_update`` relationship wrote."""
         keys = {self._keys.get(column) for column in columns}
         unassigned = History({}, frozenset(state.expired_attributes))
         changed = self.updated(state, unassigned, context)
-        return {key: change for key, change in changed.items() if key in keys}
+        return {key: pair for key, pair in changed.items() if key in keys}
+
+    def written(self, changed: Iterable[str]) -> frozenset[str]:
+        """``update_fields`` for an UPDATE that changed these: with versions and ``onupdate``."""
+        key = tuple(changed)
+        found = self._fields.get(key)
+        if found is None:
+            if len(self._fields) > 1000:  # one for each combination there was so far
+                self._fields.clear()
+            found = self._fields[key] = self.written_along(key)
+        return found
 
     def written_along(self, changed: Iterable[str], of_one_table: bool = False) -> frozenset[str]:
-        """``update_fields`` for an UPDATE that changed these: with versions and ``onupdate``.
+        """The same, not remembered.
 
         :param of_one_table: an extra UPDATE, which leaves a version in another table alone.
         """
@@ -193,43 +255,44 @@ class Columns:
                         values[key] = old
         return own_copies(values)
 
-    def inserted(self, values: Values) -> dict[str, Change]:
-        """``changes`` of a row that was inserted and left ``values`` in the instance."""
-        return {key: Change(UNSET, values.get(key, absent)) for key, absent in self._absent.items()}
-
     def own_values(self, values: Values) -> Values:
         """The same values, but copies of what could be changed in place."""
-        exotic = self._mutable.intersection(values)
+        exotic = self._mutable.intersection(values) if self._mutable else None
         return {**values, **{k: own_copy(values[k]) for k in exotic}} if exotic else values
 
-    def own_changes(self, changes: Mapping[str, Change]) -> Mapping[str, Change]:
-        """The same changes, but copies of what could be changed in place."""
-        exotic = self._mutable.intersection(changes) if self._mutable else None
+    def own_pairs(self, pairs: Pairs) -> Pairs:
+        """The same old and new values, but copies of what could be changed in place."""
+        exotic = self._mutable.intersection(pairs) if self._mutable else None
         if not exotic:
-            return changes
-        return {**changes, **{k: Change(*map(own_copy, changes[k])) for k in exotic}}
-
-    def given(self, values: Values) -> dict[str, Change]:
-        """``changes`` of a row to be inserted: what is assigned so far."""
-        return {key: Change(UNSET, values[key]) for key in self._absent if key in values}
+            return pairs
+        return {**pairs, **{k: (own_copy(pairs[k][0]), own_copy(pairs[k][1])) for k in exotic}}
 
     def _is_update_of(self, key: str, old: Any) -> bool:
         # A primary key whose old value was never loaded locates the row and is not SET.
         return key not in self._primary_key or not isinstance(old, LoaderCallableStatus)
 
-    def _is_cascaded(self, key: str, state: InstanceState[Any], context: UOWTransaction) -> bool:
+    def _is_cascaded(
+        self, key: str, state: InstanceState[Any], context: Callable[[], UOWTransaction | None]
+    ) -> bool:
         column = self._primary_key.get(key)
-        return column is not None and pk_cascaded(context, state, column)
+        unit_of_work = context() if column is not None else None
+        return unit_of_work is not None and pk_cascaded(unit_of_work, state, column)
 
 
 class History(NamedTuple):
     """The attribute history of an instance right before its UPDATE."""
 
-    assigned: Mapping[str, Change]
+    assigned: Pairs
     expired: frozenset[str]
 
 
 NO_HISTORY: Final = History({}, frozenset())
+
+
+def equality(equal: Any) -> Any:
+    """``equal``, or the operator where that is all it does, which is quicker by a call."""
+    plain = getattr(equal, "__func__", None) is TypeEngine.compare_values
+    return eq if plain else equal
 
 
 def is_expression(value: Any) -> bool:

@@ -10,7 +10,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from functools import partial
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -24,7 +23,7 @@ from .._sqlalchemy import (
     state_of,
     unused_copy,
 )
-from ..changes import UNSET, Change, Changes
+from ..changes import UNSET, Changes
 from ..dispatch import was_audible
 from ..errors import AsyncReceiverError, SignalRecursionError
 from ..net import CREATED, DELETED, Effect, Frame
@@ -35,9 +34,8 @@ from .calls import PLAIN_SESSION, WAITING, Calls, ModelCalls, async_session_of, 
 from .columns import columns_of
 
 if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import Mapper, Session
-
-    from .columns import Columns
 
 MAX_DEPTH: Final = 100
 """How many commits may follow from one another through receivers."""
@@ -47,6 +45,8 @@ class Batch(NamedTuple):
     """What one root transaction leaves to be delivered."""
 
     session: Session
+    async_session: AsyncSession | None
+    """The one in front, held: a session that waits for its batch may be held by nobody else."""
     session_factory: Callable[[], Any] | None
     frame: Frame
     cause: Cause | None
@@ -138,7 +138,7 @@ def known_values(session: Session, frame: Frame, effect: Effect) -> Mapping[str,
 def committed(session: Session, frame: Frame, session_factory: Callable[[], Any] | None) -> None:
     """Deliver what a committed root transaction did, now or after what is being delivered."""
     delivery, cause = _current.get() or (None, None)
-    batch = Batch(session, session_factory, frame, cause)
+    batch = Batch(session, async_session_of(session), session_factory, frame, cause)
     if delivery is not None and delivery.waits_for_us() and delivery.add(batch):
         return
     delivery = _Delivery()
@@ -158,7 +158,7 @@ def _deliver(delivery: _Delivery, batch: Batch) -> None:
     if depth > MAX_DEPTH:
         _log_recursion(batch)
         return
-    own = _OwnSessions(batch.session, batch.session_factory)
+    own = _OwnSessions(batch.session, batch.async_session, batch.session_factory)
     outer = _current.set(None)
     try:
         # Settled now: what receivers connect and disconnect on the way is for the next delivery.
@@ -201,7 +201,7 @@ def rolled_back(session: Session, frame: Frame) -> None:
             instance = None
             try:
                 instance = detached_copy(mapper, effect.was, effect.values or {})
-                _call(calls.of(mapper), signal, receiver, effect, instance)
+                _call(calls[mapper], signal, receiver, effect, instance)
             except Exception as error:
                 _failed(signal, receiver, mapper, instance, error, "rollback")
     for fn in frame.on_rollback:
@@ -231,9 +231,11 @@ def forgotten(frame: Frame) -> None:
 class _OwnSessions:
     """Makes the session of its own that each call gets."""
 
-    def __init__(self, like: Session, factory: Callable[[], Any] | None) -> None:
+    def __init__(
+        self, like: Session, front: AsyncSession | None, factory: Callable[[], Any] | None
+    ) -> None:
         self._factory = factory
-        self._async_session = async_session_of(like)
+        self._async_session = front
         self._unused = session_like(like) if factory is None else None
 
     def call(self, signal: ModelSignal, receiver: Receiver, effect: Effect) -> None:
@@ -249,7 +251,7 @@ class _OwnSessions:
                 instance = detached_copy(mapper, effect.was, values)
             else:
                 instance = attached_copy(session, mapper, effect.row, values)
-            _call(calls.of(mapper), signal, receiver, effect, instance)
+            _call(calls[mapper], signal, receiver, effect, instance)
             if _has_begun(session):
                 session.commit()
         except Exception as error:
@@ -296,17 +298,15 @@ def _call(
     calls: ModelCalls, signal: ModelSignal, receiver: Receiver, effect: Effect, instance: Any
 ) -> None:
     if effect.kind is DELETED:
-        calls.delete(signal, receiver, instance, effect.origin, effect.using)
+        calls.delete(signal, (receiver,), instance, effect.origin, effect.source.using)
         return
     created = effect.kind is CREATED
-    changes = Changes(partial(_own_changes, calls.columns, effect))
+    # A receiver may change what is mutable; the next one must not see it.
+    changes = Changes(calls.columns.own_pairs(effect.changes))
     fields = None if created else effect.along.union(effect.changes)
-    calls.save(signal, receiver, instance, created, changes, fields, effect.raw, effect.using)
-
-
-def _own_changes(columns: Columns, effect: Effect) -> dict[str, Change]:
-    """A receiver may change what is mutable; the next one must not see it."""
-    return dict(columns.own_changes(effect.changes))
+    calls.save(
+        signal, (receiver,), instance, created, changes, fields, effect.raw, effect.source.using
+    )
 
 
 def _failed(

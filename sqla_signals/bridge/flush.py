@@ -10,24 +10,23 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from .._sqlalchemy import keep_readable, pending_states
-from ..changes import Change, Changes
+from .._sqlalchemy import keep_readable
+from ..changes import Change, Changes, NewRow
 from ..dispatch import active_mutes
-from ..net import CREATED, DELETED, Effect
+from ..net import CREATED, DELETED, UPDATED, Effect, Source
 from ..signals import post_delete, post_save
 from . import owed, transactions
 from .announcement import Announcement
-from .calls import Calls
+from .calls import Calls, ModelCalls
 from .foresight import cascade_origins
 from .guard import guarded
 from .m2m import M2M
-from .record import Record, Written
+from .record import Created, Deleted, Record, Updated, Written
 
 if TYPE_CHECKING:
-    from sqlalchemy.orm import InstanceState, Session, UOWTransaction
+    from sqlalchemy.orm import InstanceState, Mapper, Session, UOWTransaction
 
     State = InstanceState[Any]
 
@@ -42,12 +41,10 @@ class Flush:
         self, session: Session, context: UOWTransaction, objects: Sequence[object] | None
     ) -> None:
         self.session: Session = session
-        # Not held: it holds us, and a cycle would keep the instances until garbage collection.
-        self._context = weakref.ref(context)
         self._calls = Calls(session)
         self._m2m = M2M(session, self._calls)
         self.announcement: Announcement = Announcement(session, objects, self._calls, self._m2m)
-        self._record = Record(session)
+        self.record: Record = Record(self._calls, self.announcement.saves, context)
         self._origins: dict[State, Any] = {}
         # The unit of work holds us, and it dies with the flush however that ends.
         context.attributes[_KEY] = self
@@ -72,15 +69,6 @@ class Flush:
 
     # -- mapper events ----------------------------------------------------------------------------
 
-    def before_insert(self, state: State) -> None:
-        """An INSERT is emitted next."""
-        self.announcement.send_late(state, is_delete=False)
-
-    def before_update(self, state: State) -> None:
-        """An UPDATE may be emitted next, if anything has changed."""
-        self.announcement.send_late(state, is_delete=False)
-        self._record.remember(state)
-
     def before_delete(self, state: State) -> None:
         """A DELETE is emitted next; keep what could not be read after it.
 
@@ -89,38 +77,21 @@ class Flush:
         """
         if state.key is None:
             return  # pending, so no row is its own; mostly an error or a warning follows
-        self.announcement.send_late(state, is_delete=True)
+        if state not in self.announcement.deletes:
+            self.announcement.send_late(state, is_delete=True)
         if not state.expired_attributes or not post_delete.has_receivers_for(state.class_):
             return
-        expired = state.expired_attributes & self._calls.of(state.manager.mapper).columns.keys
+        expired = state.expired_attributes & self._calls[state.manager.mapper].columns.keys
         if expired:
             keep_readable(state, next(iter(expired)))
-
-    def after_insert(self, state: State) -> None:
-        """An INSERT was emitted."""
-        self._record.inserted(state)
-
-    def after_update(self, state: State) -> None:
-        """An UPDATE was emitted, or nothing."""
-        if state in pending_states(self.session):
-            self._record.row_switched(state)
-        else:
-            context = self._context()
-            assert context is not None
-            self._record.updated(state, context)
-
-    def after_delete(self, state: State) -> None:
-        """A DELETE was emitted."""
-        if state.key is not None:
-            self._record.deleted(state)
 
     # -- session events ---------------------------------------------------------------------------
 
     def after_flush(self, context: UOWTransaction) -> None:
         """Every statement was emitted; the history is still there."""
-        self._record.complete(context)
+        self.record.complete(context)
         self._m2m.record(context)
-        deletes = self._record.deletes() if post_delete.receivers else ()
+        deletes = self.record.deletes() if post_delete.receivers else ()
         if deletes:
             # Also of classes that nobody listens to: what was deleted first may be one of those.
             others = [state for state, (is_delete, _) in context.states.items() if is_delete]
@@ -128,75 +99,114 @@ class Flush:
 
     def after_flush_postexec(self) -> None:
         """The session takes changes again: send ``post_*`` for every row written."""
-        rows = self._record.take()
+        rows = self.record.take()
         if not rows and not self._m2m.has_rows:  # nothing written, or another one has sent it
             return
-        effects = [effect for state, row in rows if (effect := self._effect(state, row))]
+        effects = self._effects(rows) if _anybody_waits() else None
         if effects:
             transactions.frame_of(self.session).add(effects)
             owed.flushed(self.session, effects)
+        calls = self._calls
+        raw = calls.raw
         with guarded(self.session):
-            for state, row in rows:
-                if row.kind is DELETED:
-                    self._send_delete(state, row)
+            for state, row in rows.items():
+                if row is None:
+                    continue
+                model = calls[state.manager.mapper]
+                if isinstance(row, Deleted):
+                    receivers = model.post_delete.receivers()
+                    if receivers:
+                        origin = self._origins.get(state)
+                        model.delete(post_delete, receivers, row.instance, origin)
+                    continue
+                receivers = model.post_save.receivers()
+                if not receivers:
+                    continue
+                if isinstance(row, Created):
+                    changes: Mapping[str, Change] = NewRow(model.columns.absent, row.values)
+                    model.save(post_save, receivers, row.instance, True, changes, None, raw)
                 else:
-                    self._send_save(state, row)
+                    changes = Changes(row.pairs)
+                    model.save(post_save, receivers, row.instance, False, changes, row.fields, raw)
             self._m2m.send_post()
 
-    def _send_save(self, state: State, row: Written) -> None:
-        calls = self._calls.of(state.manager.mapper)
-        receivers = calls.receivers(post_save)
-        if not receivers:
-            return
-        created = row.kind is CREATED
-        changes: Mapping[str, Change]
-        if created:
-            changes = Changes(partial(calls.columns.inserted, row.values))
-            fields = None
-        else:
-            changes = Changes(partial(dict, row.changed))
-            fields = row.fields
-        for receiver in receivers:
-            if fields is None or receiver.passes(calls.mapper, row.changed):
-                calls.save(
-                    post_save, receiver, row.instance, created, changes, fields, self._calls.raw
-                )
-
-    def _send_delete(self, state: State, row: Written) -> None:
-        calls = self._calls.of(state.manager.mapper)
-        for receiver in calls.receivers(post_delete):
-            calls.delete(post_delete, receiver, row.instance, self._origins.get(state))
-
-    def _effect(self, state: State, row: Written) -> Effect | None:
-        """What the transaction keeps of a row, if somebody waits for its end."""
-        calls = self._calls.of(state.manager.mapper)
-        # Also what nobody listens to: a row created and deleted again is no created row.
-        undone = calls.awaits("rollback")
-        if not undone and not calls.awaits("commit") and not calls.awaits("durable"):
-            return None
-        columns = calls.columns
-        # Copies, because the instance lives on until the transaction ends.
-        if row.kind is CREATED:
-            changes: Mapping[str, Change]
-            changes = Changes(partial(columns.inserted, columns.own_values(row.values)))
-        else:
-            changes = columns.own_changes(row.changed)
-        return Effect(
-            row.kind,
-            state.key,
-            row.instance,
-            was=row.key,
-            changes=changes,
-            equal=columns.same,
-            along=row.fields.difference(row.changed),
-            unfetched=columns.unfetched,
+    def _effects(self, rows: Mapping[State, Written | None]) -> list[Effect]:
+        """What the transaction keeps of the rows that somebody waits for."""
+        awaited = _Awaited(self._calls)
+        effects: list[Effect] = []
+        for state, row in rows.items():
+            awaits = awaited[state.manager.mapper]
+            if awaits is None or row is None:
+                continue
+            model, source, undone = awaits
+            using = model.using(row.instance)
+            if using is not source.using:  # horizontal sharding
+                source = source._replace(using=using)
+            columns = model.columns
             # A deleted instance may be refreshed from a row that has taken over its key.
-            values=columns.values(state) if undone or row.kind is DELETED else None,
-            origin=self._origins.get(state),
-            raw=self._calls.raw,
-            using=calls.using(row.instance),
-            mutes=active_mutes(),
-        )
+            values = columns.values(state) if undone or isinstance(row, Deleted) else None
+            # Copies, because the instance lives on until the transaction ends.
+            if isinstance(row, Created):
+                effect = Effect(
+                    CREATED,
+                    state.key,
+                    row.instance,
+                    source,
+                    changes=NewRow(columns.absent, columns.own_values(row.values)),
+                    values=values,
+                )
+            elif isinstance(row, Updated):
+                effect = Effect(
+                    UPDATED,
+                    state.key,
+                    row.instance,
+                    source,
+                    was=row.key,
+                    changes=Changes(columns.own_pairs(row.pairs)),
+                    along=row.fields.difference(row.pairs),
+                    values=values,
+                )
+            else:
+                origin = self._origins.get(state)
+                effect = Effect(
+                    DELETED,
+                    state.key,
+                    row.instance,
+                    source,
+                    was=row.key,
+                    values=values,
+                    origin=origin,
+                )
+            effects.append(effect)
+        return effects
+
+
+def _anybody_waits() -> bool:
+    return post_save.table.outlasts_flush or post_delete.table.outlasts_flush
+
+
+class _Awaited(dict["Mapper[Any]", "tuple[ModelCalls, Source, bool] | None"]):
+    """For each mapper: what its effects have in common, and whether a rollback is waited for.
+
+    ``None`` where nobody waits for the end of the transaction.
+    """
+
+    def __init__(self, calls: Calls) -> None:
+        super().__init__()
+        self._calls = calls
+        self._mutes = (active_mutes(),)
+
+    def __missing__(self, mapper: Mapper[Any]) -> tuple[ModelCalls, Source, bool] | None:
+        model = self._calls[mapper]
+        # Also what nobody listens to: a row created and deleted again is no created row.
+        undone = model.awaits("rollback")
+        found = None
+        if undone or model.awaits("commit") or model.awaits("durable"):
+            columns = model.columns
+            source = Source(columns.same, columns.unfetched, self._calls.raw, None, self._mutes)
+            found = model, source, undone
+        self[mapper] = found
+        return found
 
 
 def _forget(key: int) -> Callable[[weakref.ref[Flush]], None]:

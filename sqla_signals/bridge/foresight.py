@@ -8,7 +8,7 @@ for what they are: added, deleted, or changed in a column.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -23,6 +23,7 @@ from .._sqlalchemy import (
     has_pending_mutations,
     in_order,
     is_orphan,
+    is_referenced,
     modified_states,
     orphaned_outside_of_session,
     pending_states,
@@ -31,7 +32,7 @@ from .._sqlalchemy import (
 from .columns import NOTHING, columns_of
 
 if TYPE_CHECKING:
-    from sqlalchemy.orm import InstanceState, Mapper, Session
+    from sqlalchemy.orm import ClassManager, InstanceState, Mapper, Session
 
     State = InstanceState[Any]
 
@@ -84,6 +85,8 @@ class Foresight:
     """The rows of one flush to come, as they are to be written at this moment.
 
     Keep it as long as what it found is of interest: it holds what the dry run loaded.
+
+    :param announced: whose changes are known already; they may be left out of ``updates``.
     """
 
     inserts: list[State]
@@ -95,43 +98,66 @@ class Foresight:
     """Marked as deleted, but not by this flush: added to a collection since, which cancels the
     deletion, or left out of a partial flush."""
 
-    def __init__(self, session: Session, objects: Sequence[object] | None) -> None:
+    def __init__(
+        self, session: Session, objects: Sequence[object] | None, announced: Collection[State] = ()
+    ) -> None:
         self._session = session
         only = {inspect(instance) for instance in objects} if objects else None
         self.run: DryRun = DryRun(session, only)
         deleted = deleted_states(session)
-        self.inserts = []
-        self.updates = []
+        relations = _Relations()
         # As Session._flush sorts them: a top-level orphan is deleted, or was never to be added.
-        for state in pending_states(session):
-            if only is None or state in only:
-                relations = relations_of(state.manager.mapper)
-                if relations.can_orphan and orphaned_outside_of_session(state) and is_orphan(state):
-                    continue
-                self.inserts.append(state)
-                if relations.of_pending(state):
+        pending = pending_states(session)
+        self.inserts = list(pending if only is None else (s for s in pending if s in only))
+        if relations.matter_to(self.inserts):
+            self.inserts = [
+                state
+                for state in self.inserts
+                if not (
+                    relations[state.manager].can_orphan
+                    and orphaned_outside_of_session(state)
+                    and is_orphan(state)
+                )
+            ]
+            for state in self.inserts:
+                if relations[state.manager].of_pending(state):
                     self.run.register_object(state)
-        for state in in_order(modified_states(session)):
-            if state not in deleted and (only is None or state in only):
-                relations = relations_of(state.manager.mapper)
-                orphan = relations.can_orphan and is_orphan(state)
-                if orphan or relations.of_persistent(state):
-                    self.run.register_object(state, isdelete=orphan)
-                if not orphan:
-                    self.updates.append(state)
+        modified = modified_states(session)
+        modified.difference_update(deleted)
+        if only is not None:
+            modified &= only
+        if relations.matter_to(modified):
+            self._register_changed(modified, relations)
+        else:
+            modified.difference_update(announced)
+        self.updates = list(modified)
         self._marked = {state: True for state in deleted if only is None or state in only}
         for state in self._marked:
             self.run.register_object(state, isdelete=True)
         if self.run.states:
             self.run.presort()
             self.run.synchronize()
+            self.inserts = [state for state in self.inserts if not self._is_deleted(state)]
+            self.updates = [state for state in self.updates if not self._is_deleted(state)]
         if only is not None:
             self._take_along(only)
-        self.inserts = [state for state in self.inserts if not self._is_deleted(state)]
         self.deletes = [state for state in self._marked if self._is_deleted(state)]
         self.kept = {state for state in deleted if not self._is_deleted(state)}
-        self.updates = [state for state in self.updates if not self._is_deleted(state)]
         self.updates += [state for state in self._marked if state in self.kept]
+
+    def _register_changed(self, modified: set[State], relations: _Relations) -> None:
+        """Register what may write other rows, and take the orphans out."""
+        orphans = {
+            state for state in modified if relations[state.manager].can_orphan and is_orphan(state)
+        }
+        related = [
+            state
+            for state in modified
+            if state in orphans or relations[state.manager].of_persistent(state)
+        ]
+        for state in in_order(related):
+            self.run.register_object(state, isdelete=state in orphans)
+        modified -= orphans
 
     def _take_along(self, only: set[State]) -> None:
         """A partial flush writes all changes of an instance that a relationship leads to."""
@@ -178,7 +204,7 @@ class Foresight:
 class Relations:
     """What of one mapper's instances can make a flush write other rows, or a foreign key."""
 
-    __slots__ = ("_changes", "_downward", "can_orphan")
+    __slots__ = ("_changes", "_downward", "are_none", "can_orphan")
 
     def __init__(self, mapper: Mapper[Any]) -> None:
         active = [prop for prop in mapper.relationships if not prop.viewonly]
@@ -188,6 +214,8 @@ class Relations:
         keys |= set(referenced_keys(mapper))
         self._changes = frozenset(keys)
         self.can_orphan: bool = can_orphan(mapper)
+        self.are_none: bool = not active and not self.can_orphan and not is_referenced(mapper)
+        """Whether instances of this mapper are written for their own sake alone."""
 
     def of_pending(self, state: State) -> bool:
         """Whether adding this instance can change the row of another one."""
@@ -196,6 +224,18 @@ class Relations:
     def of_persistent(self, state: State) -> bool:
         """Whether this instance's changes are more than columns of its own."""
         return not self._changes.isdisjoint(state.committed_state) or has_pending_mutations(state)
+
+
+class _Relations(dict["ClassManager[Any]", Relations]):
+    """The :class:`Relations` of the classes that one flush meets."""
+
+    def __missing__(self, manager: ClassManager[Any]) -> Relations:
+        self[manager] = found = relations_of(manager.mapper)
+        return found
+
+    def matter_to(self, states: Iterable[State]) -> bool:
+        """Whether any of the states can make a flush write more than itself."""
+        return not all([self[manager].are_none for manager in {s.manager for s in states}])
 
 
 _relations: WeakKeyDictionary[Mapper[Any], Relations] = WeakKeyDictionary()

@@ -29,15 +29,17 @@ if TYPE_CHECKING:
 def before_insert(mapper: Mapper[Any], connection: Connection, state: State) -> None:
     """Announce an INSERT that was not foreseen."""
     flush = Flush.of(state)
-    if flush is not None:
-        flush.before_insert(state)
+    if flush is not None and state not in flush.announcement.saves:
+        flush.announcement.send_late(state, is_delete=False)
 
 
 def before_update(mapper: Mapper[Any], connection: Connection, state: State) -> None:
     """Announce an UPDATE that was not foreseen, and keep the history."""
     flush = Flush.of(state)
     if flush is not None:
-        flush.before_update(state)
+        if state not in flush.announcement.saves:
+            flush.announcement.send_late(state, is_delete=False)
+        flush.record.remember(state)
 
 
 def before_delete(mapper: Mapper[Any], connection: Connection, state: State) -> None:
@@ -51,21 +53,21 @@ def after_insert(mapper: Mapper[Any], connection: Connection, state: State) -> N
     """Note an INSERT."""
     flush = Flush.of(state)
     if flush is not None:
-        flush.after_insert(state)
+        flush.record.inserted(state)
 
 
 def after_update(mapper: Mapper[Any], connection: Connection, state: State) -> None:
     """Note an UPDATE, if one was emitted."""
     flush = Flush.of(state)
     if flush is not None:
-        flush.after_update(state)
+        flush.record.updated(state)
 
 
 def after_delete(mapper: Mapper[Any], connection: Connection, state: State) -> None:
     """Note a DELETE."""
     flush = Flush.of(state)
     if flush is not None:
-        flush.after_delete(state)
+        flush.record.deleted(state)
 
 
 _SAVES: Final = {

@@ -68,6 +68,6 @@ def _write(session: Session, frame: Frame, effects: Iterable[Effect]) -> None:
             outbox = outbox_of(state_of(effect.instance).manager.mapper, receivers[0])
             values = delivery.known_values(session, frame, effect)
             names = [receiver.name for receiver in receivers]
-            events.setdefault((outbox, effect.using), []).append(Owed(effect, values, names))
+            events.setdefault((outbox, effect.source.using), []).append(Owed(effect, values, names))
     for (outbox, using), owed in events.items():
         outbox.write(session.connection(bind_arguments={"bind": using}), owed)

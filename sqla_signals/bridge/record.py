@@ -2,123 +2,161 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from .._sqlalchemy import deleted_states, is_deleted, postupdated_states, state_with_key_of
-from ..changes import UNSET, Change
-from ..net import CREATED, DELETED, UPDATED, Kind
-from .columns import NO_HISTORY, NOTHING, History, columns_of
+from .._sqlalchemy import (
+    deleted_states,
+    instance_dict,
+    is_deleted,
+    pending_states,
+    postupdated_states,
+    state_with_key_of,
+)
+from ..changes import UNSET, Pairs
+from .columns import NO_HISTORY, History
 
 if TYPE_CHECKING:
-    from sqlalchemy.orm import InstanceState, Session, UOWTransaction
+    from sqlalchemy.orm import InstanceState, UOWTransaction
+
+    from .calls import Calls
 
     State = InstanceState[Any]
 
 
-class Written(NamedTuple):
-    """One row that the flush has written."""
+class Created:
+    """A row that the flush has inserted."""
 
-    kind: Kind
-    instance: Any
-    key: Any
-    """The identity key before the flush; ``None`` for a created row."""
-    changed: Mapping[str, Change]
-    """Of an update: what the UPDATE changed."""
-    fields: frozenset[str]
-    """Of an update: what the UPDATE wrote, with versions and ``onupdate`` columns."""
-    values: Mapping[str, Any]
-    """Of a created row: what the instance held right after the INSERT."""
+    __slots__ = ("instance", "values")
+
+    def __init__(self, instance: Any, values: Mapping[str, Any]) -> None:
+        self.instance: Any = instance
+        self.values: Mapping[str, Any] = values
+        """What the instance held right after the INSERT."""
 
 
-NO_CHANGES: Final[Mapping[str, Change]] = {}
-NO_FIELDS: Final[frozenset[str]] = frozenset()
+class Updated:
+    """A row that the flush has updated."""
+
+    __slots__ = ("fields", "instance", "key", "pairs")
+
+    def __init__(self, instance: Any, key: Any, pairs: Pairs, fields: frozenset[str]) -> None:
+        self.instance: Any = instance
+        self.key: Any = key
+        """The identity key before the flush."""
+        self.pairs: Pairs = pairs
+        """What the UPDATE changed."""
+        self.fields: frozenset[str] = fields
+        """What the UPDATE wrote, with versions and ``onupdate`` columns."""
+
+
+class Deleted:
+    """A row that the flush has deleted."""
+
+    __slots__ = ("instance", "key")
+
+    def __init__(self, instance: Any, key: Any) -> None:
+        self.instance: Any = instance
+        self.key: Any = key
+
+
+Written = Created | Updated | Deleted
 
 
 class Record:
     """The rows written by one flush, in the order of SQLAlchemy's ``after_*`` events."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    __slots__ = ("_announced", "_calls", "_context", "_history", "_rows")
+
+    def __init__(
+        self, calls: Calls, announced: Mapping[State, Pairs], context: UOWTransaction
+    ) -> None:
+        self._calls = calls
+        self._announced = announced
+        # Not held: it holds us, and a cycle would keep the instances until garbage collection.
+        self._context = weakref.ref(context)
         self._rows: dict[State, Written | None] = {}
         """``None``: flushed, but no row written so far."""
         self._history: dict[State, History] = {}
 
-    def take(self) -> list[tuple[State, Written]]:
-        """Hand over the rows; there are none left after that."""
-        rows = [(state, row) for state, row in self._rows.items() if row is not None]
-        self._rows = {}
+    def take(self) -> Mapping[State, Written | None]:
+        """Hand over the rows, ``None`` where nothing was written; none are left after that."""
+        rows, self._rows = self._rows, {}
         return rows
 
     def deletes(self) -> list[State]:
         """The states whose rows were deleted."""
-        return [s for s, row in self._rows.items() if row is not None and row.kind is DELETED]
+        return [state for state, row in self._rows.items() if isinstance(row, Deleted)]
 
     def remember(self, state: State) -> None:
         """Keep the history that an UPDATE may wipe out."""
-        history = columns_of(state.manager.mapper).history(state)
+        history = self._calls[state.manager.mapper].columns.history(state)
         if history is not None:
             self._history[state] = history
 
     def inserted(self, state: State) -> None:
         """An INSERT was emitted for the state."""
-        values = dict(state.dict)
-        for key in state.expired_attributes:  # computed by the database and not fetched
-            values.setdefault(key, UNSET)
-        self._rows[state] = Written(CREATED, state.obj(), None, NO_CHANGES, NO_FIELDS, values)
+        instance = state.obj()
+        values = instance_dict(instance).copy()
+        if state.expired_attributes:  # computed by the database and not fetched
+            for key in state.expired_attributes:
+                values.setdefault(key, UNSET)
+        self._rows[state] = Created(instance, values)
 
     def row_switched(self, state: State) -> None:
         """The row of a deleted instance was turned into the row of a new one."""
-        replaced = state_with_key_of(self._session, state)
+        replaced = state_with_key_of(self._calls.session, state)
         if replaced is not None:
             self.deleted(replaced)
         self.inserted(state)
         new = self._rows[state]
-        assert new is not None
+        assert isinstance(new, Created)
         # What the new instance was not given, the row has from the old one.
-        kept = dict.fromkeys(columns_of(state.manager.mapper).keys, UNSET)
-        self._rows[state] = new._replace(values={**kept, **new.values})
+        kept = dict.fromkeys(self._calls[state.manager.mapper].columns.keys, UNSET)
+        new.values = {**kept, **new.values}
 
-    def updated(self, state: State, context: UOWTransaction) -> None:
+    def updated(self, state: State) -> None:
         """The state went through an UPDATE, which may have written nothing."""
-        before = self._history.pop(state, NO_HISTORY)
-        columns = columns_of(state.manager.mapper)
-        changed = columns.updated(state, before, context)
+        if state in pending_states(self._calls.session):
+            self.row_switched(state)
+            return
+        columns = self._calls[state.manager.mapper].columns
+        pairs = self._announced.get(state)
+        if pairs is None or state in self._history or not columns.still_assigned(state, pairs):
+            before = self._history.pop(state, NO_HISTORY)
+            pairs = columns.updated(state, before, self._context)
         self._rows[state] = (
-            _update(state, changed, columns.written_along(changed)) if changed else None
+            Updated(state.obj(), state.key, pairs, columns.written(pairs)) if pairs else None
         )
 
     def deleted(self, state: State) -> None:
         """A DELETE was emitted for the state."""
-        self._rows[state] = Written(DELETED, state.obj(), state.key, NO_CHANGES, NO_FIELDS, NOTHING)
+        if state.key is None:
+            return  # it was pending, so no row is its own
+        self._rows[state] = Deleted(state.obj(), state.key)
 
     def complete(self, context: UOWTransaction) -> None:
         """Add what has no mapper event, while the history is still there."""
-        if deleted_states(self._session):
+        if deleted_states(self._calls.session):
             for state, (is_delete, listonly) in context.states.items():
                 if is_delete and listonly and state not in self._rows:  # switched to another class
                     self.deleted(state)
         for state, columns in postupdated_states(context):
             if not is_deleted(context, state):
-                self._post_updated(state, columns, context)
+                self._post_updated(state, columns)
 
-    def _post_updated(self, state: State, columns: set[Any], context: UOWTransaction) -> None:
-        mapped = columns_of(state.manager.mapper)
-        changed = mapped.post_updated(state, columns, context)
-        if not changed:
+    def _post_updated(self, state: State, columns: set[Any]) -> None:
+        mapped = self._calls[state.manager.mapper].columns
+        pairs = mapped.post_updated(state, columns, self._context)
+        if not pairs:
             return
-        fields = mapped.written_along(changed, of_one_table=True)
+        fields = mapped.written_along(pairs, of_one_table=True)
         known = self._rows.get(state)
         if known is None:
-            self._rows[state] = _update(state, changed, fields)
-        elif known.kind is CREATED:
-            values = {key: state.dict.get(key, UNSET) for key in fields}
-            self._rows[state] = known._replace(values={**known.values, **values})
-        else:
-            self._rows[state] = known._replace(
-                changed={**known.changed, **changed}, fields=known.fields | fields
-            )
-
-
-def _update(state: State, changed: Mapping[str, Change], fields: frozenset[str]) -> Written:
-    return Written(UPDATED, state.obj(), state.key, changed, fields, NOTHING)
+            self._rows[state] = Updated(state.obj(), state.key, pairs, fields)
+        elif isinstance(known, Created):
+            known.values = {**known.values, **{k: state.dict.get(k, UNSET) for k in fields}}
+        elif isinstance(known, Updated):
+            known.pairs = {**known.pairs, **pairs}
+            known.fields |= fields

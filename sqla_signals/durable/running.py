@@ -8,7 +8,6 @@ however often the message comes.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -170,31 +169,26 @@ class _Call:
         changes = decode_changes(self.types, encoded, self.snapshot, self.created)
         return {
             "created": self.created,
-            "changes": Changes(lambda: changes),
+            "changes": Changes(changes),
             "update_fields": None if self.created else frozenset((*changes, *data["along"])),
             "raw": data["raw"],
         }
 
     def _call(self, calls: Calls, instance: Any) -> None:
-        fn, cls = self.receiver.fn, self.mapper.class_
-        assert fn is not None
-        front = calls.session_for(self.receiver)
-        if self.receiver.is_async and front is None:
+        if self.receiver.is_async and calls.async_session is None:
             raise AsyncReceiverError(
                 f"{self.signal.name}: receiver {self.receiver} is async, but the sessions of this "
                 f"worker are not. Give the Relay or the Worker an async_sessionmaker"
             )
-        result = fn(
-            cls,
+        calls.call(
+            self.signal,
+            self.receiver,
+            self.mapper.class_,
             instance=instance,
             **self._arguments(),
-            using=calls.of(self.mapper).using(instance),
-            session=front,
-            signal=self.signal,
+            using=calls[self.mapper].using(instance),
             event=self.event,
         )
-        if inspect.isawaitable(result):
-            calls.wait_for(result, self.signal, self.receiver, cls)
 
     def _failed(self, instance: Any, error: Exception) -> None:
         cls = self.mapper.class_
