@@ -6,7 +6,13 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from .commit_machine import CommitDatabase, CommitPrograms, CommitTally, signals_after_the_end
+from .commit_machine import (
+    MODES,
+    CommitDatabase,
+    CommitPrograms,
+    CommitTally,
+    signals_after_the_end,
+)
 from .program import expected_warnings
 
 
@@ -37,6 +43,8 @@ def test_what_is_told_after_the_end_is_the_net_effect_of_the_transaction():
     tally = run("sqlite://", 300)
     assert min(tally.compared[f"commit {kind}"] for kind in ("created", "updated", "deleted")) > 5
     assert min(tally.compared[f"rollback {kind}"] for kind in ("created", "updated")) > 5
+    assert sum(tally.savepoints.values()) > 20
+    assert tally.kinds.keys() & set(MODES)
 
 
 @pytest.mark.postgresql
