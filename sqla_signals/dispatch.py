@@ -24,12 +24,22 @@ if TYPE_CHECKING:
 class Table:
     """The receivers of one signal, in the order of connection, looked up by sender."""
 
-    __slots__ = ("_any", "_by_class", "_exact", "durable", "outlasts_flush", "receivers")
+    __slots__ = (
+        "_any",
+        "_by_class",
+        "_exact",
+        "commit",
+        "durable",
+        "outlasts_flush",
+        "receivers",
+    )
 
     def __init__(self, receivers: Iterable[Receiver]) -> None:
         self.receivers: tuple[Receiver, ...] = tuple(
             sorted(receivers, key=lambda receiver: receiver.serial)
         )
+        self.commit: bool = any(r.call == "commit" for r in self.receivers)
+        """Whether anybody waits for a commit of any sender, but for durable receivers."""
         self.durable: bool = any(r.durable for r in self.receivers)
         """Whether there is a durable receiver of any sender."""
         self.outlasts_flush: bool = any(r.call != "flush" for r in self.receivers)

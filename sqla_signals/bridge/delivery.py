@@ -113,8 +113,9 @@ def in_progress() -> bool:
 
 def keep_values(session: Session, frame: Frame) -> None:
     """Keep the committed values of the rows, before the instances are expired."""
-    for effect in frame.effects:
-        effect.values = known_values(session, frame, effect)
+    if post_save.table.commit or post_delete.table.commit:
+        for effect in frame.effects:
+            effect.values = known_values(session, frame, effect)
 
 
 def known_values(session: Session, frame: Frame, effect: Effect) -> Mapping[str, Any]:

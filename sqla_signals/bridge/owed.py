@@ -62,10 +62,14 @@ def flushed(session: Session, effects: Iterable[Effect]) -> None:
 def _write(session: Session, frame: Frame, effects: Iterable[Effect]) -> None:
     """One statement for each outbox and bind, which is one in all but unusual applications."""
     events: dict[tuple[Any, Any], list[Owed]] = {}
+    outboxes: dict[Any, Any] = {}  # by mapper
     for effect in effects:
         receivers = [receiver for _, receiver in delivery.receivers_of(effect, "durable")]
         if receivers:
-            outbox = outbox_of(state_of(effect.instance).manager.mapper, receivers[0])
+            mapper = state_of(effect.instance).manager.mapper
+            outbox = outboxes.get(mapper)
+            if outbox is None:
+                outbox = outboxes[mapper] = outbox_of(mapper, receivers[0])
             values = delivery.known_values(session, frame, effect)
             names = [receiver.name for receiver in receivers]
             events.setdefault((outbox, effect.source.using), []).append(Owed(effect, values, names))

@@ -124,6 +124,8 @@ def net_frame(session: Session) -> Frame:
             if known is not None:
                 frames.append(known)
         transaction = transaction.parent
+    if len(frames) == 1:
+        return frames[0]
     net = Frame()
     for frame in reversed(frames):
         net.add(frame.effects)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import Row, Select, delete, insert, select, update
+from sqlalchemy import Row, Select, delete, exists, insert, select, update
 
 from ..errors import InstallError
 from .clock import database_time
@@ -78,12 +78,20 @@ class Claims:
         raise NotImplementedError
 
     def _due(self, limit: int) -> Select[Any]:
-        return (
-            select(self._events)
-            .where(self._events.c.available_at <= database_time())
-            .order_by(self._events.c.sequence)
-            .limit(limit)
-        )
+        events = self._events
+        due = select(events).where(events.c.available_at <= database_time())
+        if self._outbox.ordered:
+            # Only the first one of each row. Until it is deleted, which is when it was published,
+            # everybody sees it, locked or not; so nobody takes the second one.
+            earlier = events.alias("earlier")
+            due = due.where(
+                ~exists().where(
+                    earlier.c.aggregate_type == events.c.aggregate_type,
+                    earlier.c.aggregate_id == events.c.aggregate_id,
+                    earlier.c.sequence < events.c.sequence,
+                )
+            )
+        return due.order_by(events.c.sequence).limit(limit)
 
     def _publish(self, claimed: list[Claimed], publish: Publish) -> dict[int, Failures]:
         """Publish; return the failures of each event that had any."""
@@ -157,7 +165,9 @@ class Locks(Claims):
     def work(self, limit: int, publish: Publish) -> int:
         """Publish as many events as ``limit``, at most; return how many were claimed."""
         with self._engine.begin() as connection:
-            rows = connection.execute(self._due(limit).with_for_update(skip_locked=True)).all()
+            rows = connection.execute(
+                self._due(limit).with_for_update(of=self._events, skip_locked=True)
+            ).all()
             claimed = [Claimed(row, row.attempts + 1) for row in rows]
             if claimed:
                 self._settle(connection, claimed, self._publish(claimed, publish))
@@ -170,7 +180,8 @@ class Leases(Claims):
     A lease that has run out, because its relay died or was too slow, is given to the next one.
     """
 
-    seconds = 300.0
+    seconds: float = 300.0
+    """How long a lease lasts: longer than a batch takes."""
 
     def work(self, limit: int, publish: Publish) -> int:
         """Publish as many events as ``limit``, at most; return how many were claimed."""

@@ -11,6 +11,7 @@ from sqlalchemy import DateTime, Float, bindparam
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import FunctionElement
+from sqlalchemy.types import TypeEngine
 
 
 class database_time(FunctionElement[Any]):
@@ -19,9 +20,9 @@ class database_time(FunctionElement[Any]):
     :param seconds: later than now, or earlier.
     """
 
-    inherit_cache = True
+    inherit_cache: bool | None = True
     name = "database_time"
-    type = DateTime(timezone=True)
+    type: TypeEngine[Any] = DateTime(timezone=True)
 
     def __init__(self, seconds: float = 0.0) -> None:
         super().__init__(bindparam(None, float(seconds), Float(), unique=True))

@@ -23,6 +23,7 @@ from sqlalchemy.schema import Column
 from ..changes import UNSET, Change
 from ..errors import ReceiverOptionError, SignalsError
 from ..receivers import Receiver
+from .naming import model_name
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Mapper
@@ -73,32 +74,48 @@ _dialect: Final = DefaultDialect()
 class Types:
     """The types of the values in one message; collected when writing, asked when reading.
 
-    :param known: attribute name to type; ``"name.old"`` where an old value is of another.
+    :param known: attribute name to type, as in the snapshot; ``"name.old"`` and the like where a
+        value elsewhere is of another.
     """
 
-    def __init__(self, codec: Codec, known: Mapping[str, str] | None = None) -> None:
+    __slots__ = ("codec", "known")
+
+    def __init__(self, codec: Codec, known: dict[str, str] | None = None) -> None:
         self.codec: Codec = codec
-        self.known: dict[str, str] = dict(known or {})
-        self._seen: dict[str, str] = {}
+        self.known: dict[str, str] = {} if known is None else known
 
-    def encode(self, key: str, value: Any, where: str = "") -> Any:
-        """A value as JSON.
+    def encode_snapshot(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The column values of a row as JSON, without secret ones.
 
-        :param where: ``".old"`` or ``".new"`` in the changes, nothing in the snapshot.
+        :raises UnserializableError: it cannot be done.
+        """
+        secret, encode = self.codec.secret, self.codec.encode
+        encoded = {}
+        for key, value in values.items():
+            if key in secret:
+                continue
+            if type(value) not in _PLAIN:
+                tag, value = encode(key, value)
+                if tag:
+                    self.known[key] = tag
+            encoded[key] = value
+        return encoded
+
+    def encode(self, key: str, value: Any, where: str) -> Any:
+        """One more value of an attribute, once the snapshot is encoded.
+
+        :param where: ``".old"`` or ``".new"`` in the changes, ``".key"`` in the primary key.
         :raises UnserializableError: it cannot be done.
         """
         if value is None:
             return None
         tag, encoded = self.codec.encode(key, value)
-        first = self._seen.setdefault(key, tag)
-        if first != tag:
+        if tag != self.known.get(key, ""):
             self.known[key + where] = tag
-        elif tag:
-            self.known[key] = tag
         return encoded
 
     def decode(self, key: str, value: Any, where: str = "") -> Any:
-        """What :meth:`encode` was given."""
+        """What was encoded."""
         if value is None:
             return None
         tag = self.known.get(key + where)
@@ -110,6 +127,10 @@ class Codec:
 
     def __init__(self, mapper: Mapper[Any]) -> None:
         self._name = mapper.class_.__name__
+        self.model: str = model_name(mapper.class_)
+        self.primary_key: tuple[str, ...] = tuple(
+            mapper.get_property_by_column(column).key for column in mapper.primary_key
+        )
         self._types: dict[str, TypeEngine[Any]] = {}
         secret = set()
         for prop in mapper.column_attrs:
@@ -195,8 +216,7 @@ def check_columns(mapper: Mapper[Any], receiver: Receiver) -> None:
                 f"pickle, and messages never hold one. Keep it out of them: "
                 f"mapped_column(..., info=sqla_signals.durable.SECRET)"
             )
-    for column in mapper.primary_key:
-        key = mapper.get_property_by_column(column).key
+    for key in codec.primary_key:
         if key in codec.secret:
             raise ReceiverOptionError(
                 f"receiver {receiver} is durable, but {mapper.class_.__name__}.{key} is secret "
@@ -224,15 +244,15 @@ def encode_changes(
     """
     secret = types.codec.secret
     encoded: dict[str, dict[str, Any]] = {}
-    for key, change in changes.items():
-        if created and key in snapshot and _is_same(change.new, snapshot[key]):
+    for key, (old, new) in changes.items():
+        if created and key not in secret and key in snapshot and new is snapshot[key]:
             continue
         found = encoded[key] = {}
         if key not in secret:
-            if change.old is not UNSET:
-                found["old"] = types.encode(key, change.old, ".old")
-            if change.new is not UNSET:
-                found["new"] = types.encode(key, change.new, ".new")
+            if old is not UNSET:
+                found["old"] = types.encode(key, old, ".old")
+            if new is not UNSET:
+                found["new"] = types.encode(key, new, ".new")
     return encoded
 
 
@@ -249,7 +269,3 @@ def decode_changes(
         new = types.decode(key, found["new"], ".new") if "new" in found else UNSET
         changes[key] = Change(old, new)
     return changes
-
-
-def _is_same(one: Any, other: Any) -> bool:
-    return one is other or (type(one) is type(other) and bool(one == other))

@@ -23,6 +23,7 @@ from .claims import Claims, claims_for
 from .publishers import LocalPublisher, Publisher
 from .running import Worker
 from .sessions import Sessions
+from .waiting import Waiting, waiting_for
 
 if TYPE_CHECKING:
     from .tables import Outbox
@@ -93,6 +94,12 @@ class Relay:
 
     def _run(self) -> None:
         logger.info("relay of %r is running", self.outbox)
+        try:
+            self._work(waiting_for(self.outbox, self.engine, self._stopping))
+        finally:
+            logger.info("relay of %r has stopped", self.outbox)
+
+    def _work(self, waiting: Waiting) -> None:
         pause = SHORTEST_POLL
         while not self._stopping.is_set():
             longest = LONGEST_POLL
@@ -103,9 +110,9 @@ class Relay:
             except Exception:
                 longest = LONGEST_PAUSE
                 logger.exception("relay of %r: trying again in %.1f s", self.outbox, pause)
-            self._stopping.wait(pause * random.uniform(0.75, 1.25))
+            waiting.wait(pause * random.uniform(0.75, 1.25))
             pause = min(longest, pause * 2)
-        logger.info("relay of %r has stopped", self.outbox)
+        waiting.end()
 
     @contextmanager
     def _handling(self) -> Iterator[None]:

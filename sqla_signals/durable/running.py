@@ -147,8 +147,8 @@ class _Call:
     @staticmethod
     def _identity(mapper: Mapper[Any], types: Types, data: Mapping[str, Any]) -> Any:
         values = [
-            types.decode(mapper.get_property_by_column(column).key, value, ".key")
-            for column, value in zip(mapper.primary_key, data["key"], strict=True)
+            types.decode(name, value, ".key")
+            for name, value in zip(types.codec.primary_key, data["key"], strict=True)
         ]
         return mapper.identity_key_from_primary_key(tuple(values), data.get("shard"))
 
@@ -158,8 +158,8 @@ class _Call:
             return None
         mapper = find_mapper(data["model"])
         key = self._identity(mapper, Types(codec_of(mapper), data["types"]), data)
-        names = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
-        return detached_copy(mapper, key, dict(zip(names, key[1], strict=True)))
+        values = zip(codec_of(mapper).primary_key, key[1], strict=True)
+        return detached_copy(mapper, key, dict(values))
 
     def _arguments(self) -> dict[str, Any]:
         if self.deleted:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import JSON, BigInteger, Column, DateTime, Integer, String, Table, Text, Uuid
+from sqlalchemy import JSON, BigInteger, Column, DateTime, Index, Integer, String, Table, Text, Uuid
 from sqlalchemy.dialects import mysql, postgresql
 
 from ..errors import ReceiverOptionError
@@ -34,7 +34,14 @@ class Outbox:
     """The tables of one metadata; made by :func:`outbox_table`."""
 
     def __init__(
-        self, metadata: MetaData, *, prefix: str, schema: str | None, source: str, notify: bool
+        self,
+        metadata: MetaData,
+        *,
+        prefix: str,
+        schema: str | None,
+        source: str,
+        notify: bool,
+        ordered: bool,
     ) -> None:
         self.metadata: MetaData = metadata
         self.source: str = source
@@ -42,7 +49,9 @@ class Outbox:
         self.notify: bool = notify
         """Whether writing an event wakes the relay."""
         name = f"{prefix}_{{}}"
-        self.options: tuple[Any, ...] = (prefix, schema, source, notify)
+        self.ordered: bool = ordered
+        """Whether the events of one row are published one after the other."""
+        self.options: tuple[Any, ...] = (prefix, schema, source, notify, ordered)
         self.table: Table = Table(
             name.format("outbox"),
             metadata,
@@ -51,6 +60,14 @@ class Outbox:
             schema=schema,
             sqlite_autoincrement=True,
         )
+        if ordered:
+            columns = self.table.c
+            Index(
+                f"ix_{name.format('outbox')}_order",
+                columns.aggregate_type,
+                columns.aggregate_id,
+                columns.sequence,
+            )
         self.inbox: Table = Table(
             name.format("inbox"),
             metadata,
@@ -91,6 +108,7 @@ def outbox_table(
     schema: str | None = None,
     source: str = "/sqla_signals",
     notify: bool = False,
+    ordered: bool = False,
 ) -> Outbox:
     """Add the tables of durable delivery to the metadata of the models.
 
@@ -101,6 +119,9 @@ def outbox_table(
     :param notify: wake the relay with PostgreSQL's ``NOTIFY`` instead of letting it wait for its
         next poll. Commits that notify wait for one another: leave it out where many transactions
         commit at once.
+    :param ordered: publish the events of one row one after the other, however many relays there
+        are: a later one waits until the earlier one was published, or has become a dead letter.
+        Takes an index. Past the publisher, several workers may still run them in any order.
     :returns: the :class:`Outbox`, with its ``table``, ``inbox`` and ``dead_letters``.
     :raises ReceiverOptionError: called before for the same metadata, with other options.
 
@@ -109,13 +130,15 @@ def outbox_table(
     schema = schema or metadata.schema
     known: Outbox | None = metadata.info.get(OUTBOX)
     if known is not None:
-        if known.options != (prefix, schema, source, notify):
+        if known.options != (prefix, schema, source, notify, ordered):
             raise ReceiverOptionError(
                 f"outbox_table(): this metadata has {known!r} already, with other options. "
                 f"One outbox serves all models of a metadata; call it once."
             )
         return known
-    outbox = Outbox(metadata, prefix=prefix, schema=schema, source=source, notify=notify)
+    outbox = Outbox(
+        metadata, prefix=prefix, schema=schema, source=source, notify=notify, ordered=ordered
+    )
     metadata.info[OUTBOX] = outbox
     return outbox
 

@@ -9,21 +9,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from sqlalchemy import insert, select, text
+from sqlalchemy import Text, bindparam, cast, column, func, insert, literal, select
+from sqlalchemy.dialects.postgresql import JSONB
 
 from .._sqlalchemy import state_of
 from ..net import CREATED, DELETED
 from .clock import database_time
 from .encoding import Types, codec_of, encode_changes
 from .message import SCHEMA
-from .naming import model_name
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
-    from sqlalchemy.orm import Mapper
 
     from ..bridge.owed import Owed
-    from ..net import Effect
     from .tables import Outbox
 
 Headers = Callable[[], Mapping[str, str]]
@@ -40,72 +38,98 @@ def insert_events(outbox: Outbox, connection: Connection, events: Sequence[Owed]
     :raises UnserializableError: something does not fit into a message.
     """
     headers = {key: value for source in header_sources for key, value in source().items()}
+    rows = [_event(event) for event in events]
+    if connection.dialect.name == "postgresql":
+        _insert_as_json(outbox, connection, rows, headers)
+        if outbox.notify:
+            connection.execute(select(func.pg_notify(outbox.channel, "")))
+        return
     now: Any = database_time()
     if connection.dialect.name in ("mysql", "mariadb"):
         # Its drivers send many rows at once only where every value is a parameter.
         now = connection.scalar(select(now))
-    rows = [
-        {
-            "id": new_id(),
-            **_event(event.effect, event.values),
-            "headers": headers,
-            "receivers": event.receivers,
-            "attempts": 0,
-        }
-        for event in events
-    ]
+    for row, new_id in zip(rows, new_ids(len(rows)), strict=True):
+        row.update(id=UUID(new_id), headers=headers, attempts=0)
     # inline(): nobody reads the sequence, so no RETURNING.
     statement = insert(outbox.table).values(occurred_at=now, available_at=now).inline()
     connection.execute(statement, rows)
-    if outbox.notify and connection.dialect.name == "postgresql":
-        connection.execute(text("SELECT pg_notify(:channel, '')"), {"channel": outbox.channel})
 
 
-def _event(effect: Effect, known: Mapping[str, Any]) -> dict[str, Any]:
+def _insert_as_json(
+    outbox: Outbox,
+    connection: Connection,
+    rows: list[dict[str, Any]],
+    headers: Mapping[str, str],
+) -> None:
+    """All rows in one parameter: what takes time is parameters, and JSON they are anyway."""
+    for row, new_id in zip(rows, new_ids(len(rows)), strict=True):
+        row["id"] = new_id
+    columns = outbox.table.c
+    given = [columns[name] for name in rows[0]]
+    values = (
+        func.jsonb_to_recordset(cast(bindparam("events", type_=Text()), JSONB))
+        .table_valued(*(column(one.name, one.type) for one in given))
+        .render_derived(name="event", with_types=True)
+    )
+    more = {
+        "headers": cast(bindparam("headers", type_=Text()), JSONB),
+        "attempts": literal(0),
+        "occurred_at": database_time(),
+        "available_at": database_time(),
+    }
+    connection.execute(
+        insert(outbox.table)
+        .from_select([*(one.name for one in given), *more], select(*values.c, *more.values()))
+        .inline(),
+        {"events": json.dumps(rows), "headers": json.dumps(headers)},
+    )
+
+
+def _event(event: Owed) -> dict[str, Any]:
+    effect = event.effect
     mapper = state_of(effect.instance).manager.mapper
     codec = codec_of(mapper)
     types = Types(codec)
-    created, deleted = effect.kind is CREATED, effect.kind is DELETED
-    values = {k: v for k, v in known.items() if k not in codec.secret}
-    identity = effect.was if deleted else effect.row
-    payload: dict[str, Any] = {
-        "schema": SCHEMA,
-        "key": _key(mapper, types, identity),
-        "snapshot": {key: types.encode(key, value) for key, value in values.items()},
-    }
-    if identity[2] is not None:  # type: ignore[index]
-        payload["shard"] = identity[2]  # type: ignore[index]
+    deleted = effect.kind is DELETED
+    identity: Any = effect.was if deleted else effect.row
+    snapshot = types.encode_snapshot(event.values)
+    key = [
+        types.encode(name, value, ".key")
+        for name, value in zip(codec.primary_key, identity[1], strict=True)
+    ]
+    payload: dict[str, Any] = {"schema": SCHEMA, "key": key, "snapshot": snapshot}
+    if identity[2] is not None:
+        payload["shard"] = identity[2]
     if deleted:
         if effect.origin is not None:
             payload["origin"] = _reference(effect.origin)
     else:
-        payload["changes"] = encode_changes(types, effect.changes, values, created)
+        created = effect.kind is CREATED
+        payload["changes"] = encode_changes(types, effect.changes, event.values, created)
         payload["raw"] = effect.raw
         if not created:
             payload["along"] = sorted(effect.along)
     payload["types"] = types.known
     return {
-        "aggregate_type": model_name(mapper.class_),
-        "aggregate_id": subject(payload["key"]),
+        "aggregate_type": codec.model,
+        "aggregate_id": subject(key),
         "event_type": effect.kind.value,
         "payload": payload,
+        "receivers": event.receivers,
     }
-
-
-def _key(mapper: Mapper[Any], types: Types, identity: Any) -> list[Any]:
-    return [
-        types.encode(mapper.get_property_by_column(column).key, value, ".key")
-        for column, value in zip(mapper.primary_key, identity[1], strict=True)
-    ]
 
 
 def _reference(instance: Any) -> dict[str, Any]:
     """Names another row."""
     state = state_of(instance)
-    mapper = state.manager.mapper
-    types = Types(codec_of(mapper))
-    key = _key(mapper, types, state.key)
-    return {"model": model_name(mapper.class_), "key": key, "types": types.known}
+    codec = codec_of(state.manager.mapper)
+    types = Types(codec)
+    assert state.key is not None
+    key = [
+        types.encode(name, value, ".key")
+        for name, value in zip(codec.primary_key, state.key[1], strict=True)
+    ]
+    return {"model": codec.model, "key": key, "types": types.known}
 
 
 def subject(key: list[Any]) -> str:
@@ -114,9 +138,13 @@ def subject(key: list[Any]) -> str:
     return text[:_MAX_SUBJECT]
 
 
-def new_id() -> UUID:
-    """A version 7 UUID: in the order of time, so that new rows come at the end of an index."""
-    milliseconds = time.time_ns() // 1_000_000
+def new_ids(count: int) -> list[str]:
+    """Version 7 UUIDs in hexadecimal, one after the other.
+
+    They are in the order of time, so that new rows come at the end of an index.
+    """
+    milliseconds = time.time_ns() // 1_000_000 & 0xFFFFFFFFFFFF
+    # A counter behind a random beginning, with room for it below.
     random = int.from_bytes(os.urandom(10))
-    value = (milliseconds & 0xFFFFFFFFFFFF) << 80 | random
-    return UUID(int=value & ~(0xF << 76 | 0x3 << 62) | 0x7 << 76 | 0x2 << 62)
+    first = milliseconds << 80 | 0x7 << 76 | random >> 68 << 64 | 0x2 << 62 | random & (1 << 61) - 1
+    return [f"{first + number:032x}" for number in range(count)]

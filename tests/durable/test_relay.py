@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping, Sequence
 
 import pytest
-from sqlalchemy import Connection, Engine, create_engine, event, select
-from sqlalchemy.orm import Session
+from sqlalchemy import Connection, Engine, String, create_engine, event, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sqla_signals import InstallError, post_save, receiver, receiver_failed
-from sqla_signals.durable import Message, Relay
+from sqla_signals.durable import Message, Relay, outbox_table
 from sqla_signals.durable.clock import database_time
+from sqla_signals.durable.waiting import waiting_for
 
 from .conftest import drain, engine_for, events, ledger, make_due
 from .models import Ledger, Order, outbox
@@ -306,3 +308,105 @@ def test_inserting_does_not_wait_for_the_relay(shop, connected):
     publisher = Meanwhile()
     assert drain(Relay(shop, publisher)) == 2
     assert len(publisher.published) == 4
+
+
+class Queue(DeclarativeBase):
+    """Its outbox keeps the order."""
+
+
+ordered = outbox_table(Queue.metadata, prefix="ordered", ordered=True)
+
+
+class Ticket(Queue):
+    """What events are about."""
+
+    __tablename__ = "tickets"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    status: Mapped[str] = mapped_column(String(20))
+
+
+def test_an_ordered_outbox_publishes_the_events_of_a_row_one_after_the_other(shop, publisher):
+    """A later one waits for the earlier one; the events of other rows do not."""
+
+    @receiver(post_save, sender=Ticket, durable=True, name="tickets.fn")
+    def fn(sender, **kwargs): ...
+
+    Queue.metadata.create_all(shop)
+    with Session(shop) as session:
+        first, second = Ticket(status="1a"), Ticket(status="2a")
+        session.add_all([first, second])
+        session.commit()
+        first.status = "1b"
+        session.commit()
+    publisher.failing["tickets.fn"] = ValueError("no")
+    relay = Relay(shop, publisher, outbox=ordered, batch_size=1)
+    assert relay.run_once() == 1
+    publisher.failing.clear()
+    assert drain(relay) == 1
+    assert statuses(publisher.published) == ["tickets.fn 2a"]  # 1b waits for 1a
+    with shop.begin() as connection:
+        connection.execute(ordered.table.update().values(available_at=ordered.table.c.occurred_at))
+
+    other = Recording()
+
+    class Meanwhile(Recording):
+        def publish(self, messages: Sequence[Message]) -> Mapping[Message, Exception]:
+            if not self.published:
+                assert Relay(shop, other, outbox=ordered).run_once() == 0
+            return super().publish(messages)
+
+    last = Meanwhile()
+    assert drain(Relay(shop, last, outbox=ordered)) == 2
+    assert statuses(last.published) == ["tickets.fn 1a", "tickets.fn 1b"]
+    Queue.metadata.drop_all(shop)
+
+
+class Loud(DeclarativeBase):
+    """Its outbox notifies."""
+
+
+loud = outbox_table(Loud.metadata, prefix="loud", notify=True)
+
+
+class Alarm(Loud):
+    """What events are about."""
+
+    __tablename__ = "alarms"
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+@pytest.mark.parametrize(
+    "url", [pytest.param("postgresql", marks=pytest.mark.postgresql)], indirect=True
+)
+def test_an_outbox_that_notifies_wakes_the_relay(shop):
+    """PostgreSQL: what is waited for comes long before the time is over."""
+
+    @receiver(post_save, sender=Alarm, durable=True, name="alarms.fn")
+    def fn(sender, **kwargs): ...
+
+    Loud.metadata.create_all(shop)
+    waiting = waiting_for(loud, shop, threading.Event())
+    waiting.wait(0)  # from now on it listens
+    with Session(shop) as session:
+        session.add(Alarm())
+        session.commit()
+    begun = time.monotonic()
+    waiting.wait(250)
+    assert time.monotonic() - begun < 200
+    waiting.end()
+    assert events(shop) == []
+    assert Relay(shop, Recording(), outbox=loud).run_once() == 1
+
+
+def test_a_relay_whose_outbox_is_gone_goes_on_trying(shop, connected, caplog):
+    """It says so in the log, and delivers once the outbox is back."""
+    outbox.table.drop(shop)
+    relay = Relay(shop, outbox=outbox)
+    with relay:
+        while "trying again" not in caplog.text:
+            relay._stopping.wait(0.01)
+        outbox.table.create(shop)
+        place(shop, "a")
+        while events(shop):
+            relay._stopping.wait(0.01)
+    assert events(shop) == []

@@ -1,0 +1,83 @@
+"""How a relay waits for more to do: for a while, or until PostgreSQL says that there is some."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..signal import logger
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine
+
+    from .tables import Outbox
+
+
+class Waiting(Protocol):
+    """Waits."""
+
+    def wait(self, seconds: float) -> None:
+        """Return after so many seconds, or earlier."""
+        ...
+
+    def end(self) -> None:
+        """Give back what was needed for it."""
+        ...
+
+
+class Polling:
+    """Waits until the time is over, or the relay is stopped."""
+
+    def __init__(self, stopping: threading.Event) -> None:
+        self._stopping = stopping
+
+    def wait(self, seconds: float) -> None:
+        """Return after so many seconds, or when the relay is stopped."""
+        self._stopping.wait(seconds)
+
+    def end(self) -> None:
+        """Nothing to give back."""
+
+
+class Listening(Polling):
+    """Listens on a connection of its own for the ``NOTIFY`` of an outbox."""
+
+    def __init__(self, stopping: threading.Event, engine: Engine, channel: str) -> None:
+        super().__init__(stopping)
+        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._channel = channel
+        self._connection: Connection | None = None
+
+    def wait(self, seconds: float) -> None:
+        """Return after so many seconds, or when something was written."""
+        try:
+            driver = self._listen()
+            for _ in driver.notifies(timeout=seconds, stop_after=1):
+                return
+        except Exception:
+            # The relay itself will say what is wrong with the database.
+            logger.debug("listening on %s failed", self._channel, exc_info=True)
+            self.end()
+            super().wait(seconds)
+
+    def _listen(self) -> Any:
+        if self._connection is None:
+            self._connection = self._engine.connect()
+            self._connection.exec_driver_sql(f'LISTEN "{self._channel}"')
+        return self._connection.connection.driver_connection
+
+    def end(self) -> None:
+        """Close the connection, which must not go back to the pool: it would go on listening."""
+        if self._connection is not None:
+            self._connection.invalidate()
+            self._connection.close()
+            self._connection = None
+
+
+def waiting_for(outbox: Outbox, engine: Engine, stopping: threading.Event) -> Waiting:
+    """Listening where the outbox notifies and the driver, which is psycopg, can wait for it."""
+    if outbox.notify and engine.dialect.name == "postgresql":
+        if engine.dialect.driver == "psycopg":
+            return Listening(stopping, engine, outbox.channel)
+        logger.warning("%r notifies, but a relay listens with psycopg only; polling", outbox)
+    return Polling(stopping)
