@@ -31,7 +31,10 @@ MYSQL: Final = ("mysql", "mariadb")
 
 
 class Outbox:
-    """The tables of one metadata; made by :func:`outbox_table`."""
+    """The tables of one metadata; made by :func:`outbox_table`.
+
+    Its attributes ``table``, ``inbox`` and ``dead_letters`` are the tables.
+    """
 
     def __init__(
         self,
@@ -63,7 +66,7 @@ class Outbox:
         if ordered:
             columns = self.table.c
             Index(
-                f"ix_{name.format('outbox')}_order",
+                name.format("outbox_in_order"),
                 columns.aggregate_type,
                 columns.aggregate_id,
                 columns.sequence,
