@@ -6,6 +6,9 @@ from .decorator import receiver
 from .dispatch import mute
 from .errors import (
     AsyncReceiverError,
+    BulkBypassError,
+    BulkBypassWarning,
+    BulkOptionError,
     InstallError,
     ReceiverOptionError,
     ReceiverTypeError,
@@ -18,8 +21,10 @@ from .install import Installation, install, raw
 from .signal import Signal
 from .signals import (
     m2m_changed,
+    post_bulk,
     post_delete,
     post_save,
+    pre_bulk,
     pre_delete,
     pre_save,
     receiver_failed,
@@ -30,6 +35,9 @@ __version__ = "0.1.0"
 __all__ = [
     "UNSET",
     "AsyncReceiverError",
+    "BulkBypassError",
+    "BulkBypassWarning",
+    "BulkOptionError",
     "Change",
     "InstallError",
     "Installation",
@@ -45,8 +53,10 @@ __all__ = [
     "mute",
     "on_commit",
     "on_rollback",
+    "post_bulk",
     "post_delete",
     "post_save",
+    "pre_bulk",
     "pre_delete",
     "pre_save",
     "raw",

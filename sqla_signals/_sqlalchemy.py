@@ -8,12 +8,13 @@ the difference is settled here.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from types import MethodType
+from types import FrameType, MethodType
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -36,6 +37,8 @@ from sqlalchemy.orm import session as session_module
 from sqlalchemy.orm.exc import ObjectDeletedError
 from sqlalchemy.orm.mapper import _all_registries
 from sqlalchemy.schema import Column
+from sqlalchemy.sql import Select
+from sqlalchemy.sql.expression import BindParameter
 
 from .changes import UNSET
 
@@ -297,6 +300,124 @@ def ends_session_block(task: asyncio.Task[Any]) -> bool:
     return name == "_AsyncSessionContextManager.__aexit__.<locals>.go"
 
 
+# -- statements about many rows ----------------------------------------------------------------
+
+
+def dml_mapper(statement: Any) -> Mapper[Any] | None:
+    """The mapper of the class that an INSERT, UPDATE or DELETE names, ``None`` for any other."""
+    entity = _dml_entity(statement)
+    return None if entity is None else entity.mapper
+
+
+def dml_entity(statement: Any) -> Any:
+    """The class, or the alias of one, that the statement names."""
+    return _dml_entity(statement).entity
+
+
+def _dml_entity(statement: Any) -> Any:
+    if not statement.is_dml:
+        return None
+    if statement.is_from_statement:
+        statement = statement.element
+    # Of a Table there is none, even where the ORM has a part in the statement by a WHERE.
+    return statement.table._annotations.get("parententity")
+
+
+def may_skip_rows(statement: Any) -> bool:
+    """Whether the statement may leave rows alone that it was given one by one."""
+    return bool(
+        getattr(statement, "_where_criteria", ())
+        or getattr(statement, "_post_values_clause", None) is not None
+    )
+
+
+def set_values(statement: Any, mapper: Mapper[Any]) -> dict[str, Any]:
+    """What an UPDATE sets, by attribute: Python values, or SQL."""
+    values = dict(getattr(statement, "_ordered_values", None) or statement._values or {})
+    return {
+        mapper.get_property_by_column(column).key: _plain(value) for column, value in values.items()
+    }
+
+
+def inserted_values(statement: Any, mapper: Mapper[Any]) -> list[dict[str, Any]] | None:
+    """What an INSERT says in ``values()``, by row and attribute; ``None`` if it selects them."""
+    if statement.select is not None:
+        return None
+    if not statement._multi_values:
+        return [set_values(statement, mapper)]
+    return [
+        {
+            (column if isinstance(column, str) else mapper.get_property_by_column(column).key): (
+                _plain(value)
+            )
+            for column, value in row.items()
+        }
+        for rows in statement._multi_values
+        for row in rows
+    ]
+
+
+def has_many_values(statement: Any) -> bool:
+    """Whether an INSERT has a list in its ``values()``."""
+    return bool(statement._multi_values)
+
+
+class Upsert:
+    """What an INSERT of SQLite or PostgreSQL does where a row is in its way."""
+
+    def __init__(self, clause: Any, mapper: Mapper[Any]) -> None:
+        table: Any = mapper.local_table
+        self.updates: frozenset[str] = frozenset(
+            mapper.get_property_by_column(table.c[name] if isinstance(name, str) else name).key
+            for name in dict(getattr(clause, "update_values_to_set", ()))
+        )
+        """The attributes that it sets; none if it leaves the row alone."""
+        columns: list[Any] = [
+            table.c[one] if isinstance(one, str) else one
+            for one in clause.inferred_target_elements or ()
+        ]
+        named = getattr(clause, "constraint_target", None)  # PostgreSQL's only
+        for constraint in (*table.constraints, *table.indexes):
+            if named is not None and constraint.name == named:
+                columns = list(constraint.columns)
+        self.target: list[str] | None = None
+        if columns and all(isinstance(column, Column) for column in columns):
+            self.target = [mapper.get_property_by_column(column).key for column in columns]
+        """The attributes that tell which row is in the way, if the statement says so."""
+
+
+def upsert_of(statement: Any, mapper: Mapper[Any]) -> Upsert | None:
+    """The ``ON CONFLICT`` of an INSERT; ``TypeError`` for one that is not of the known kind."""
+    clause = getattr(statement, "_post_values_clause", None)
+    if clause is None:
+        return None
+    if not hasattr(clause, "inferred_target_elements"):
+        raise TypeError
+    return Upsert(clause, mapper)
+
+
+def _plain(value: Any) -> Any:
+    is_plain = isinstance(value, BindParameter) and value.callable is None and not value.required
+    return value.value if is_plain else value
+
+
+def with_options_of(query: Select[Any], statement: Any) -> Select[Any]:
+    """A query with the options of a statement, such as ``with_loader_criteria()``."""
+    return query.options(*statement._with_options)
+
+
+def frames_outwards(frame: FrameType | None) -> Iterator[FrameType]:
+    """The frames from this one outwards, out of the greenlet of an ``AsyncSession`` too."""
+    greenlet: Any = sys.modules.get("greenlet")
+    inside = greenlet.getcurrent() if greenlet is not None else None
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+        while frame is None and inside is not None and inside.parent is not None:
+            inside = inside.parent
+            frame = inside.gr_frame
+
+
 # -- what a session is about to flush ----------------------------------------------------------
 
 
@@ -409,28 +530,38 @@ def association_changes(
     """The rows that a unit of work adds to and removes from ``secondary`` tables.
 
     For each the relationship, the state at its near end and at its far end, and whether it is
-    added. A row can come twice, once from either side. What ``ManyToManyDP.process_saves`` and
-    ``process_deletes`` read is the history that the unit of work has kept, and so is this.
+    added. A row can come twice, once from either side; then the first one counts, and those of
+    deleted instances come first. What ``ManyToManyDP.process_saves`` and ``process_deletes`` read
+    is the history that the unit of work has kept, and so is this.
     """
-    session = context.session
-    for action in list(context.presort_actions.values()):
-        processor = action.dependency_processor
-        if not action.setup_flush_actions or not isinstance(processor, ManyToManyDP):
-            continue
-        for mapper in action._mappers(context):
-            for state in context.mappers.get(mapper, ()):
-                is_delete, listonly = context.states[state]
-                # A row switch has made the deletion listonly, but after its rows were removed.
-                if listonly and not is_delete:
-                    continue
-                history = context.get_attribute_history(state, processor.key, _KNOWN)  # type: ignore[no-untyped-call]
-                if not history:
-                    continue
-                removed = history.non_added() if is_delete else history.deleted
-                for added, others in ((False, removed), (True, () if is_delete else history.added)):
-                    for other in others:
-                        if other is not None and contains_state(session, other):
-                            yield processor.prop, state, other, added
+    processors = [
+        (action.dependency_processor, list(action._mappers(context)))
+        for action in context.presort_actions.values()
+        if action.setup_flush_actions and isinstance(action.dependency_processor, ManyToManyDP)
+    ]
+    for of_deleted in (True, False):
+        for processor, mappers in processors:
+            for mapper in mappers:
+                for state in context.mappers.get(mapper, ()):
+                    is_delete, listonly = context.states[state]
+                    # A row switch makes the deletion listonly, but after its rows were removed.
+                    if is_delete is not of_deleted or (listonly and not is_delete):
+                        continue
+                    for other, added in _changes_of(context, processor.key, state, is_delete):
+                        yield processor.prop, state, other, added
+
+
+def _changes_of(
+    context: UOWTransaction, key: str, state: State, is_delete: bool
+) -> Iterator[tuple[State, bool]]:
+    history = context.get_attribute_history(state, key, _KNOWN)  # type: ignore[no-untyped-call]
+    if not history:
+        return
+    removed = history.non_added() if is_delete else history.deleted
+    for added, others in ((False, removed), (True, () if is_delete else history.added)):
+        for other in others:
+            if other is not None and contains_state(context.session, other):
+                yield other, added
 
 
 _KNOWN: Final = PASSIVE_NO_INITIALIZE | PassiveFlag.INCLUDE_PENDING_MUTATIONS
@@ -440,9 +571,9 @@ def still_changes(session: Session, key: str, state: State, other: State, added:
     """Whether a collection is still going to be written with that change."""
     if not contains_state(session, state) or not contains_state(session, other):
         return False
-    history = state.get_history(key, _KNOWN).as_state()
     if state in deleted_states(session):
-        return not added and other in history.non_added()
+        return not added
+    history = state.get_history(key, _KNOWN).as_state()
     return other in (history.added if added else history.deleted)
 
 

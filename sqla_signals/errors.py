@@ -44,5 +44,26 @@ class SessionInFlushError(SignalsError, InvalidRequestError):
     """
 
 
+class BulkOptionError(SignalsError, ValueError):
+    """The execution option ``signals`` is wrong, or cannot be had for this statement.
+
+    Nothing was executed.
+    """
+
+
+class BulkBypassError(SignalsError):
+    """A statement bypasses the receivers of rows, with ``install(bulk="raise")``.
+
+    It was not executed. The message says what to do.
+    """
+
+
+class BulkBypassWarning(UserWarning):
+    """A statement bypasses the receivers of rows, with ``install(bulk="warn")``.
+
+    Points at the line that executes it.
+    """
+
+
 class SignalsNotInstalledWarning(UserWarning):
     """Receivers are connected to model signals but :func:`~sqla_signals.install` was not called."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +19,23 @@ from sqlalchemy.orm import (
 )
 
 from . import mapping
+from .bridge import bulk as statements
 from .bridge import delivery, mapper_events, owed, transactions
+from .bridge.bulk import POLICIES, Policy
 from .bridge.calls import RAW, async_session_of
 from .bridge.flush import Flush
 from .errors import InstallError
+from .signal import Signal
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from sqlalchemy.engine import Result
+    from sqlalchemy.orm import ORMExecuteState
 
+
+_lock = threading.Lock()
+_serials = itertools.count()
 _leftovers: list[Installation] = []
 """Removed, but still listening."""
 
@@ -35,7 +45,7 @@ def _remove_leftovers() -> None:
 
     Its listener collections must not lose members while somebody iterates over them.
     """
-    if Flush.in_progress() or delivery.in_progress():
+    if Flush.in_progress() or delivery.in_progress() or statements.in_progress():
         return
     while _leftovers:
         _leftovers.pop()._unlisten()
@@ -45,9 +55,15 @@ class Installation:
     """What :func:`install` returns; :meth:`remove` undoes it."""
 
     def __init__(
-        self, target: Any, behind: type | None, session_factory: Callable[[], Any] | None
+        self,
+        target: Any,
+        behind: type | None,
+        session_factory: Callable[[], Any] | None,
+        policy: Policy,
     ) -> None:
         self._removed = False
+        self.policy: Policy = policy
+        self.serial: int = next(_serials)
         self._target = target
         self._behind = behind
         self.session_factory = session_factory
@@ -63,6 +79,22 @@ class Installation:
             event.listen(on, name, listener)
         mapper_events.start_listening()
         mapping.installed(self)
+        for signal in mapping.model_signals:
+            if signal.receivers:
+                self.listen_for(signal)
+
+    def listen_for(self, signal: Signal) -> None:
+        """Listen to statements from when there is a receiver that may have to do with them.
+
+        Not before: that costs something for each ORM statement of the sessions, for a SELECT too.
+        """
+        if signal not in statements.SIGNALS:
+            return
+        listener = (self._target, "do_orm_execute", self._do_orm_execute)
+        with _lock:
+            if not self._removed and listener not in self._listeners:
+                self._listeners.append(listener)
+                event.listen(*listener)
 
     def remove(self) -> None:
         """Stop listening to these sessions. May be called twice, also by a receiver."""
@@ -116,6 +148,11 @@ class Installation:
         if self._is_mine(session):
             transactions.ended(session, transaction, session_factory_for)
 
+    def _do_orm_execute(self, context: ORMExecuteState) -> Result[Any] | None:
+        if not context.statement.is_dml or not self._is_mine(context.session):
+            return None
+        return statements.do_orm_execute(context, policy_for)
+
     def closeness(self, session: Session) -> float:
         """How specifically this installation is for a session; 0 if it is not."""
         if not isinstance(self._target, type):
@@ -135,7 +172,10 @@ class Installation:
 
 
 def install(
-    target: Any = None, *, session_factory: Callable[[], Any] | None = None
+    target: Any = None,
+    *,
+    session_factory: Callable[[], Any] | None = None,
+    bulk: Policy = "warn",
 ) -> Installation:
     """Send signals for the work of sessions.
 
@@ -146,6 +186,10 @@ def install(
     :param session_factory: makes the ``Session`` or ``AsyncSession`` that ``on="commit"`` receivers
         get. By default a new session like the one that did the work, on the same bind, whose
         instances do not expire when it commits.
+    :param bulk: what to do about an ORM ``insert()``, ``update()`` or ``delete()`` of a class that
+        has receivers of rows, which it bypasses, and none of ``pre_bulk`` or ``post_bulk``:
+        ``"warn"`` with a :class:`BulkBypassWarning`, ``"ignore"`` it, or ``"raise"``
+        :class:`BulkBypassError`. Where installations overlap, the closest one decides.
     :returns: the :class:`Installation`, whose ``remove()`` undoes it.
     :raises InstallError: ``target`` makes no sessions.
 
@@ -155,9 +199,19 @@ def install(
     """
     if session_factory is not None and not callable(session_factory):
         raise InstallError(f"session_factory={session_factory!r} cannot be called")
+    if bulk not in POLICIES:
+        raise InstallError(f"bulk={bulk!r} is not one of {', '.join(map(repr, POLICIES))}")
     _remove_leftovers()
     sessions, behind = session_target(Session if target is None else target)
-    return Installation(sessions, behind, session_factory)
+    return Installation(sessions, behind, session_factory, bulk)
+
+
+def policy_for(session: Session) -> Policy:
+    """The ``bulk`` policy of the installation that is closest to the session."""
+    closest = max(
+        mapping.installations, key=lambda one: (one.closeness(session), one.serial), default=None
+    )
+    return closest.policy if closest is not None else "ignore"
 
 
 def session_factory_for(session: Session) -> Callable[[], Any] | None:

@@ -77,6 +77,8 @@ def connected(signal: ModelSignal | SpecialSignal, receivers: Iterable[Receiver]
     global _watching
     for receiver in receivers:
         check(signal, receiver)
+    for installation in list(installations):
+        installation.listen_for(signal)
     with _lock:
         if not _watching:
             event.listen(Mapper, "after_configured", _after_configured)

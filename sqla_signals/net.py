@@ -152,6 +152,14 @@ class Effect:
         )
 
 
+class Executed(NamedTuple):
+    """A statement about many rows that was executed."""
+
+    sender: type
+    arguments: Mapping[str, Any]
+    mutes: tuple[Any, ...]
+
+
 def _same(key: str, old: Any, new: Any) -> bool:
     return bool(old == new)
 
@@ -161,6 +169,7 @@ class Frame:
 
     __slots__ = (
         "_effects",
+        "_executed",
         "_first",
         "_latest",
         "_next",
@@ -174,6 +183,7 @@ class Frame:
         self._first: list[Effect] | None = None
         """What was added first. In most transactions nothing follows, so it is not sorted yet."""
         self._effects: dict[int, Effect] = {}
+        self._executed: dict[int, Executed] = {}
         self._latest: dict[Hashable, int] = {}
         self._next = 0
         self.committed: bool = False
@@ -187,18 +197,31 @@ class Frame:
         """The net effects in the order of first occurrence."""
         return self._effects.values() if self._first is None else self._first
 
+    @property
+    def occurrences(self) -> Iterable[Effect | Executed]:
+        """The net effects and the statements, in the order of first occurrence."""
+        if not self._executed:
+            return self.effects
+        both: dict[int, Effect | Executed] = {**self._effects, **self._executed}
+        return [both[number] for number in sorted(both)]
+
     def __bool__(self) -> bool:
-        return bool(self._first or self._effects or self.on_commit or self.on_rollback)
+        return bool(
+            self._first or self._effects or self._executed or self.on_commit or self.on_rollback
+        )
 
     def add(self, effects: Collection[Effect]) -> None:
         """Add what one flush wrote, each row at most once under each key."""
         if self._first is None and not self._next:
             self._first = list(effects)
             return
+        self._fold_first()
+        self._fold(effects)
+
+    def _fold_first(self) -> None:
         if self._first is not None:
             first, self._first = self._first, None
             self._fold(first)
-        self._fold(effects)
 
     def _fold(self, effects: Iterable[Effect]) -> None:
         moved: dict[Hashable, int] = {}
@@ -220,9 +243,22 @@ class Frame:
                 moved[net.row] = number
         self._latest.update(moved)
 
+    def add_executed(self, executed: Executed) -> None:
+        """Add a statement."""
+        self._fold_first()
+        self._executed[self._next] = executed
+        self._next += 1
+
     def merge(self, child: Frame) -> None:
         """Take over what a released savepoint did."""
-        self.add(child.effects)
+        if not child._executed:
+            self.add(child.effects)
+        else:
+            for occurrence in child.occurrences:
+                if isinstance(occurrence, Executed):
+                    self.add_executed(occurrence)
+                else:
+                    self.add([occurrence])
         self.went_back = self.went_back or child.went_back
         self.on_commit += child.on_commit
         self.on_rollback += child.on_rollback

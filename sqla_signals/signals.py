@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from .signal import ModelSignal, Signal
-from .special import AssociationSignal
+from .special import AssociationSignal, BulkSignal
 
 _SAVE_ARGUMENTS: Final = (
     "instance", "created", "changes", "update_fields", "raw", "using", "session", "signal",
@@ -134,3 +134,44 @@ m2m_changed: Final = AssociationSignal(
     ),
     phases=("flush",),
 )  # fmt: skip
+pre_bulk: Final = BulkSignal(
+    "pre_bulk",
+    """Sent before an ORM-enabled ``insert()``, ``update()`` or ``delete()`` is executed.
+
+    That is by ``Session.execute()`` and its like, by ``Query.update()`` and ``Query.delete()``.
+
+    Arguments besides the sender, which is the class that the statement names:
+
+    - ``operation``: ``"insert"``, ``"update"`` or ``"delete"``.
+    - ``statement``: the statement, as it was given.
+    - ``parameters``: the dictionary or the list of dictionaries given with it, or ``None``.
+    - ``using``, ``session``, ``signal``: as with :data:`pre_save`.
+
+    What the receiver changes in the session is flushed before the statement, if the session
+    flushes automatically. Raising an exception vetoes the statement: it is not executed.
+
+    Not sent: for statements on a :class:`~sqlalchemy.schema.Table`, also on that of a model; for
+    those inside of a ``select()``; for the legacy ``bulk_save_objects()`` and its like; with the
+    execution option ``{"signals": "skip"}``.
+    """,
+    arguments=("operation", "statement", "parameters", "using", "session", "signal"),
+    phases=("flush",),
+)
+post_bulk: Final = BulkSignal(
+    "post_bulk",
+    """Sent after an ORM-enabled ``insert()``, ``update()`` or ``delete()`` was executed.
+
+    The arguments are those of :data:`pre_bulk`, and ``rowcount``: how many rows the statement has
+    matched, as the database counts them; -1 where it does not tell, as of an upsert with a list of
+    parameters.
+
+    Raising an exception rolls the transaction back.
+
+    With ``on="commit"`` it is sent once for each statement whose transaction was committed, in its
+    place among the signals of rows; with ``on="rollback"`` if it was undone.
+
+    Not sent: when :data:`pre_bulk` is not, and when the statement fails.
+    """,
+    arguments=("operation", "statement", "parameters", "rowcount", "using", "session", "signal"),
+    phases=("flush", "commit", "rollback"),
+)

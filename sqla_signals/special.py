@@ -71,3 +71,12 @@ class AssociationSignal(SpecialSignal):
             return True
         prop = secondary_relationship(sender)
         return prop is not None and not prop.viewonly
+
+
+class BulkSignal(SpecialSignal):
+    """Sent by a mapped class, for a statement about any number of its rows."""
+
+    _remedy = "give a mapped class, a base class or mixin of models, or a class name"
+
+    def _is_sender(self, sender: Any) -> bool:
+        return isinstance(sender, str | type)

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 import sqlalchemy
-from sqlalchemy import ForeignKey, create_engine, event
+from sqlalchemy import ForeignKey, create_engine, event, update
 from sqlalchemy import inspect as sa_inspect
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.ext.asyncio import session as asyncio_session
 from sqlalchemy.orm import (
@@ -190,6 +191,17 @@ PROCESSORS = (
     "prop",
     "prop_has_changes",
 )
+STATEMENTS = (
+    "_annotations",
+    "_multi_values",
+    "_post_values_clause",
+    "_values",
+    "_with_options",
+    "is_dml",
+    "is_from_statement",
+    "select",
+    "table",
+)
 RELATIONSHIPS = ("_init_args", "_reverse_property")
 KEY_SWITCHES = ("_key_switchers",)
 ASYNC_SESSIONS = ("_proxied", "_assign_proxied")
@@ -201,6 +213,8 @@ ELSEWHERE = (
     "_Session__binds",
     "_OneToManyDP",
     "_event_descriptors",
+    "_ordered_values",
+    "_where_criteria",
     "_update",
 )
 
@@ -421,6 +435,42 @@ def test_a_dependency_processor_has(flushed: Flushed, name: str):
         require(action.dependency_processor, "orm.dependency.DependencyProcessor", name)
 
 
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_a_statement_about_many_rows_has(name: str):
+    """``Insert``, of which ``Update`` has what concerns it."""
+    require(postgresql.insert(Parent), "Insert", name)
+
+
+def test_what_an_update_sets_and_asks_for():
+    """``Update``: values in a dictionary, conditions in a tuple."""
+    statement = update(Parent).values(name="a").where(Parent.id == 1)
+    require(statement, "Update", "_where_criteria", "_values")
+    assert [(column.key, value.value) for column, value in statement._values.items()] == [
+        ("name", "a")
+    ]
+    assert statement.table._annotations["parententity"] is sa_inspect(Parent)
+    assert "parententity" not in update(Parent.__table__).where(Parent.id == 1).table._annotations
+
+
+def test_ordered_values_are_kept_in_either_of_two_places():
+    """``_ordered_values`` in 2.0, ``_values`` in 2.1."""
+    statement = update(Parent).ordered_values((Parent.name, "a"))
+    values = dict(getattr(statement, "_ordered_values", None) or statement._values)
+    assert [column.key for column in values] == ["name"]
+
+
+@pytest.mark.parametrize("dialect", [sqlite, postgresql], ids=["sqlite", "postgresql"])
+def test_an_upsert_says_what_it_does(dialect: Any):
+    """``inferred_target_elements`` and ``update_values_to_set``."""
+    statement = dialect.insert(Parent).on_conflict_do_update(
+        index_elements=["id"], set_={"name": "a"}
+    )
+    clause = statement._post_values_clause
+    assert list(clause.inferred_target_elements) == ["id"]
+    assert [getattr(key, "key", key) for key in dict(clause.update_values_to_set)] == ["name"]
+    assert not hasattr(dialect.insert(Parent).on_conflict_do_nothing(), "update_values_to_set")
+
+
 @pytest.mark.parametrize("name", RELATIONSHIPS)
 def test_a_relationship_has(flushed: Flushed, name: str):
     """``RelationshipProperty``."""
@@ -553,6 +603,7 @@ def test_every_private_name_in_the_module_for_them_is_asserted_above():
         *PROCESSORS,
         *KEY_SWITCHES,
         *RELATIONSHIPS,
+        *STATEMENTS,
     }
     asserted |= {*ASYNC_SESSIONS, *ELSEWHERE}
     assert private_names(PACKAGE / "_sqlalchemy.py") <= asserted

@@ -55,7 +55,8 @@ def main(path: Path) -> None:
     """Watch a study in the SQLite file at `path`, and print what was heard."""
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     watch.heard.clear()
-    installation = sqla_signals.install()
+    # Optuna's upserts are its own affair.
+    installation = sqla_signals.install(bulk="ignore")
     try:
         storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
         show.heading("What the receivers report while Optuna works")

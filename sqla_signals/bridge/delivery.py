@@ -26,16 +26,16 @@ from .._sqlalchemy import (
 from ..changes import UNSET, Changes
 from ..dispatch import was_audible
 from ..errors import AsyncReceiverError, SignalRecursionError
-from ..net import CREATED, DELETED, Effect, Frame
+from ..net import CREATED, DELETED, Effect, Executed, Frame
 from ..receivers import Call, Phase, Receiver, is_async
-from ..signal import ModelSignal, logger
-from ..signals import post_delete, post_save, receiver_failed
-from .calls import PLAIN_SESSION, WAITING, Calls, ModelCalls, async_session_of, wait_for
+from ..signal import Signal, logger
+from ..signals import post_bulk, post_delete, post_save, receiver_failed
+from .calls import PLAIN_SESSION, WAITING, Calls, async_session_of, wait_for
 from .columns import columns_of
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
-    from sqlalchemy.orm import Mapper, Session
+    from sqlalchemy.orm import Session
 
 MAX_DEPTH: Final = 100
 """How many commits may follow from one another through receivers."""
@@ -165,7 +165,7 @@ def _deliver(delivery: _Delivery, batch: Batch) -> None:
         # Settled now: what receivers connect and disconnect on the way is for the next delivery.
         calls = [
             (effect, *call)
-            for effect in batch.frame.effects
+            for effect in batch.frame.occurrences
             for call in receivers_of(effect, "commit")
         ]
         for effect, signal, receiver in calls:
@@ -196,15 +196,16 @@ def _log_recursion(batch: Batch) -> None:
 def rolled_back(session: Session, frame: Frame) -> None:
     """Call the ``on="rollback"`` receivers and callbacks of work that was undone."""
     calls = Calls(session, detached=True)
-    for effect in frame.effects:
+    for effect in frame.occurrences:
         for signal, receiver in receivers_of(effect, "rollback"):
-            mapper = state_of(effect.instance).manager.mapper
             instance = None
             try:
-                instance = detached_copy(mapper, effect.was, effect.values or {})
-                _call(calls[mapper], signal, receiver, effect, instance)
+                if isinstance(effect, Effect):
+                    mapper = state_of(effect.instance).manager.mapper
+                    instance = detached_copy(mapper, effect.was, effect.values or {})
+                _call(calls, signal, receiver, effect, instance)
             except Exception as error:
-                _failed(signal, receiver, mapper, instance, error, "rollback")
+                _failed(signal, receiver, _sender(effect), instance, error, "rollback")
     for fn in frame.on_rollback:
         _call_back(session, fn, "on_rollback")
 
@@ -217,7 +218,7 @@ def forgotten(frame: Frame) -> None:
     """
     names = {
         str(receiver): None
-        for effect in frame.effects
+        for effect in frame.occurrences
         for _, receiver in receivers_of(effect, "rollback")
     }
     names.update((repr(fn), None) for fn in frame.on_rollback)
@@ -239,20 +240,21 @@ class _OwnSessions:
         self._async_session = front
         self._unused = session_like(like) if factory is None else None
 
-    def call(self, signal: ModelSignal, receiver: Receiver, effect: Effect) -> None:
+    def call(self, signal: Signal, receiver: Receiver, effect: Effect | Executed) -> None:
         """Call one receiver in a transaction that is committed if it returns."""
-        mapper = state_of(effect.instance).manager.mapper
-        values = effect.values or {}
         session: Session | None = None
         instance = None
         try:
             calls = self._open()
             session = calls.session
-            if effect.kind is DELETED:
-                instance = detached_copy(mapper, effect.was, values)
-            else:
-                instance = attached_copy(session, mapper, effect.row, values)
-            _call(calls[mapper], signal, receiver, effect, instance)
+            if isinstance(effect, Effect):
+                mapper = state_of(effect.instance).manager.mapper
+                values = effect.values or {}
+                if effect.kind is DELETED:
+                    instance = detached_copy(mapper, effect.was, values)
+                else:
+                    instance = attached_copy(session, mapper, effect.row, values)
+            _call(calls, signal, receiver, effect, instance)
             if _has_begun(session):
                 session.commit()
         except Exception as error:
@@ -261,7 +263,7 @@ class _OwnSessions:
                     session.rollback()
                 except Exception:
                     logger.exception("rolling back after the failure of receiver %s", receiver)
-            _failed(signal, receiver, mapper, instance, error, "commit")
+            _failed(signal, receiver, _sender(effect), instance, error, "commit")
         finally:
             # A factory's session may hold what it was made with. Ours is left open only by what
             # passes through, such as KeyboardInterrupt.
@@ -295,9 +297,23 @@ def _close(session: Session) -> None:
         raise
 
 
+def _sender(effect: Effect | Executed) -> type:
+    if isinstance(effect, Executed):
+        return effect.sender
+    return state_of(effect.instance).manager.mapper.class_
+
+
 def _call(
-    calls: ModelCalls, signal: ModelSignal, receiver: Receiver, effect: Effect, instance: Any
+    session_calls: Calls,
+    signal: Signal,
+    receiver: Receiver,
+    effect: Effect | Executed,
+    instance: Any,
 ) -> None:
+    if isinstance(effect, Executed):
+        session_calls.call(signal, receiver, effect.sender, **effect.arguments)
+        return
+    calls = session_calls[state_of(effect.instance).manager.mapper]
     if effect.kind is DELETED:
         calls.delete(signal, (receiver,), instance, effect.origin, effect.source.using)
         return
@@ -311,9 +327,9 @@ def _call(
 
 
 def _failed(
-    signal: ModelSignal,
+    signal: Signal,
     receiver: Receiver,
-    mapper: Mapper[Any],
+    sender: type,
     instance: Any,
     error: Exception,
     on: Phase,
@@ -323,11 +339,11 @@ def _failed(
         signal.name,
         on,
         receiver,
-        mapper.class_.__name__,
+        sender.__name__,
         exc_info=error,
     )
     receiver_failed.send_robust(
-        mapper.class_,
+        sender,
         receiver=receiver.fn,
         signal=signal,
         instance=instance,
@@ -349,8 +365,13 @@ def _call_back(session: Session, fn: Callable[[], Any], what: str) -> None:
         logger.exception("%s: callback %r failed", what, fn)
 
 
-def receivers_of(effect: Effect, on: Call) -> Iterator[tuple[ModelSignal, Receiver]]:
+def receivers_of(effect: Effect | Executed, on: Call) -> Iterator[tuple[Signal, Receiver]]:
     """Who is to be called for a net effect, in order, and by which signal."""
+    if isinstance(effect, Executed):
+        for receiver in post_bulk.table.lookup(effect.sender, on):
+            if was_audible(post_bulk, effect.sender, receiver, (effect.mutes,)):
+                yield post_bulk, receiver
+        return
     signal = post_delete if effect.kind is DELETED else post_save
     mapper = state_of(effect.instance).manager.mapper
     for receiver in signal.table.lookup(mapper.class_, on):

@@ -33,6 +33,9 @@ _OF_SESSION: Final = {
 }
 GUARDED_BEFORE: Final = {"begin_nested": _SAVEPOINT}
 """Also forbidden in ``pre_*``: rolled back, the savepoint would expunge what is to be flushed."""
+_OF_SESSION_IN_BULK: Final = {name: why for name, why in _OF_SESSION.items() if name != "flush"}
+_IN_FLUSH: Final = "was called inside a flush receiver; the flush is not finished"
+_BULK: Final = "was called inside a receiver of a statement; its caller is not finished"
 _OF_TRANSACTION: Final = {"commit": _COMMIT, "rollback": _ROLLBACK, "close": _CLOSE}
 
 
@@ -51,12 +54,26 @@ def guarded(session: Session, more: Mapping[str, str] = MappingProxyType({})) ->
 
 
 @contextmanager
-def _shadowed(owner: Any, kind: str, remedies: dict[str, str]) -> Iterator[None]:
+def guarded_bulk(session: Session) -> Iterator[None]:
+    """The same around a statement about many rows, where a flush does no harm."""
+    with ExitStack() as stack:
+        stack.enter_context(_shadowed(session, "Session", _OF_SESSION_IN_BULK, _BULK))
+        for transaction in {session.get_transaction(), session.get_nested_transaction()} - {None}:
+            stack.enter_context(
+                _shadowed(transaction, "SessionTransaction", _OF_TRANSACTION, _BULK)
+            )
+        yield
+
+
+@contextmanager
+def _shadowed(
+    owner: Any, kind: str, remedies: dict[str, str], where: str = _IN_FLUSH
+) -> Iterator[None]:
     own: dict[str, Any] = owner.__dict__
     before = {name: own[name] for name in remedies if name in own}
     own.update(
         {
-            name: _forbidden(f"{kind}.{name}()", remedy, owner if name == "flush" else None)
+            name: _forbidden(f"{kind}.{name}() {where}", remedy, owner if name == "flush" else None)
             for name, remedy in remedies.items()
             if hasattr(owner, name)
         }
@@ -73,9 +90,7 @@ def _forbidden(call: str, remedy: str, flushing: Session | None) -> Callable[...
     def forbidden(*args: Any, **kwargs: Any) -> None:
         if flushing is not None and keep_flushing(flushing):
             return  # a query after bulk_save_objects() and the like: it would autoflush
-        error = SessionInFlushError(
-            f"{call} was called inside a flush receiver; the flush is not finished"
-        )
+        error = SessionInFlushError(call)
         error.add_note(f"Remedy: {remedy}.")
         raise error
 

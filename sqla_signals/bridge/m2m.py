@@ -93,6 +93,8 @@ class Found(NamedTuple):
     relationship: Side
     state: State
     other: State
+    held: tuple[Any, Any]
+    """The two instances; nothing else may hold what was loaded to delete it."""
 
 
 class Group(NamedTuple):
@@ -159,7 +161,10 @@ class M2M:
                     if _own_columns(relationship) == _own_columns(first)
                     else (other, state)
                 )
-                rows.setdefault(Row(first, *ends, added), Found(relationship, state, other))
+                if Row(first, *ends, not added) not in rows:
+                    held = state.obj(), other.obj()
+                    found = Found(relationship, state, other, held)
+                    rows.setdefault(Row(first, *ends, added), found)
         return rows
 
     def _groups(self, rows: Iterable[Row]) -> list[tuple[Group, Sequence[Receiver], list[Row]]]:

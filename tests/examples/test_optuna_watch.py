@@ -182,7 +182,7 @@ def watched(path: Path) -> Iterator[tuple[optuna.storages.RDBStorage, Witness, H
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     witness, heard = Witness(path), Heard()
     with ExitStack() as stack:
-        stack.callback(sqla_signals.install().remove)
+        stack.callback(sqla_signals.install(bulk="ignore").remove)
         for signal, hear in (
             (pre_save, heard.pre),
             (pre_delete, heard.pre),

@@ -1,0 +1,204 @@
+"""Statements about many rows: ``pre_bulk`` and ``post_bulk``, and what is done where nobody hears.
+
+ORM-enabled ``insert()``, ``update()`` and ``delete()`` come to ``do_orm_execute``, those of
+``Query`` too. What each row has to hear of them is :mod:`.bulk_rows`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from sqlalchemy.exc import ResourceClosedError
+
+from .._sqlalchemy import dml_mapper, frames_outwards, may_skip_rows
+from ..dispatch import active_mutes, audible
+from ..errors import BulkBypassError, BulkBypassWarning, BulkOptionError
+from ..net import Executed
+from ..receivers import CALLS, PHASES
+from ..signals import post_bulk, post_delete, post_save, pre_bulk, pre_delete, pre_save
+from . import transactions
+from .bulk_insert import InsertedRows
+from .bulk_rows import Rows
+from .calls import Calls
+from .guard import guarded_bulk
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.engine import Result
+    from sqlalchemy.orm import Mapper, ORMExecuteState, Session
+
+Policy = Literal["warn", "ignore", "raise"]
+POLICIES: Final[tuple[Policy, ...]] = ("warn", "ignore", "raise")
+
+_SEEN: Final = "sqla_signals.seen"
+"""Execution option of a statement that one installation has taken care of."""
+_ROW_SIGNALS: Final = {
+    "insert": (pre_save, post_save),
+    "update": (pre_save, post_save),
+    "delete": (pre_delete, post_delete),
+}
+SIGNALS: Final = (pre_bulk, post_bulk, pre_save, post_save, pre_delete, post_delete)
+"""Without a receiver of one of these there is nothing to listen for."""
+
+
+def do_orm_execute(
+    context: ORMExecuteState, policy_for: Callable[[Session], Policy]
+) -> Result[Any] | None:
+    """Execute a statement that inserts, updates or deletes instances; ``None`` for any other."""
+    mapper = dml_mapper(context.statement)
+    if mapper is None or _SEEN in context.execution_options:
+        return None
+    context.update_execution_options(**{_SEEN: True})
+    mode = context.execution_options.get("signals")
+    if mode not in (None, "rows", "skip"):
+        raise BulkOptionError(
+            f'execution option signals={mode!r}: give "rows" for the signals of each row, or '
+            f'"skip" for none'
+        )
+    if mode == "skip":
+        return None
+    operation = _operation(context)
+    has_bulk = any(signal.has_receivers_for(mapper.class_) for signal in (pre_bulk, post_bulk))
+    if mode is None and not has_bulk:
+        _bypassed(context, mapper, operation, policy_for(context.session))
+        return None
+    rows = None
+    if mode == "rows" and _row_receivers(mapper, operation):
+        if context.statement.is_from_statement:
+            raise BulkOptionError(
+                'execution option signals="rows" does not work with from_statement(): execute the '
+                "statement itself, with returning()"
+            )
+        kind = InsertedRows if context.is_insert else Rows
+        rows = kind(context, mapper, Calls(context.session))
+    if rows is None and not has_bulk:
+        return None
+    token = object()
+    _open.add(token)
+    try:
+        return _execute(context, mapper, operation, rows)
+    finally:
+        _open.discard(token)
+
+
+_open: set[object] = set()
+
+
+def in_progress() -> bool:
+    """Whether any statement is being executed whose receivers are called."""
+    return bool(_open)
+
+
+def _operation(context: ORMExecuteState) -> str:
+    return "insert" if context.is_insert else "update" if context.is_update else "delete"
+
+
+def _execute(
+    context: ORMExecuteState, mapper: Mapper[Any], operation: str, rows: Rows | None
+) -> Result[Any]:
+    session, cls = context.session, mapper.class_
+    calls = Calls(session)
+    arguments = {
+        "operation": operation,
+        "statement": context.statement,
+        "parameters": context.parameters,
+        "using": session.get_bind(**context.bind_arguments),
+    }
+    receivers = audible(pre_bulk, cls, pre_bulk.table.lookup(cls))
+    if receivers:
+        with guarded_bulk(session):
+            for receiver in receivers:
+                calls.call(pre_bulk, receiver, cls, **arguments)
+    if rows is not None:
+        result, rowcount = rows.execute()
+    else:
+        # Of an INSERT, SQLAlchemy keeps the count of rows only if told to.
+        keep = {"preserve_rowcount": True}
+        result, rowcount = counted(context.invoke_statement(execution_options=keep), context)
+    arguments["rowcount"] = rowcount
+    receivers = audible(post_bulk, cls, post_bulk.table.lookup(cls))
+    try:
+        if any(post_bulk.table.lookup(cls, on) for on in PHASES if on != "flush"):
+            executed = Executed(cls, arguments, active_mutes())
+            transactions.frame_of(session).add_executed(executed)
+        if rows is not None:
+            rows.send_post()
+        if receivers:
+            with guarded_bulk(session):
+                for receiver in receivers:
+                    calls.call(post_bulk, receiver, cls, **arguments)
+    except BaseException:
+        # As after a flush whose post_* receivers raise: what was written must not be committed.
+        session.rollback()
+        raise
+    return result
+
+
+def counted(result: Result[Any], context: ORMExecuteState) -> tuple[Result[Any], int]:
+    """A result, and how many rows the statement has changed; -1 if the database does not tell."""
+    rowcount = getattr(result, "rowcount", None)
+    if rowcount is not None:
+        return result, rowcount
+    if _has_rows(result):
+        # RETURNING: some databases count the rows only once all were fetched.
+        frozen = result.freeze()
+        return frozen(), len(frozen.data)
+    parameters = context.parameters
+    many = parameters if isinstance(parameters, list) else [parameters]
+    return result, -1 if may_skip_rows(context.statement) else len(many)
+
+
+def _has_rows(result: Result[Any]) -> bool:
+    try:
+        return bool(result.keys())
+    except ResourceClosedError:  # of statements without RETURNING
+        return False
+
+
+def _row_receivers(mapper: Mapper[Any], operation: str) -> list[Any]:
+    """Who would hear of the rows, were they written by a flush; muted ones not."""
+    mappers = [mapper] if operation == "insert" else mapper.self_and_descendants
+    return [
+        receiver
+        for one in mappers
+        for signal in _ROW_SIGNALS[operation]
+        for on in CALLS
+        for receiver in audible(signal, one.class_, signal.table.lookup(one.class_, on))
+    ]
+
+
+def _bypassed(
+    context: ORMExecuteState, mapper: Mapper[Any], operation: str, policy: Policy
+) -> None:
+    if policy == "ignore":
+        return
+    receivers = _row_receivers(mapper, operation)
+    if not receivers:
+        return
+    names = ", ".join(dict.fromkeys(str(receiver) for receiver in receivers[:3]))
+    more = f" and {len(receivers) - 3} more" if len(receivers) > 3 else ""
+    message = (
+        f"{operation}({mapper.class_.__name__}) bypasses the unit of work, so "
+        f"{'/'.join(signal.name for signal in _ROW_SIGNALS[operation])} are not sent to "
+        f'{names}{more}. Execute it with execution_options={{"signals": "rows"}} to send them for '
+        f'each row, with {{"signals": "skip"}} if it is meant to be silent, or connect a receiver '
+        f'to post_bulk. install(bulk="ignore") turns this off.'
+    )
+    if policy == "raise":
+        raise BulkBypassError(message)
+    for frame in frames_outwards(inspect.currentframe()):
+        module = frame.f_globals.get("__name__", "")
+        if module.partition(".")[0] not in ("sqlalchemy", "sqla_signals"):
+            warnings.warn_explicit(
+                message,
+                BulkBypassWarning,
+                frame.f_code.co_filename,
+                frame.f_lineno,
+                module,
+                frame.f_globals.setdefault("__warningregistry__", {}),
+            )
+            return
+    warnings.warn(message, BulkBypassWarning, stacklevel=2)

@@ -1,0 +1,866 @@
+"""``{"signals": "rows"}``: the rows told of are just those that triggers saw."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, bindparam, delete, func, insert, select, text, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import Session, aliased, with_loader_criteria
+from sqlalchemy.orm.exc import StaleDataError
+
+import sqla_signals
+from sqla_signals import UNSET, BulkOptionError, Change, post_save, pre_save
+from tests.contract.observing import asynchronous, rows
+
+from .shop import Clerk, Customer, Employee, Heard, Manager, Order, Seat, Stamped, witnessed
+
+ROWS: Any = {"signals": "rows"}
+
+
+def fill(session: Session) -> None:
+    """Five orders of two customers, committed; nothing of it is heard."""
+    session.add_all([Customer(id=1, name="ada"), Customer(id=2, name="bob")])
+    session.flush()
+    session.add_all(
+        [
+            Order(id=key, number=key * 10, status="open", total=key, customer_id=1 + key % 2)
+            for key in range(1, 6)
+        ]
+    )
+    session.commit()
+    witnessed(session)
+    session.commit()
+
+
+def told(session: Session, heard: Heard, *tables: str) -> list[tuple[str, str]]:
+    """What was told of before and after, which must be what the triggers saw."""
+    seen = witnessed(session, *tables)
+    assert heard.rows("post") == seen
+    assert heard.rows("pre") == seen
+    return seen
+
+
+def updates(*keys: int) -> list[tuple[str, str]]:
+    return [("update", str(key)) for key in keys]
+
+
+# -- update --------------------------------------------------------------------------------------
+
+
+SYNCHRONIZE = ["auto", "evaluate", "fetch", False]
+
+
+@pytest.mark.parametrize("synchronize", SYNCHRONIZE)
+@pytest.mark.parametrize("loaded", [True, False], ids=["loaded", "unloaded"])
+def test_update(session: Session, synchronize: Any, loaded: bool):
+    """Each matched row has its pre_save and post_save, with the old and the new value."""
+    fill(session)
+    held = session.scalars(select(Order)).all() if loaded else []
+    heard = Heard().connect(Order)
+    result = session.execute(
+        update(Order).where(Order.id > 3).values(status="paid"),
+        execution_options={**ROWS, "synchronize_session": synchronize},
+    )
+    assert result.rowcount == 2
+    assert told(session, heard) == updates(4, 5)
+    for call in [*heard.of("pre_save"), *heard.of("post_save")]:
+        assert call["changes"] == {"status": Change("open", "paid")}
+        assert call["update_fields"] == {"status"}
+        assert call["created"] is False
+        assert call["raw"] is False
+        assert call["using"] is session.bind
+        assert call["session"] is session
+        assert call["sender"] is Order
+    assert [call["seen"]["status"] for call in heard.of("post_save")] == ["paid", "paid"]
+    assert heard.statements == ["pre_bulk update Order", "post_bulk update Order 2"]
+    assert all(session.get(Order, order.id) is order for order in held)
+    assert rows(session, Order.status) == ["open"] * 3 + ["paid"] * 2
+
+
+@pytest.mark.parametrize("synchronize", SYNCHRONIZE)
+def test_update_with_an_expression(session: Session, synchronize: Any):
+    """What the database computes is not known before, and is read for after."""
+    fill(session)
+    heard = Heard().connect(Order)
+    session.execute(
+        update(Order).where(Order.id == 2).values(total=Order.total * 10, status="x"),
+        execution_options={**ROWS, "synchronize_session": synchronize},
+    )
+    assert told(session, heard) == updates(2)
+    (before,), (after,) = heard.of("pre_save"), heard.of("post_save")
+    assert before["changes"] == {"total": Change(2, UNSET), "status": Change("open", "x")}
+    assert after["changes"] == {"total": Change(2, 20), "status": Change("open", "x")}
+    assert after["seen"]["total"] == 20
+
+
+def test_update_that_matches_nothing(session: Session):
+    """No row, no signal of rows; the statement itself is told of."""
+    fill(session)
+    heard = Heard().connect(Order)
+    result = session.execute(
+        update(Order).where(Order.id > 99).values(status="x"), execution_options=ROWS
+    )
+    assert result.rowcount == 0
+    assert told(session, heard) == []
+    assert heard.statements == ["pre_bulk update Order", "post_bulk update Order 0"]
+
+
+def test_update_to_the_value_that_is_there(session: Session):
+    """The row gets an UPDATE, so it was saved; nothing has changed."""
+    fill(session)
+    heard = Heard().connect(Order)
+    session.execute(
+        update(Order).where(Order.id == 1).values(status="open"), execution_options=ROWS
+    )
+    assert told(session, heard) == updates(1)
+    (call,) = heard.of("post_save")
+    assert call["changes"] == {}
+    assert call["update_fields"] == {"status"}
+
+
+def test_fields_choose_by_what_has_changed(session: Session):
+    """A receiver with fields= hears only of rows in which one of them has changed."""
+    fill(session)
+    session.execute(update(Order).where(Order.id == 1).values(status="paid"))
+    heard = Heard()
+    post_save.connect(heard, Order, fields={"status"})
+    session.execute(update(Order).values(status="paid", total=0), execution_options=ROWS)
+    assert [key for _, key in heard.rows("post")] == ["2", "3", "4", "5"]
+
+
+def test_update_with_a_condition_on_another_table(session: Session):
+    """Joined with another table, a row is told of once."""
+    fill(session)
+    session.add_all([Customer(id=3, name="ada"), Customer(id=4, name="ada")])
+    session.flush()
+    witnessed(session)
+    heard = Heard().connect(Order)
+    session.execute(
+        update(Order)
+        .where(Order.customer_id <= Customer.id, Customer.name == "ada", Order.total > 2)
+        .values(status="paid"),
+        execution_options={**ROWS, "synchronize_session": False},
+    )
+    assert told(session, heard) == updates(3, 4, 5)
+
+
+def test_update_with_a_subquery(session: Session):
+    """A condition that selects."""
+    fill(session)
+    heard = Heard().connect(Order)
+    ada = select(Customer.id).where(Customer.name == "ada").scalar_subquery()
+    session.execute(
+        update(Order).where(Order.customer_id == ada).values(status="x"), execution_options=ROWS
+    )
+    assert told(session, heard) == updates(2, 4)
+
+
+def test_update_of_an_alias(session: Session):
+    """An alias stands for its class."""
+    fill(session)
+    heard = Heard().connect(Order)
+    other = aliased(Order)
+    session.execute(
+        update(other).where(other.id == 2).values(status="x"),
+        execution_options={**ROWS, "synchronize_session": False},
+    )
+    assert told(session, heard) == updates(2)
+
+
+def test_update_with_parameters(session: Session):
+    """Values and bound parameters given to execute()."""
+    fill(session)
+    heard = Heard().connect(Order)
+    session.execute(
+        update(Order).where(Order.id == bindparam("key")).values(status=bindparam("new")),
+        {"key": 2, "new": "x"},
+        execution_options={**ROWS, "synchronize_session": False},
+    )
+    assert told(session, heard) == updates(2)
+    assert heard.of("post_save")[0]["changes"] == {"status": Change("open", "x")}
+
+
+def test_update_with_ordered_values(session: Session):
+    """``ordered_values()`` sets as ``values()`` does."""
+    fill(session)
+    heard = Heard().connect(Order)
+    session.execute(
+        update(Order).where(Order.id == 2).ordered_values((Order.status, "x"), (Order.total, 5)),
+        execution_options=ROWS,
+    )
+    assert told(session, heard) == updates(2)
+    assert heard.of("post_save")[0]["update_fields"] == {"status", "total"}
+
+
+def test_update_with_returning(session: Session):
+    """The caller gets what they asked for."""
+    fill(session)
+    heard = Heard().connect(Order)
+    statement = update(Order).where(Order.id < 3).values(status="x").returning(Order.id, Order)
+    found = session.execute(statement, execution_options=ROWS).all()
+    assert sorted(row[0] for row in found) == [1, 2]
+    assert all(row[1] is session.get(Order, row[0]) for row in found)
+    assert told(session, heard) == updates(1, 2)
+
+
+def test_update_with_loader_criteria(session: Session):
+    """Options that restrict the statement restrict the rows told of."""
+    fill(session)
+    heard = Heard().connect(Order)
+    session.execute(
+        update(Order).values(status="x").options(with_loader_criteria(Order, Order.total == 3)),
+        execution_options=ROWS,
+    )
+    assert told(session, heard) == updates(3)
+
+
+def test_query_update_and_delete(session: Session):
+    """The legacy methods take the execution option too."""
+    fill(session)
+    heard = Heard().connect(Order)
+    query = session.query(Order).execution_options(**ROWS)
+    assert query.filter(Order.id > 3).update({"status": "x"}) == 2
+    assert told(session, heard) == updates(4, 5)
+    heard.clear()
+    assert query.filter(Order.id > 3).delete() == 2
+    assert told(session, heard) == [("delete", "4"), ("delete", "5")]
+    assert heard.statements == ["pre_bulk delete Order", "post_bulk delete Order 2"]
+
+
+def test_update_writes_onupdate_columns_along(session: Session):
+    """A Python-side onupdate is among the fields and the changes."""
+    session.add(Stamped(id=1, name="a"))
+    session.commit()
+    witnessed(session)
+    heard = Heard().connect(Stamped)
+    session.execute(update(Stamped).values(name="b"), execution_options=ROWS)
+    assert told(session, heard) == updates(1)
+    (call,) = heard.of("post_save")
+    assert call["update_fields"] == {"name", "writes"}
+    assert call["changes"] == {"name": Change("a", "b"), "writes": Change(0, 7)}
+
+
+def test_update_of_a_primary_key_is_refused(session: Session):
+    """Rows whose key changes cannot be found again."""
+    fill(session)
+    heard = Heard().connect(Order)
+    with pytest.raises(BulkOptionError, match="primary key"):
+        session.execute(update(Order).where(Order.id == 1).values(id=99), execution_options=ROWS)
+    assert witnessed(session) == heard.rows("pre") == []
+
+
+def test_a_key_of_several_columns(session: Session):
+    """Update, delete and insert."""
+    heard = Heard().connect(Seat)
+    session.execute(
+        insert(Seat), [{"row": 1, "number": n} for n in (1, 2, 3)], execution_options=ROWS
+    )
+    assert told(session, heard) == [("insert", f"1 {n}") for n in (1, 2, 3)]
+    heard.clear()
+    session.execute(update(Seat).where(Seat.number > 1).values(taken="x"), execution_options=ROWS)
+    assert told(session, heard) == [("update", "1 2"), ("update", "1 3")]
+    heard.clear()
+    session.execute(delete(Seat).where(Seat.taken == "x"), execution_options=ROWS)
+    assert told(session, heard) == [("delete", "1 2"), ("delete", "1 3")]
+
+
+def test_more_rows_than_a_statement_takes_parameters(session: Session):
+    """The keys are written into the statement then."""
+    session.execute(insert(Order), [{"id": key, "status": "open"} for key in range(1, 2501)])
+    witnessed(session)
+    heard = Heard().connect(Order)
+    session.execute(update(Order).values(status="x"), execution_options=ROWS)
+    assert len(told(session, heard)) == 2500
+
+
+# -- update by primary key -----------------------------------------------------------------------
+
+
+def test_update_by_primary_key(session: Session):
+    """A list of parameters: each row with its own values."""
+    fill(session)
+    heard = Heard().connect(Order)
+    session.execute(
+        update(Order),
+        [{"id": 1, "status": "a"}, {"id": 2, "status": "b", "total": 9}],
+        execution_options=ROWS,
+    )
+    assert told(session, heard) == updates(1, 2)
+    assert [call["changes"] for call in heard.of("post_save")] == [
+        {"status": Change("open", "a")},
+        {"status": Change("open", "b"), "total": Change(2, 9)},
+    ]
+    assert [call["update_fields"] for call in heard.of("post_save")] == [
+        {"status"},
+        {"status", "total"},
+    ]
+    assert heard.statements == ["pre_bulk update Order", "post_bulk update Order 2"]
+
+
+def test_update_by_primary_key_of_a_missing_row(session: Session):
+    """As without signals: an error, before anything is written."""
+    fill(session)
+    heard = Heard().connect(Order)
+    with pytest.raises(StaleDataError):
+        session.execute(
+            update(Order),
+            [{"id": 1, "status": "a"}, {"id": 99, "status": "b"}],
+            execution_options=ROWS,
+        )
+    assert heard.rows("post") == witnessed(session) == []
+
+
+def test_update_by_primary_key_with_a_condition(session: Session):
+    """Rows that do not meet it are neither changed nor told of."""
+    fill(session)
+    heard = Heard().connect(Order)
+    session.execute(
+        update(Order).where(Order.total > 1),
+        [{"id": 1, "status": "a"}, {"id": 2, "status": "b"}, {"id": 99, "status": "c"}],
+        execution_options={**ROWS, "synchronize_session": None},
+    )
+    assert told(session, heard) == updates(2)
+
+
+# -- delete --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("synchronize", SYNCHRONIZE)
+@pytest.mark.parametrize("loaded", [True, False], ids=["loaded", "unloaded"])
+def test_delete(session: Session, synchronize: Any, loaded: bool):
+    """Each deleted row has its pre_delete and post_delete, and can be read."""
+    fill(session)
+    if loaded:
+        for order in session.scalars(select(Order)):
+            session.expire(order, ["status"])
+    heard = Heard().connect(Order)
+    result = session.execute(
+        delete(Order).where(Order.id > 3),
+        execution_options={**ROWS, "synchronize_session": synchronize},
+    )
+    assert result.rowcount == 2
+    assert told(session, heard) == [("delete", "4"), ("delete", "5")]
+    for call in heard.of("post_delete"):
+        assert call["seen"]["status"] == "open"
+        assert call["origin"] is None
+        assert call["using"] is session.bind
+    assert heard.statements == ["pre_bulk delete Order", "post_bulk delete Order 2"]
+    assert rows(session, Order.id) == [1, 2, 3]
+
+
+def test_delete_with_a_condition_on_another_table(session: Session):
+    """Of another table, by a subquery."""
+    fill(session)
+    heard = Heard().connect(Order)
+    session.execute(
+        delete(Order).where(
+            Order.customer_id.in_(select(Customer.id).where(Customer.name == "bob"))
+        ),
+        execution_options=ROWS,
+    )
+    assert told(session, heard) == [("delete", "1"), ("delete", "3"), ("delete", "5")]
+
+
+def test_delete_with_returning(session: Session):
+    """The caller gets the rows."""
+    fill(session)
+    heard = Heard().connect(Order)
+    found = session.execute(
+        delete(Order).where(Order.id < 3).returning(Order.id), execution_options=ROWS
+    )
+    assert sorted(found.scalars()) == [1, 2]
+    assert told(session, heard) == [("delete", "1"), ("delete", "2")]
+
+
+# -- insert --------------------------------------------------------------------------------------
+
+
+def test_insert_with_a_list(session: Session):
+    """Each row has its pre_save, with the values given, and its post_save, with all."""
+    heard = Heard().connect(Order)
+    session.execute(
+        insert(Order), [{"id": 1, "status": "a"}, {"id": 2, "total": 5}], execution_options=ROWS
+    )
+    assert told(session, heard) == [("insert", "1"), ("insert", "2")]
+    before, after = heard.of("pre_save"), heard.of("post_save")
+    assert [call["changes"] for call in before] == [
+        {"id": Change(UNSET, 1), "status": Change(UNSET, "a")},
+        {"id": Change(UNSET, 2), "total": Change(UNSET, 5)},
+    ]
+    assert after[0]["changes"]["status"] == Change(UNSET, "a")
+    assert after[0]["changes"]["total"] == Change(UNSET, None)
+    assert {call["update_fields"] for call in (*before, *after)} == {None}
+    assert after[0]["instance"] is session.get(Order, 1)
+    assert heard.statements == ["pre_bulk insert Order", "post_bulk insert Order 2"]
+
+
+def test_insert_with_generated_keys(session: Session):
+    """Keys that the database generates are there in post_save."""
+    heard = Heard().connect(Order)
+    session.execute(insert(Order), [{"status": "a"}, {"status": "b"}], execution_options=ROWS)
+    assert heard.rows("post") == witnessed(session) == [("insert", "1"), ("insert", "2")]
+    assert [call["seen"].get("id") for call in heard.of("pre_save")] == [None, None]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        insert(Order).values(id=1, status="a"),
+        insert(Order).values([{"id": 1, "status": "a"}]),
+        insert(Order).values({Order.id: 1, Order.status: "a"}),
+        insert(Order).values(id=1, status=func.lower("A")),
+    ],
+    ids=["values", "list", "attributes", "expression"],
+)
+def test_insert_with_values(session: Session, statement: Any):
+    """However the values are given."""
+    heard = Heard().connect(Order)
+    result = session.execute(statement, execution_options=ROWS)
+    assert result.rowcount == 1
+    assert told(session, heard) == [("insert", "1")]
+    assert heard.of("post_save")[0]["changes"]["status"] == Change(UNSET, "a")
+
+
+def test_insert_with_returning(session: Session):
+    """The caller gets what they asked for, as often as rows."""
+    heard = Heard().connect(Order)
+    result = session.execute(
+        insert(Order).returning(Order.status, Order),
+        [{"id": 1, "status": "a"}, {"id": 2, "status": "b"}],
+        execution_options=ROWS,
+    )
+    found = result.all()
+    assert [row.status for row in found] == ["a", "b"]
+    assert [row.Order for row in found] == [session.get(Order, 1), session.get(Order, 2)]
+    assert told(session, heard) == [("insert", "1"), ("insert", "2")]
+    scalars = session.scalars(
+        insert(Order).values(id=3).returning(Order), execution_options=ROWS
+    ).all()
+    assert scalars == [session.get(Order, 3)]
+
+
+def test_insert_from_select(session: Session):
+    """What rows it will insert is not known before; after it they are told of."""
+    fill(session)
+    heard = Heard().connect(Order)
+    session.execute(
+        insert(Order).from_select(["id", "state"], select(Order.id + 10, Order.status)),
+        execution_options=ROWS,
+    )
+    assert heard.rows("pre") == []
+    assert heard.rows("post") == witnessed(session)
+    assert len(heard.rows("post")) == 5
+
+
+def upsert(session: Session) -> Any:
+    """The insert() of the dialect."""
+    dialect = sqlite if session.get_bind().dialect.name == "sqlite" else postgresql
+    return dialect.insert(Order)
+
+
+def test_upsert_that_updates(session: Session):
+    """Rows that are in the way are updated and say so, the others are created."""
+    fill(session)
+    held = session.get(Order, 2)
+    heard = Heard().connect(Order)
+    statement = upsert(session)
+    statement = statement.on_conflict_do_update(
+        index_elements=["number"], set_={"state": statement.excluded.state}
+    )
+    session.execute(
+        statement,
+        [{"id": 8, "number": 20, "status": "x"}, {"id": 9, "number": 90, "status": "y"}],
+        execution_options=ROWS,
+    )
+    assert told(session, heard) == [("insert", "9"), ("update", "2")]
+    (updated,) = [call for call in heard.of("post_save") if not call["created"]]
+    assert updated["instance"] is held
+    assert updated["changes"] == {"status": Change("open", "x")}
+    assert updated["update_fields"] == {"status"}
+    assert updated["seen"]["status"] == "x"
+    assert heard.statements[1] == "post_bulk insert Order 2"
+
+
+def test_upsert_that_does_nothing(session: Session):
+    """Rows that are in the way are left alone, and not told of."""
+    fill(session)
+    heard = Heard().connect(Order)
+    session.execute(
+        upsert(session).on_conflict_do_nothing(index_elements=["number"]),
+        [{"id": 8, "number": 20}, {"id": 9, "number": 90}],
+        execution_options=ROWS,
+    )
+    assert told(session, heard) == [("insert", "9")]
+    assert heard.statements[1] == "post_bulk insert Order 1"
+
+
+def test_upsert_with_values_and_returning(session: Session):
+    """One row, given in values()."""
+    fill(session)
+    heard = Heard().connect(Order)
+    statement = upsert(session).values(number=20, status="x")
+    statement = statement.on_conflict_do_update(
+        index_elements=[Order.number], set_={"state": "y"}
+    ).returning(Order.id)
+    assert session.execute(statement, execution_options=ROWS).scalar_one() == 2
+    assert told(session, heard) == updates(2)
+
+
+def test_upsert_without_a_target(session: Session):
+    """PostgreSQL demands one for an update; where it is optional, the error says to give it."""
+    fill(session)
+    heard = Heard().connect(Order)
+    if session.get_bind().dialect.name == "sqlite":
+        statement = upsert(session).values(number=20).on_conflict_do_update(set_={"state": "y"})
+        with pytest.raises(BulkOptionError, match="index_elements"):
+            session.execute(statement, execution_options=ROWS)
+        assert witnessed(session) == []
+        heard.clear()
+    session.execute(
+        upsert(session).on_conflict_do_nothing(),
+        [{"id": 8, "number": 20}, {"id": 9, "number": 90}],
+        execution_options=ROWS,
+    )
+    assert heard.rows("post") == witnessed(session) == [("insert", "9")]
+
+
+# -- inheritance ---------------------------------------------------------------------------------
+
+
+def staff(session: Session) -> None:
+    """One of each."""
+    session.add_all(
+        [
+            Employee(id=1, name="e"),
+            Manager(id=2, name="m", budget=1),
+            Clerk(id=3, name="c"),
+            Manager(id=4, name="n", budget=2),
+        ]
+    )
+    session.commit()
+    witnessed(session)
+    session.commit()
+
+
+def test_update_of_the_base_of_a_hierarchy(session: Session):
+    """Each instance is told of as what it is."""
+    staff(session)
+    heard = Heard().connect()
+    session.execute(update(Employee).values(name="x"), execution_options=ROWS)
+    assert told(session, heard) == updates(1, 2, 3, 4)
+    assert [call["sender"] for call in heard.of("post_save")] == [
+        Employee,
+        Manager,
+        Clerk,
+        Manager,
+    ]
+    assert {type(call["instance"]) is call["sender"] for call in heard.of("post_save")} == {True}
+
+
+def test_update_of_a_joined_subclass(session: Session):
+    """Of the table that it writes."""
+    staff(session)
+    heard = Heard().connect(Manager)
+    session.execute(update(Manager).where(Manager.id == 4).values(budget=9), execution_options=ROWS)
+    assert told(session, heard) == updates(4)
+    assert heard.of("post_save")[0]["changes"] == {"budget": Change(2, 9)}
+
+
+def test_update_of_a_single_table_subclass(session: Session):
+    """Rows of other classes in the same table are not touched."""
+    staff(session)
+    heard = Heard().connect(Employee, propagate=True)
+    session.execute(update(Clerk).values(name="x"), execution_options=ROWS)
+    assert told(session, heard) == updates(3)
+
+
+def test_update_by_primary_key_of_a_joined_subclass(session: Session):
+    """It writes both tables: one event."""
+    staff(session)
+    heard = Heard().connect(Manager)
+    session.execute(update(Manager), [{"id": 2, "name": "x", "budget": 9}], execution_options=ROWS)
+    assert told(session, heard, "managers") == updates(2)
+    assert heard.of("post_save")[0]["changes"] == {
+        "name": Change("m", "x"),
+        "budget": Change(1, 9),
+    }
+
+
+def test_insert_of_a_joined_subclass(session: Session):
+    """It writes both tables: one event."""
+    heard = Heard().connect(Manager)
+    session.execute(
+        insert(Manager),
+        [{"id": 1, "name": "a", "budget": 1}, {"id": 2, "name": "b", "budget": 2}],
+        execution_options=ROWS,
+    )
+    assert told(session, heard, "managers") == [("insert", "1"), ("insert", "2")]
+    assert [call["instance"].budget for call in heard.of("post_save")] == [1, 2]
+
+
+def test_delete_of_the_base_of_a_hierarchy(session: Session):
+    """The rows of the joined table go by ON DELETE CASCADE; one event for each instance."""
+    staff(session)
+    heard = Heard().connect()
+    session.execute(delete(Employee).where(Employee.id < 3), execution_options=ROWS)
+    assert told(session, heard, "employees") == [("delete", "1"), ("delete", "2")]
+    assert [call["sender"] for call in heard.of("post_delete")] == [Employee, Manager]
+
+
+# -- in between ----------------------------------------------------------------------------------
+
+
+def test_rows_inserted_in_between_by_another_connection(shop: Engine):
+    """A row that would match but came after the rows were looked up stays as it is."""
+    installation = sqla_signals.install(bulk="raise")
+    inserted = threading.Event()
+
+    def insert_another() -> None:
+        with shop.connect() as connection:
+            connection.execute(insert(Order.__table__).values(id=77, number=77, state="open"))
+            connection.commit()
+        inserted.set()
+
+    with Session(shop) as session:
+        fill(session)
+        heard = Heard().connect(Order)
+
+        def in_between(sender: Any, signal: Any, **kwargs: Any) -> None:
+            if signal is pre_save and not inserted.is_set():
+                thread = threading.Thread(target=insert_another)
+                thread.start()
+                thread.join()
+
+        if shop.dialect.name == "postgresql":
+            heard.meddle = in_between  # SQLite has locked the whole database by then
+        session.execute(
+            update(Order).where(Order.status == "open").values(status="x"), execution_options=ROWS
+        )
+        seen = [one for one in witnessed(session) if one[0] == "update"]
+        assert heard.rows("pre") == heard.rows("post") == seen == updates(1, 2, 3, 4, 5)
+        session.commit()
+        if shop.dialect.name == "postgresql":
+            assert session.get_one(Order, 77).status == "open"
+    installation.remove()
+
+
+def test_sqlite_is_locked_before_the_rows_are_looked_up(session: Session, statements: list[str]):
+    """By an UPDATE of no row, so that nobody can write in between."""
+    if session.get_bind().dialect.name != "sqlite":
+        pytest.skip("others lock the rows")
+    fill(session)
+    Heard().connect(Order)
+    del statements[:]
+    session.execute(update(Order).values(status="x"), execution_options=ROWS)
+    first = statements[0]
+    assert first.startswith("UPDATE orders SET id=orders.id")
+    assert first.endswith("WHERE 0 = 1")
+
+
+def test_the_rows_are_locked(session: Session, statements: list[str]):
+    """Only those of the table that is written."""
+    if session.get_bind().dialect.name == "sqlite":
+        pytest.skip("SQLite knows no row locks")
+    staff(session)
+    Heard().connect(Manager)
+    del statements[:]
+    session.execute(update(Manager).values(budget=0), execution_options=ROWS)
+    assert statements[0].endswith("FOR UPDATE OF managers")
+
+
+def test_pending_changes_are_flushed_first(session: Session):
+    """With signals of their own, as by any query."""
+    fill(session)
+    session.get_one(Order, 1).total = 100
+    heard = Heard().connect(Order)
+    session.execute(
+        update(Order).where(Order.total == 100).values(status="x"), execution_options=ROWS
+    )
+    seen = witnessed(session)
+    assert heard.rows("pre") == heard.rows("post") == seen == [*updates(1), *updates(1)]
+    changes = [call["changes"] for call in heard.of("post_save")]
+    assert changes == [{"total": Change(1, 100)}, {"status": Change("open", "x")}]
+
+
+def test_a_pre_receiver_changes_which_rows_match(session: Session):
+    """Told of after are the rows that the statement has really changed."""
+    fill(session)
+    heard = Heard().connect(Order)
+
+    def meddle(sender: Any, **kwargs: Any) -> None:
+        if kwargs["signal"] is pre_save and kwargs["instance"].id == 2:
+            kwargs["instance"].total = 0
+
+    heard.meddle = meddle
+    session.execute(
+        update(Order).where(Order.total.between(1, 3)).values(status="x"),
+        execution_options={**ROWS, "synchronize_session": False},
+    )
+    # The receiver's own change of order 2 was flushed, with its own signals.
+    assert heard.rows("post") == witnessed(session) == updates(1, 2, 3)
+    assert [(call["instance"].id, set(call["changes"])) for call in heard.of("post_save")] == [
+        (2, {"total"}),
+        (1, {"status"}),
+        (3, {"status"}),
+    ]
+    assert rows(session, Order.status) == ["open"] * 3 + ["x"] * 2
+
+
+def test_raising_in_pre_save_vetoes_the_statement(session: Session):
+    """Nothing was executed, and the session goes on."""
+    fill(session)
+    heard = Heard().connect(Order)
+
+    def refuse(sender: Any, **kwargs: Any) -> None:
+        if kwargs["signal"] is pre_save and kwargs["instance"].id == 2:
+            raise ValueError("no")
+
+    heard.meddle = refuse
+    with pytest.raises(ValueError, match="no"):
+        session.execute(update(Order).values(status="x"), execution_options=ROWS)
+    assert witnessed(session) == heard.rows("post") == []
+    assert heard.statements == ["pre_bulk update Order"]
+    session.execute(update(Order).values(status="x"), execution_options={"signals": "skip"})
+    assert witnessed(session) == updates(1, 2, 3, 4, 5)
+
+
+def test_raising_in_post_save_rolls_back(session: Session):
+    """What the statement has written cannot be committed by mistake."""
+    fill(session)
+    heard = Heard().connect(Order)
+
+    def refuse(sender: Any, **kwargs: Any) -> None:
+        if kwargs["signal"] is post_save:
+            raise ValueError("no")
+
+    heard.meddle = refuse
+    with pytest.raises(ValueError, match="no"):
+        session.execute(update(Order).values(status="x"), execution_options=ROWS)
+    session.commit()
+    assert rows(session, Order.status) == ["open"] * 5
+
+
+def test_a_statement_that_fails_tells_nothing_after_it(session: Session):
+    """A pre_ signal and an exception."""
+    fill(session)
+    heard = Heard().connect(Order)
+    with pytest.raises(SQLAlchemyError):
+        session.execute(update(Order).where(Order.id < 3).values(number=30), execution_options=ROWS)
+    session.rollback()
+    assert heard.rows("pre") == updates(1, 2)
+    assert heard.rows("post") == witnessed(session) == []
+    assert heard.statements == ["pre_bulk update Order"]
+
+
+@pytest.mark.parametrize("how", ["list", "dict", "values"])
+def test_a_pre_receiver_assigns_to_a_row_to_be_inserted(session: Session, how: str):
+    """What it assigns is inserted."""
+    heard = Heard().connect(Order)
+
+    def number(sender: Any, **kwargs: Any) -> None:
+        if kwargs["signal"] is pre_save:
+            kwargs["instance"].number = kwargs["instance"].id * 100
+
+    heard.meddle = number
+    if how == "list":
+        session.execute(insert(Order), [{"id": 1}, {"id": 2}], execution_options=ROWS)
+    elif how == "dict":
+        session.execute(insert(Order), {"id": 1}, execution_options=ROWS)
+    else:
+        session.execute(insert(Order).values(id=1), execution_options=ROWS)
+    told(session, heard)
+    expected = [100, 200] if how == "list" else [100]
+    assert rows(session, Order.number) == expected
+    assert [call["seen"]["number"] for call in heard.of("post_save")] == expected
+
+
+def test_a_pre_receiver_cannot_assign_to_a_list_of_values(session: Session):
+    """The error says how the rows have to be given."""
+    heard = Heard().connect(Order)
+
+    def number(sender: Any, **kwargs: Any) -> None:
+        if kwargs["signal"] is pre_save:
+            kwargs["instance"].number = 1
+
+    heard.meddle = number
+    with pytest.raises(BulkOptionError, match="parameters"):
+        session.execute(insert(Order).values([{"id": 1}, {"id": 2}]), execution_options=ROWS)
+    assert witnessed(session) == []
+
+
+# -- afterwards ----------------------------------------------------------------------------------
+
+
+def test_commit_receivers_of_rows(session: Session):
+    """They hear of the net effect, whether it came by a flush or by a statement."""
+    fill(session)
+    session.add(Order(id=6, number=60, status="new"))
+    session.flush()
+    heard = Heard()
+    post_save.connect(heard, Order, on="commit", weak=False)
+    sqla_signals.post_delete.connect(heard, Order, on="commit", weak=False)
+    session.get_one(Order, 1).status = "a"
+    session.execute(
+        update(Order).where(Order.id.in_([1, 2])).values(status="b"), execution_options=ROWS
+    )
+    session.execute(insert(Order), [{"id": 7, "status": "x"}], execution_options=ROWS)
+    session.execute(update(Order).where(Order.id == 7).values(status="y"), execution_options=ROWS)
+    session.execute(delete(Order).where(Order.id == 3), execution_options=ROWS)
+    with session.begin_nested() as savepoint:
+        session.execute(
+            update(Order).where(Order.id == 5).values(status="z"), execution_options=ROWS
+        )
+        savepoint.rollback()
+    assert heard.calls == []
+    session.commit()
+    found = {}
+    for call in heard.calls:
+        assert call["session"] is not session
+        found[call["seen"]["id"]] = (
+            "deleted" if "origin" in call else (call["created"], call["seen"]["status"])
+        )
+    assert found == {1: (False, "b"), 2: (False, "b"), 7: (True, "y"), 3: "deleted"}
+    assert heard.calls[0]["changes"] == {"status": Change("open", "b")}
+
+
+def test_rollback_receivers_of_rows(session: Session):
+    """They hear of what was undone."""
+    fill(session)
+    heard = Heard()
+    post_save.connect(heard, Order, on="rollback", weak=False)
+    session.execute(update(Order).where(Order.id == 1).values(status="b"), execution_options=ROWS)
+    session.rollback()
+    assert [call["changes"] for call in heard.calls] == [{"status": Change("open", "b")}]
+    assert rows(session, Order.status) == ["open"] * 5
+
+
+@asynchronous
+async def test_rows_of_an_async_session(shop: Engine, async_engine: AsyncEngine):
+    """Async receivers are awaited and can read the instances, whatever is synchronized."""
+    with Session(shop) as setup:
+        fill(setup)
+    installation = sqla_signals.install(bulk="raise")
+    found = []
+
+    async def saved(sender: Any, instance: Order, signal: Any, session: Any, **kwargs: Any) -> None:
+        assert isinstance(session, AsyncSession)
+        number = (await session.execute(text("SELECT count(*) FROM orders"))).scalar_one()
+        found.append((signal.name, instance.id, instance.status, instance.total, number))
+
+    pre_save.connect(saved, Order)
+    post_save.connect(saved, Order)
+    async with AsyncSession(async_engine) as session:
+        for synchronize in SYNCHRONIZE:
+            del found[:]
+            await session.execute(
+                update(Order).where(Order.id == 1).values(status="x", total=Order.total + 1),
+                execution_options={**ROWS, "synchronize_session": synchronize},
+            )
+            assert found == [("pre_save", 1, "open", 1, 5), ("post_save", 1, "x", 2, 5)]
+            await session.rollback()
+    installation.remove()
