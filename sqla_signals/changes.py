@@ -68,6 +68,9 @@ class Changes(Mapping[str, Change]):
         return repr(dict(self))
 
 
+_NOTHING: Final = object()
+
+
 class NewRow(Mapping[str, Change]):
     """The same for a row that was inserted: every column attribute, ``old`` is :data:`UNSET`.
 
@@ -84,6 +87,15 @@ class NewRow(Mapping[str, Change]):
     def __getitem__(self, key: str) -> Change:
         absent = self._absent[key]
         return Change(UNSET, self._values.get(key, absent))
+
+    def other_than(self, known: Mapping[str, Any]) -> dict[str, Change]:
+        """Those whose new value is not the one in ``known``."""
+        values = self._values
+        return {
+            key: Change(UNSET, new)
+            for key, absent in self._absent.items()
+            if (new := values.get(key, absent)) is not known.get(key, _NOTHING)
+        }
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._absent)

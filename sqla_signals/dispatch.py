@@ -6,7 +6,7 @@ itself, so that a send needs no lock and sees the receivers there were when it b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -138,12 +138,14 @@ active_mutes: Callable[[], tuple[Any, ...]] = _mutes.get
 
 
 def was_audible(
-    signal: Signal, sender: Any, receiver: Receiver, occasions: Iterable[tuple[Any, ...]]
+    signal: Signal, sender: Any, receiver: Receiver, occasions: Collection[tuple[Any, ...]]
 ) -> bool:
     """Whether the receiver was not silenced on every occasion.
 
     :param occasions: :func:`active_mutes`, taken when each of the changes happened.
     """
+    if () in occasions:
+        return True
     return not all(
         any(mute.silences(signal, sender, receiver) for mute in mutes) for mutes in occasions
     )

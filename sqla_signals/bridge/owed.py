@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from .._sqlalchemy import is_clean, is_committing, state_of
 from ..mapping import outbox_of
-from ..net import Effect, Frame
+from ..net import DELETED, UPDATED, Effect, Frame, Kind
 from ..signals import post_delete, post_save
 from . import delivery, transactions
 
 if TYPE_CHECKING:
-    from sqlalchemy.orm import Session
+    from sqlalchemy.orm import Mapper, Session
 
 _WRITTEN: Final = "sqla_signals.owed"
 """Kept on the root transaction once its events are in the outbox."""
@@ -62,16 +62,32 @@ def flushed(session: Session, effects: Iterable[Effect]) -> None:
 def _write(session: Session, frame: Frame, effects: Iterable[Effect]) -> None:
     """One statement for each outbox and bind, which is one in all but unusual applications."""
     events: dict[tuple[Any, Any], list[Owed]] = {}
-    outboxes: dict[Any, Any] = {}  # by mapper
+    owing: dict[tuple[Mapper[Any], Kind], _Owing] = {}
     for effect in effects:
-        receivers = [receiver for _, receiver in delivery.receivers_of(effect, "durable")]
-        if receivers:
-            mapper = state_of(effect.instance).manager.mapper
-            outbox = outboxes.get(mapper)
-            if outbox is None:
-                outbox = outboxes[mapper] = outbox_of(mapper, receivers[0])
+        mapper = state_of(effect.instance).manager.mapper
+        found = owing.get((mapper, effect.kind))
+        if found is None:
+            found = owing[mapper, effect.kind] = _Owing(mapper, effect.kind)
+        names = found.names
+        if names and (found.has_filters or () not in effect.mutes):
+            names = [one.name for _, one in delivery.receivers_of(effect, "durable")]
+        if names:
             values = delivery.known_values(session, frame, effect)
-            names = [receiver.name for receiver in receivers]
-            events.setdefault((outbox, effect.source.using), []).append(Owed(effect, values, names))
-    for (outbox, using), owed in events.items():
-        outbox.write(session.connection(bind_arguments={"bind": using}), owed)
+            owed = events.setdefault((found.outbox, effect.source.using), [])
+            owed.append(Owed(effect, values, names))
+    for (outbox, using), of_outbox in events.items():
+        outbox.write(session.connection(bind_arguments={"bind": using}), of_outbox)
+
+
+class _Owing:
+    """What the effects of one kind on one class have in common."""
+
+    __slots__ = ("has_filters", "names", "outbox")
+
+    def __init__(self, mapper: Mapper[Any], kind: Kind) -> None:
+        signal = post_delete if kind is DELETED else post_save
+        receivers = signal.table.lookup(mapper.class_, "durable")
+        self.names: list[str] = [receiver.name for receiver in receivers]
+        """Of everybody, where nobody is muted."""
+        self.has_filters: bool = kind is UPDATED and any(one.fields for one in receivers)
+        self.outbox: Any = outbox_of(mapper, receivers[0]) if receivers else None

@@ -20,7 +20,7 @@ from sqlalchemy import PickleType, TypeDecorator
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.schema import Column
 
-from ..changes import UNSET, Change
+from ..changes import UNSET, Change, NewRow
 from ..errors import ReceiverOptionError, SignalsError
 from ..receivers import Receiver
 from .naming import model_name
@@ -236,16 +236,23 @@ def codec_of(mapper: Mapper[Any]) -> Codec:
 
 
 def encode_changes(
-    types: Types, changes: Mapping[str, Change], snapshot: Mapping[str, Any], created: bool
+    types: Types, changes: Mapping[str, Change], known: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """The changes as JSON. A value that is not known is left out.
 
-    :param created: what is as in the snapshot is left out altogether.
+    :param known: the values of a created row; what is as there is left out altogether.
     """
     secret = types.codec.secret
+    if known and secret:
+        known = {key: value for key, value in known.items() if key not in secret}
+    if isinstance(changes, NewRow):
+        changes = changes.other_than(known)
     encoded: dict[str, dict[str, Any]] = {}
     for key, (old, new) in changes.items():
-        if created and key not in secret and key in snapshot and new is snapshot[key]:
+        # What can be changed in place was copied, so it is not the same but equal.
+        if key in known and (
+            new is known[key] or (isinstance(new, dict | list) and new == known[key])
+        ):
             continue
         found = encoded[key] = {}
         if key not in secret:

@@ -82,7 +82,7 @@ class _Call:
         self.receiver: Receiver = find_receiver(message.receiver, self.signal)
         self.mapper: Mapper[Any] = find_mapper(message.model)
         self.outbox: Outbox = outbox_of(self.mapper, self.receiver)
-        self.types = Types(codec_of(self.mapper), message.data["types"])
+        self.types = Types(codec_of(self.mapper), message.data.get("types"))
         self.snapshot = {
             key: self.types.decode(key, value)
             for key, value in message.data["snapshot"].items()
@@ -157,7 +157,7 @@ class _Call:
         if data is None:
             return None
         mapper = find_mapper(data["model"])
-        key = self._identity(mapper, Types(codec_of(mapper), data["types"]), data)
+        key = self._identity(mapper, Types(codec_of(mapper), data.get("types")), data)
         values = zip(codec_of(mapper).primary_key, key[1], strict=True)
         return detached_copy(mapper, key, dict(values))
 
@@ -165,13 +165,14 @@ class _Call:
         if self.deleted:
             return {"origin": self._origin()}
         data = self.message.data
-        encoded = data["changes"]
+        encoded = data.get("changes", {})
         changes = decode_changes(self.types, encoded, self.snapshot, self.created)
+        along = data.get("along", ())
         return {
             "created": self.created,
             "changes": Changes(changes),
-            "update_fields": None if self.created else frozenset((*changes, *data["along"])),
-            "raw": data["raw"],
+            "update_fields": None if self.created else frozenset((*changes, *along)),
+            "raw": data.get("raw", False),
         }
 
     def _call(self, calls: Calls, instance: Any) -> None:

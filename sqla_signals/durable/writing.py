@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
+from weakref import WeakKeyDictionary
 
-from sqlalchemy import Text, bindparam, cast, column, func, insert, literal, select
+from sqlalchemy import Insert, Text, bindparam, cast, column, func, insert, literal, select
 from sqlalchemy.dialects.postgresql import JSONB
 
 from .._sqlalchemy import state_of
@@ -64,8 +65,17 @@ def _insert_as_json(
     """All rows in one parameter: what takes time is parameters, and JSON they are anyway."""
     for row, new_id in zip(rows, new_ids(len(rows)), strict=True):
         row["id"] = new_id
-    columns = outbox.table.c
-    given = [columns[name] for name in rows[0]]
+    statement = _statements.get(outbox)
+    if statement is None:
+        statement = _statements[outbox] = _insert_from_json(outbox, list(rows[0]))
+    connection.execute(statement, {"events": json.dumps(rows), "headers": json.dumps(headers)})
+
+
+_statements: WeakKeyDictionary[Outbox, Insert] = WeakKeyDictionary()
+
+
+def _insert_from_json(outbox: Outbox, names: list[str]) -> Insert:
+    given = [outbox.table.c[name] for name in names]
     values = (
         func.jsonb_to_recordset(cast(bindparam("events", type_=Text()), JSONB))
         .table_valued(*(column(one.name, one.type) for one in given))
@@ -77,11 +87,10 @@ def _insert_as_json(
         "occurred_at": database_time(),
         "available_at": database_time(),
     }
-    connection.execute(
+    return (
         insert(outbox.table)
-        .from_select([*(one.name for one in given), *more], select(*values.c, *more.values()))
-        .inline(),
-        {"events": json.dumps(rows), "headers": json.dumps(headers)},
+        .from_select([*names, *more], select(*values.c, *more.values()))
+        .inline()
     )
 
 
@@ -98,18 +107,23 @@ def _event(event: Owed) -> dict[str, Any]:
         for name, value in zip(codec.primary_key, identity[1], strict=True)
     ]
     payload: dict[str, Any] = {"schema": SCHEMA, "key": key, "snapshot": snapshot}
+    # What is as usual is left out.
     if identity[2] is not None:
         payload["shard"] = identity[2]
     if deleted:
         if effect.origin is not None:
             payload["origin"] = _reference(effect.origin)
     else:
-        created = effect.kind is CREATED
-        payload["changes"] = encode_changes(types, effect.changes, event.values, created)
-        payload["raw"] = effect.raw
-        if not created:
+        known = event.values if effect.kind is CREATED else {}
+        changes = encode_changes(types, effect.changes, known)
+        if changes:
+            payload["changes"] = changes
+        if effect.along:
             payload["along"] = sorted(effect.along)
-    payload["types"] = types.known
+        if effect.raw:
+            payload["raw"] = True
+    if types.known:
+        payload["types"] = types.known
     return {
         "aggregate_type": codec.model,
         "aggregate_id": subject(key),
