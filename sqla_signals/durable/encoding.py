@@ -236,11 +236,15 @@ def codec_of(mapper: Mapper[Any]) -> Codec:
 
 
 def encode_changes(
-    types: Types, changes: Mapping[str, Change], known: Mapping[str, Any]
+    types: Types,
+    changes: Mapping[str, Change],
+    known: Mapping[str, Any],
+    snapshot: Mapping[str, Any],
 ) -> dict[str, dict[str, Any]]:
     """The changes as JSON. A value that is not known is left out.
 
     :param known: the values of a created row; what is as there is left out altogether.
+    :param snapshot: the same as JSON.
     """
     secret = types.codec.secret
     if known and secret:
@@ -249,18 +253,24 @@ def encode_changes(
         changes = changes.other_than(known)
     encoded: dict[str, dict[str, Any]] = {}
     for key, (old, new) in changes.items():
-        # What can be changed in place was copied, so it is not the same but equal.
-        if key in known and (
-            new is known[key] or (isinstance(new, dict | list) and new == known[key])
-        ):
+        if key in known and new is known[key]:
             continue
-        found = encoded[key] = {}
+        found = {}
         if key not in secret:
             if old is not UNSET:
                 found["old"] = types.encode(key, old, ".old")
             if new is not UNSET:
                 found["new"] = types.encode(key, new, ".new")
+            # What can be changed in place was copied, and is not the same.
+            if key in known and key + ".new" not in types.known and _is_in(snapshot, key, found):
+                continue
+        encoded[key] = found
     return encoded
+
+
+def _is_in(snapshot: Mapping[str, Any], key: str, found: Mapping[str, Any]) -> bool:
+    value, new = snapshot[key], found.get("new", UNSET)
+    return type(value) is type(new) and bool(value == new)
 
 
 def decode_changes(

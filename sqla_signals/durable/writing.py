@@ -115,7 +115,7 @@ def _event(event: Owed) -> dict[str, Any]:
             payload["origin"] = _reference(effect.origin)
     else:
         known = event.values if effect.kind is CREATED else {}
-        changes = encode_changes(types, effect.changes, known)
+        changes = encode_changes(types, effect.changes, known, snapshot)
         if changes:
             payload["changes"] = changes
         if effect.along:
