@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.orm import configure_mappers
 
 from .._sqlalchemy import all_mappers
-from ..mapping import model_signals
+from ..mapping import known_outbox, model_signals
 from ..receivers import Receiver
 from .message import UnknownModelError, UnknownReceiverError
 
@@ -23,12 +23,16 @@ def model_name(cls: type) -> str:
 
 
 def find_mapper(name: str) -> Mapper[Any]:
-    """The mapper of the class with that name.
+    """The mapper of the class with that name, among those that have an outbox.
 
     :raises UnknownModelError: there is none, or are several.
     """
     configure_mappers()
-    found = [mapper for mapper in all_mappers() if model_name(mapper.class_) == name]
+    found = [
+        mapper
+        for mapper in all_mappers()
+        if model_name(mapper.class_) == name and known_outbox(mapper)
+    ]
     if len(found) == 1:
         return found[0]
     raise UnknownModelError(

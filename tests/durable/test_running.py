@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, inspect, select
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.orm import Session, object_session, sessionmaker
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    Session,
+    mapped_column,
+    object_session,
+    sessionmaker,
+)
 
 import sqla_signals
 from sqla_signals import AsyncReceiverError, post_delete, post_save, receiver
@@ -25,7 +32,7 @@ from sqla_signals.durable import (
 )
 
 from .conftest import drain, events, ledger
-from .models import Ledger, Line, Order
+from .models import Ledger, Line, Order, outbox
 from .test_relay import Recording, place
 
 
@@ -316,3 +323,22 @@ def test_the_session_factory_of_install_is_the_default(shop: Engine):
     place(shop, "a")
     assert drain(Relay()) == 1
     assert ledger(shop) == ["a"]
+
+
+def test_a_class_of_the_same_name_without_an_outbox_is_not_meant(shop: Engine):
+    """Another registry may have one, or an earlier cell of a notebook."""
+    calls = write()
+    place(shop, "a")
+
+    class Other(DeclarativeBase): ...
+
+    class Twin(Other):
+        __tablename__ = "twins"
+        __module__ = Order.__module__
+        __qualname__ = Order.__qualname__
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    assert drain(Relay(shop, outbox=outbox)) == 1
+    assert [call["sender"] for call in calls] == [Order]
+    assert ledger(shop) == ["a"]
+    assert Twin is not Order

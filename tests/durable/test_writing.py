@@ -234,13 +234,13 @@ def test_a_model_without_an_outbox_is_an_error_when_it_is_mapped():
 
     def fn(sender, **kwargs): ...
 
-    post_save.connect(fn, sender="Invoice", durable=True, name="shop.fn")
+    post_save.connect(fn, sender="Misplaced", durable=True, name="shop.fn")
 
-    class Invoice(Other):
-        __tablename__ = "invoices"
+    class Misplaced(Other):
+        __tablename__ = "misplaced"
         id: Mapped[int] = mapped_column(primary_key=True)
 
-    with pytest.raises(ReceiverOptionError, match=r"outbox_table\(Invoice\.metadata\)"):
+    with pytest.raises(ReceiverOptionError, match=r"outbox_table\(Misplaced\.metadata\)"):
         configure_mappers()
     post_save.disconnect(fn)
 
