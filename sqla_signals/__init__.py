@@ -20,12 +20,15 @@ from .errors import (
 from .install import Installation, install, raw
 from .signal import Signal
 from .signals import (
+    class_prepared,
     m2m_changed,
     post_bulk,
     post_delete,
+    post_init,
     post_save,
     pre_bulk,
     pre_delete,
+    pre_init,
     pre_save,
     receiver_failed,
 )
@@ -48,6 +51,7 @@ __all__ = [
     "SignalRecursionError",
     "SignalsError",
     "SignalsNotInstalledWarning",
+    "class_prepared",
     "install",
     "m2m_changed",
     "mute",
@@ -55,9 +59,11 @@ __all__ = [
     "on_rollback",
     "post_bulk",
     "post_delete",
+    "post_init",
     "post_save",
     "pre_bulk",
     "pre_delete",
+    "pre_init",
     "pre_save",
     "raw",
     "receiver",

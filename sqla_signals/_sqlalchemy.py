@@ -103,27 +103,50 @@ def column_keys(mapper: Mapper[Any], attribute: str) -> frozenset[str]:
     return frozenset()
 
 
-def listen_to(mapper: Mapper[Any], event_name: str, fn: Callable[..., Any], *, first: bool) -> None:
-    """Add a listener of one mapper that gets the state itself.
+def listen_to(owner: Any, event_name: str, fn: Callable[..., Any], *, first: bool) -> None:
+    """Add a listener of one mapper, or of one class manager, that gets the state itself.
 
     ``event.listen`` changes the collection, and so breaks a flush of another thread that is running
     through it; here the collection is replaced.
     """
-    collection = getattr(mapper.dispatch, event_name).for_modify(mapper.dispatch)
+    collection = getattr(owner.dispatch, event_name).for_modify(owner.dispatch)
     others = [one for one in collection.listeners if one is not fn]
     collection.listeners = deque([fn, *others] if first else [*others, fn])
 
 
-def unlisten(mapper: Mapper[Any], event_name: str, fn: Callable[..., Any]) -> None:
+def unlisten(owner: Any, event_name: str, fn: Callable[..., Any]) -> None:
     """Undo :func:`listen_to`."""
-    collection = getattr(mapper.dispatch, event_name)
-    collection.listeners = deque(one for one in collection.listeners if one is not fn)
+    collection = getattr(owner.dispatch, event_name)
+    if hasattr(collection, "listeners"):
+        collection.listeners = deque(one for one in collection.listeners if one is not fn)
 
 
 def is_last_listener(mapper: Mapper[Any], event_name: str, fn: Callable[..., Any]) -> bool:
     """Whether ``fn`` is the last listener of a mapper's own for an event."""
     listeners = getattr(mapper.dispatch, event_name).listeners
     return bool(listeners) and listeners[-1] == fn
+
+
+def wrap_init(
+    mapper: Mapper[Any], wrap: Callable[[Callable[..., None]], Callable[..., None]]
+) -> None:
+    """Let ``wrap(init)`` be called where SQLAlchemy constructs an instance of exactly this class.
+
+    The ``init`` event comes before ``__init__``, and there is none behind it. What is replaced is
+    called for the outermost constructor alone: a ``super().__init__()`` does not come here.
+    """
+    manager = mapper.class_manager
+    init = manager.original_init
+    assert init is not None
+    wrapped: Any = wrap(init)
+    wrapped.__wrapped__ = init
+    manager.original_init = wrapped
+
+
+def unwrap_init(mapper: Mapper[Any]) -> None:
+    """Undo :func:`wrap_init`."""
+    wrapped: Any = mapper.class_manager.original_init
+    mapper.class_manager.original_init = wrapped.__wrapped__
 
 
 state_of: Callable[[Any], State] = attributes.instance_state

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
@@ -32,6 +32,10 @@ model_signals: list[ModelSignal | SpecialSignal] = []
 
 installations: WeakSet[Any] = WeakSet()
 """What :func:`sqla_signals.install` has returned and is not removed."""
+
+after_configured: list[Callable[[], None]] = []
+"""What installations do once mappers are configured. Not listeners of their own: SQLAlchemy cannot
+gain or lose one while it is calling them, and that is when an application may install."""
 
 _warned: WeakSet[Receiver] = WeakSet()
 _lock = threading.Lock()
@@ -147,6 +151,8 @@ def _after_configured() -> None:
         check(signal, receiver)
     if waiting and not installations:
         _warn([receiver for _, receiver in waiting], "mappers were configured")
+    for prepare in list(after_configured):
+        prepare()
 
 
 def _flushed_without_install(*_: object) -> None:

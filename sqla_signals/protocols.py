@@ -60,6 +60,9 @@ class Arguments(TypedDict, Generic[M]):
     session: Any
     signal: Any
     event: Any
+    args: Any
+    kwargs: Any
+    loaded: Any
 
 
 # What is given for an overloaded protocol must match every overload. So these two say of one

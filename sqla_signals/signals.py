@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from .signal import ModelSignal, Signal
-from .special import AssociationSignal, BulkSignal
+from .special import AssociationSignal, BulkSignal, InstanceSignal
 
 _SAVE_ARGUMENTS: Final = (
     "instance", "created", "changes", "update_fields", "raw", "using", "session", "signal",
@@ -174,4 +174,66 @@ post_bulk: Final = BulkSignal(
     """,
     arguments=("operation", "statement", "parameters", "rowcount", "using", "session", "signal"),
     phases=("flush", "commit", "rollback"),
+)
+pre_init: Final = InstanceSignal(
+    "pre_init",
+    """Sent when a model is called to construct an instance, before its ``__init__`` runs.
+
+    Arguments besides the sender, which is the class:
+
+    - ``args``: the tuple of positional arguments.
+    - ``kwargs``: the dictionary of keyword arguments. What a receiver changes in it counts.
+    - ``signal``: this signal.
+
+    Parameters that have a default come in ``kwargs``, filled in, however the caller gave them: this
+    is how SQLAlchemy calls ``__init__``.
+
+    Raising an exception prevents the construction. The receiver cannot be ``async``.
+
+    Not sent: for rows that are loaded, because SQLAlchemy does not call ``__init__`` for these.
+    """,
+    arguments=("args", "kwargs", "signal"),
+)
+post_init: Final = InstanceSignal(
+    "post_init",
+    """Sent when an instance is complete: after its ``__init__``, or once its row is loaded.
+
+    Arguments besides the sender, which is the class:
+
+    - ``instance``: the instance.
+    - ``loaded``: whether it was made from a row, and its ``__init__`` not called.
+    - ``signal``: this signal.
+
+    Of a loaded instance, relationships that the same query loads may not be there yet; a receiver
+    may load them. A constructed one belongs to no session, so the signal is sent while anything is
+    installed; a loaded one to the session, which must be one that is listened to.
+
+    As with SQLAlchemy's own ``load`` event, the copies that ``Session.merge()`` makes count as
+    loaded if they stand for a row; so does the instance that an ``on="commit"`` or
+    ``on="rollback"`` receiver gets: what ``post_init`` sets up is there on every instance.
+
+    Raising an exception fails the construction or the query. The receiver cannot be ``async``.
+
+    Not sent: when an instance is refreshed, by ``refresh()``, after it had expired, or with
+    ``populate_existing``; when it is unpickled.
+    """,
+    arguments=("instance", "loaded", "signal"),
+)
+class_prepared: Final = InstanceSignal(
+    "class_prepared",
+    """Sent once for each mapped class, when it and all others mapped so far are configured.
+
+    That is before the first instance, or the first query, or in ``configure_mappers()``: attributes
+    and relationships are there, backrefs included. Classes come in the order of their mapping.
+
+    Arguments besides the sender, which is the class: ``signal``.
+
+    Raising an exception reaches whoever caused the configuration; the class stays usable, and the
+    classes behind it are announced the next time that any are configured. The receiver cannot be
+    ``async``.
+
+    Not sent: for classes that were configured before the receiver was connected, or before
+    :func:`~sqla_signals.install`; connect and install before the models are used.
+    """,
+    arguments=("signal",),
 )

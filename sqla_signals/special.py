@@ -10,9 +10,9 @@ from sqlalchemy.schema import Table
 
 from . import mapping
 from ._sqlalchemy import secondary_relationship
-from .errors import ReceiverOptionError
+from .errors import ReceiverOptionError, ReceiverTypeError
 from .receivers import Phase, Receiver, describe, describe_sender
-from .signal import Signal
+from .signal import ModelSignal, Signal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,3 +80,25 @@ class BulkSignal(SpecialSignal):
 
     def _is_sender(self, sender: Any) -> bool:
         return isinstance(sender, str | type)
+
+
+class InstanceSignal(ModelSignal):
+    """A signal of the Python side of a model: no row is written, and nothing can be awaited."""
+
+    def __init__(self, name: str, doc: str, *, arguments: Collection[str]) -> None:
+        super().__init__(name, doc, arguments=arguments, phases=("flush",))
+
+    def _check_receivers(self, receivers: Collection[Receiver]) -> None:
+        for receiver in receivers:
+            who = f"{self.name}: receiver {receiver}"
+            if receiver.is_async:
+                raise ReceiverTypeError(
+                    f"{who} is async, but what sends {self.name} never awaits. "
+                    f"Make it a plain function."
+                )
+            if receiver.fields is not None:
+                raise ReceiverOptionError(
+                    f"{who}: fields= selects changes of rows, and {self.name} is sent for none. "
+                    f"Leave it out."
+                )
+        super()._check_receivers(receivers)

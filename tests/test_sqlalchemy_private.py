@@ -130,7 +130,7 @@ MAPPERS = (
     "_identity_key_from_state",
     "get_property_by_column",
 )
-MANAGERS = ("is_mapped", "mapper", "new_instance", "dispatch")
+MANAGERS = ("is_mapped", "mapper", "new_instance", "dispatch", "original_init")
 IMPLS = ("is_equal", "active_history", "get")
 STATES = (
     "_load_expired",
@@ -545,6 +545,46 @@ def test_the_listeners_of_a_mapper_are_a_sequence_with_the_last_one_last():
     finally:
         for fn in (first, last):
             event.remove(mapper, "before_update", fn)
+
+
+def test_what_a_class_manager_has_as_original_init_is_called_by_the_outermost_constructor():
+    """Once, with the instance; what it is when the instance is made counts."""
+    made = []
+    mapper = sa_inspect(Child)
+
+    def wrap(init):
+        def construct(*args, **kwargs):
+            made.append((args, kwargs))
+            init(*args, **kwargs)
+
+        return construct
+
+    before = mapper.class_manager.original_init
+    _sqlalchemy.wrap_init(mapper, wrap)
+    try:
+        child = Child(id=1)
+    finally:
+        _sqlalchemy.unwrap_init(mapper)
+    assert made == [((child,), {"id": 1})]
+    assert child.id == 1
+    assert mapper.class_manager.original_init is before
+
+
+def test_a_class_manager_dispatches_load():
+    """To the listeners that were there when the query began."""
+    manager = sa_inspect(Child).class_manager
+    loaded = []
+
+    def on_load(state, context):
+        loaded.append((state, context))
+
+    _sqlalchemy.listen_to(manager, "load", on_load, first=False)
+    try:
+        child = _sqlalchemy.detached_copy(manager.mapper, (Child, (1,), None), {"id": 1})
+    finally:
+        _sqlalchemy.unlisten(manager, "load", on_load)
+    assert loaded == [(_sqlalchemy.state_of(child), None)]
+    assert not manager.dispatch.load
 
 
 # -- nothing else --------------------------------------------------------------------------------

@@ -86,6 +86,27 @@ def wait_for(result: Awaitable[Any], awaits: bool, error: AsyncReceiverError) ->
     raise error
 
 
+def send(
+    signal: Signal, sender: Any, receivers: Iterable[Receiver], awaits: bool, **arguments: Any
+) -> None:
+    """Call receivers of a signal that belongs to no session, with the same arguments each.
+
+    :param awaits: whether we are where an async receiver can be awaited.
+    """
+    for receiver in receivers:
+        fn = receiver.fn
+        if fn is None:
+            continue
+        try:
+            result = fn(sender, **arguments, signal=signal)
+            if result is not None and inspect.isawaitable(result):
+                error = unawaitable(signal, receiver, sender, "where nothing awaits")
+                wait_for(result, awaits, error)
+        except BaseException as error:
+            _note(error, signal, receiver, sender)
+            raise
+
+
 class ModelCalls:
     """The calls of one session for one mapped class: what is the same for each row."""
 
