@@ -20,6 +20,12 @@ from xdist.scheduler import LoadScopeScheduling
 import sqla_signals
 from sqla_signals.mapping import installations, model_signals
 
+OTHER_SIGNALS = (
+    sqla_signals.receiver_failed,
+    sqla_signals.pre_migrate,
+    sqla_signals.post_migrate,
+)
+
 
 def open_page(namespace: dict[str, Any]) -> None:
     """Give the page the name that a shell has."""
@@ -30,7 +36,7 @@ def close_page(namespace: dict[str, Any]) -> None:
     """Undo what a page left behind, so that the next one starts like a new process."""
     for installation in list(installations):
         installation.remove()
-    for signal in (*model_signals, sqla_signals.receiver_failed):
+    for signal in (*model_signals, *OTHER_SIGNALS):
         signal._clear_state()
     for session in [value for value in namespace.values() if isinstance(value, Session)]:
         session.close()

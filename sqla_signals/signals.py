@@ -11,6 +11,9 @@ _SAVE_ARGUMENTS: Final = (
     "instance", "created", "changes", "update_fields", "raw", "using", "session", "signal",
 )  # fmt: skip
 _DELETE_ARGUMENTS: Final = ("instance", "origin", "using", "session", "signal")
+_MIGRATE_ARGUMENTS: Final = (
+    "connection", "plan", "direction", "heads", "using", "session", "signal",
+)  # fmt: skip
 
 receiver_failed: Final = Signal(
     "receiver_failed",
@@ -236,4 +239,46 @@ class_prepared: Final = InstanceSignal(
     :func:`~sqla_signals.install`; connect and install before the models are used.
     """,
     arguments=("signal",),
+)
+pre_migrate: Final = Signal(
+    "pre_migrate",
+    """Sent before the first step of a run of Alembic's migrations.
+
+    An ``env.py`` sends it with :func:`sqla_signals.alembic.migration_signals`.
+
+    The sender is the ``target_metadata`` of ``context.configure()``: connect with
+    ``sender=Base.metadata``, or without a sender for any. Of several ``MetaData``, a receiver is
+    called for the first that it is connected to; without any, the sender is ``None``. Arguments
+    besides it:
+
+    - ``connection``: the ``Connection`` that is migrated.
+    - ``plan``: the steps to take, a tuple of Alembic's ``MigrationInfo``.
+    - ``direction``: ``"upgrade"``, ``"downgrade"`` or ``"stamp"``.
+    - ``heads``: frozenset of the revisions that the database is at now, empty at base.
+    - ``using``: the ``Engine`` of the connection.
+    - ``session``: a session on the connection, for the receivers of this signal; an
+      ``AsyncSession`` for an async receiver. It is in the transaction of the first step, and its
+      work is committed with that.
+    - ``signal``: this signal.
+
+    Raising an exception prevents the run: nothing was migrated.
+
+    Not sent: when there is nothing to migrate, in offline mode (``--sql``), and by commands that
+    only look.
+    """,
+    arguments=_MIGRATE_ARGUMENTS,
+)
+post_migrate: Final = Signal(
+    "post_migrate",
+    """Sent after the last step of a run of Alembic's migrations, before that step is committed.
+
+    The arguments are those of :data:`pre_migrate`; ``heads`` is where the database is now.
+
+    What the receivers do is committed with the last step. Raising an exception rolls that back, as
+    if the migration itself had failed, and with it the steps before if they are in the same
+    transaction; to migrate again sends the signal again.
+
+    Not sent: when :data:`pre_migrate` is not, and when a step fails.
+    """,
+    arguments=_MIGRATE_ARGUMENTS,
 )

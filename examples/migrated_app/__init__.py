@@ -1,0 +1,1 @@
+"""An application whose migrations fill in its default rows."""

@@ -1,0 +1,1 @@
+"""Real Alembic commands on real databases, with the signals of their runs."""
