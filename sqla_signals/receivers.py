@@ -251,6 +251,20 @@ def is_named(cls: type, name: str) -> bool:
     return name in (f"{cls.__module__}.{cls.__qualname__}", f"{cls.__module__}.{cls.__name__}")
 
 
+def is_class_name(name: str) -> bool:
+    """Whether some class could have this bare or dotted name."""
+    return all(part.isidentifier() or part == "<locals>" for part in name.split("."))
+
+
+def is_same_sender(connected: Any, given: Any) -> bool:
+    """Whether a sender was connected to by what is given: the object, or a class and its name."""
+    if isinstance(connected, str) and isinstance(given, type):
+        connected, given = given, connected
+    if isinstance(connected, type) and isinstance(given, str):
+        return is_named(connected, given)
+    return bool(identity(connected) == identity(given))
+
+
 def describe_sender(sender: Any) -> str:
     """How a sender is named in messages."""
     if sender is ANY:

@@ -29,6 +29,8 @@ from .receivers import (
     describe_sender,
     field_names,
     identity,
+    is_class_name,
+    is_same_sender,
     sender_list,
 )
 
@@ -174,7 +176,8 @@ class Signal(blinker.NamedSignal):
         """Disconnect ``receiver`` and return whether anything was removed.
 
         :param receiver: the function; may be left out when ``dispatch_uid`` is given.
-        :param sender: only its connections to this sender (or list of senders); by default all.
+        :param sender: only its connections to this sender (or list of senders); by default all. A
+            class may also be given by the name it was connected by, and the other way round.
         :param dispatch_uid: only its connection with this uid.
 
         A send that has begun still calls it.
@@ -184,10 +187,9 @@ class Signal(blinker.NamedSignal):
             raise ReceiverOptionError(
                 f"{self.name}.disconnect() needs a receiver or a dispatch_uid"
             )
-        senders = None if sender is None else sender_list(sender)
+        senders = sender_list(sender)
         # Not `ANY in senders`: a mapped attribute makes SQL of a comparison.
-        any_sender = senders is None or any(one is ANY for one in senders)
-        ids = None if any_sender else {identity(one) for one in senders or ()}
+        any_sender = any(one is ANY for one in senders)
         with self._lock:
             self._prune()
             gone = [
@@ -195,7 +197,7 @@ class Signal(blinker.NamedSignal):
                 for key, known in self._connected.items()
                 if (who is None or known.fn_id == who)
                 and (dispatch_uid is None or known.dispatch_uid == dispatch_uid)
-                and (ids is None or identity(known.sender) in ids)
+                and (any_sender or any(is_same_sender(known.sender, one) for one in senders))
             ]
             for key in gone:
                 del self._connected[key]
@@ -400,6 +402,11 @@ class ModelSignal(Signal):
             raise ReceiverOptionError(
                 f"{self.name}: receiver {describe(receiver)}: sender={sender!r} is no sender; "
                 f"give a mapped class, a base class or mixin of models, or a class name"
+            )
+        if isinstance(sender, str) and not is_class_name(sender):
+            raise ReceiverOptionError(
+                f"{self.name}: receiver {describe(receiver)}: sender={sender!r} is not the name "
+                f"of a class. Write 'Order', or 'shop.models.Order' if there are several."
             )
 
     def _check_receivers(self, receivers: Collection[Receiver]) -> None:
