@@ -71,6 +71,12 @@ def live(**options: Any) -> Life:
     return life
 
 
+@pytest.fixture(autouse=True)
+def configured() -> None:
+    """Nothing that other tests have mapped is still to be announced."""
+    configure_mappers()
+
+
 CONSTRUCTED = ["pre_init Author", "post_init Author"]
 
 
@@ -688,7 +694,6 @@ def test_nobody_pays_for_a_receiver_of_another_class_to_the_call(library: Engine
 @pytest.fixture
 def prepared(installed) -> list[str]:
     """The names of the classes that were announced."""
-    configure_mappers()
     names: list[str] = []
 
     @receiver(class_prepared)
