@@ -68,6 +68,8 @@ def _send(signal: InstanceSignal, cls: type, **arguments: Any) -> None:
 def listen_where_needed() -> None:
     """Listen to the classes that have receivers by now, and no longer to those that have none."""
     with _lock:
+        if not (pre_init.table.receivers or post_init.table.receivers or _constructing):
+            return
         for mapper in all_mappers():
             cls = mapper.class_
             loads = bool(post_init.table.lookup(cls))
