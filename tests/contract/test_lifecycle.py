@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import sys
 import warnings
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -855,3 +857,19 @@ def test_class_prepared_without_an_install_gives_the_warning():
     with pytest.warns(SignalsNotInstalledWarning, match=r"sqla_signals\.install\(\)"):
         configure_mappers()
     assert heard == []
+
+
+def test_a_class_that_was_listened_to_can_be_forgotten(installed):
+    """Nothing that is kept for its receivers keeps it alive."""
+    life = live()
+    class_prepared.connect(lambda sender, **kwargs: None, weak=False)
+
+    def make() -> weakref.ref[type]:
+        ship, _ = make_models()
+        ship()
+        return weakref.ref(ship)
+
+    forgotten = make()
+    life.calls.clear()
+    gc.collect()
+    assert forgotten() is None
