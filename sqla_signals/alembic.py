@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from sqlalchemy import MetaData
 from sqlalchemy.orm import Session
 
-from .bridge.calls import Calls, send
-from .dispatch import audible
+from .bridge.calls import Calls
+from .dispatch import audible, unawaitable
 from .errors import SignalsError
 from .signals import post_migrate, pre_migrate
 
@@ -91,28 +91,28 @@ class _Run:
             self._send(post_migrate, ctx, frozenset(heads))
 
     def _send(self, signal: Signal, migrations: MigrationContext, heads: frozenset[str]) -> None:
-        calls = self._receivers(signal)
+        receivers = self._receivers(signal)
         connection = migrations.connection
-        if not calls or connection is None:
+        if not receivers or connection is None:
             return
         if not connection.in_transaction():
             connection.begin()  # for the step to go on with; a session would commit its own
         transaction = connection.get_nested_transaction() or connection.get_transaction()
         assert transaction is not None
-        session = _open_session(connection)
+        calls = _open_session(connection)
         try:
-            for receiver, sender in calls:
-                send(
+            for receiver, sender in receivers:
+                if receiver.is_async and calls.async_session is None:
+                    raise unawaitable(signal, receiver, sender, _SYNCHRONOUS)
+                calls.call(
                     signal,
+                    receiver,
                     sender,
-                    [receiver],
-                    None if connection.dialect.is_async else _SYNCHRONOUS,
                     connection=connection,
                     plan=self._plan,
                     direction=_direction(self._plan),
                     heads=heads,
                     using=connection.engine,
-                    session=session.session_for(receiver),
                 )
                 if not transaction.is_active:
                     raise SignalsError(
@@ -120,9 +120,9 @@ class _Run:
                         f"migration. Leave that to Alembic; to undo the migration, raise an "
                         f"exception instead of calling rollback()."
                     )
-            session.session.commit()
+            calls.session.commit()
         finally:
-            session.session.close()
+            calls.session.close()
 
     def _receivers(self, signal: Signal) -> list[tuple[Receiver, MetaData | None]]:
         """Each receiver once, however many of the ``MetaData`` it is for, in their order."""

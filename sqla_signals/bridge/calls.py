@@ -87,22 +87,20 @@ def wait_for(result: Awaitable[Any], awaits: bool, error: AsyncReceiverError) ->
 
 
 def send(
-    signal: Signal, sender: Any, receivers: Iterable[Receiver], where: str | None, **arguments: Any
+    signal: Signal, sender: Any, receivers: Iterable[Receiver], where: str, **arguments: Any
 ) -> None:
-    """Call receivers of a signal that belongs to no flush, with the same arguments each.
+    """Call receivers of a signal that belongs to no session, with the same arguments each.
 
-    :param where: what we are called from, if an async receiver cannot be awaited there.
+    :param where: what we are called from, for the message that nothing can be awaited there.
     """
     for receiver in receivers:
-        fn = receiver.fn
+        fn = receiver.strong or receiver.fn
         if fn is None:
             continue
         try:
-            if receiver.is_async and where is not None:
-                raise unawaitable(signal, receiver, sender, where)
             result = fn(sender, **arguments, signal=signal)
             if result is not None and inspect.isawaitable(result):
-                wait_for(result, where is None, unawaitable(signal, receiver, sender, where or ""))
+                wait_for(result, False, unawaitable(signal, receiver, sender, where))
         except BaseException as error:
             _note(error, signal, receiver, sender)
             raise
