@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, defer, mapped_column
 
 import sqla_signals
@@ -50,7 +50,7 @@ def deletes(installed) -> list[Line]:
     lines: list[Line] = []
 
     @receiver([pre_delete, post_delete])
-    def delete(sender, signal, instance, origin, **kwargs):
+    def deleted(sender, signal, instance, origin, **kwargs):
         assert instance.id is not None
         lines.append((signal.name, sender, instance, origin))
 
@@ -202,6 +202,20 @@ def test_deleting_what_a_query_finds_is_deleting_each_instance(
         ("post_delete", Book, None),
     ]
     assert rows(session.get_bind(), Book.id) == []
+
+
+def test_a_delete_statement_can_send_the_signals_of_its_rows(session: Session, deletes: list[Line]):
+    """``test_delete_signals_origin_queryset``: what Django does always, if it is asked for."""
+    session.add_all([Person(first_name="John"), Person(first_name="James")])
+    session.commit()
+    statement = delete(Person).where(Person.first_name == "John")
+    session.execute(statement, execution_options={"signals": "rows"})
+    session.commit()
+    assert [(signal, sender, origin) for signal, sender, _, origin in deletes] == [
+        ("pre_delete", Person, None),
+        ("post_delete", Person, None),
+    ]
+    assert rows(session.get_bind(), Person.first_name) == ["James"]
 
 
 def test_a_decorated_receiver_is_called_for_any_sender_or_for_its_own(session: Session):
