@@ -161,42 +161,43 @@ instance_dict: Callable[[Any], dict[str, Any]] = attributes.instance_dict
 
 def detached_copy(mapper: Mapper[Any], key: Any, values: Mapping[str, Any]) -> Any:
     """A detached instance with these column values loaded; other columns count as expired."""
-    instance = _copy(mapper, key, values)
-    _tell_loaded(mapper, instance)
-    return instance
+    return _copy(mapper, key, values, None)
 
 
 def attached_copy(
     session: Session, mapper: Mapper[Any], key: Any, values: Mapping[str, Any]
 ) -> Any:
-    """The same, persistent in a session as if it had just been loaded; begins no transaction."""
-    instance = _copy(mapper, key, values)
-    state = state_of(instance)
-    session.identity_map.add(state)
-    state.session_id = session.hash_key
-    _tell_loaded(mapper, instance)
-    return instance
+    """The same, persistent in a new session as if just loaded there; begins no transaction."""
+    return _copy(mapper, key, values, session)
 
 
-def _copy(mapper: Mapper[Any], key: Any, values: Mapping[str, Any]) -> Any:
-    instance = mapper.class_manager.new_instance()
+def _copy(mapper: Mapper[Any], key: Any, values: Mapping[str, Any], session: Session | None) -> Any:
+    manager = mapper.class_manager
+    instance = manager.new_instance()
     state = state_of(instance)
-    # A receiver may change what is mutable; the original and the next receiver must not see it.
-    own = own_copies(values)
-    state.dict.update(own)
+    instance_dict(instance).update(values)
     state.key = key
-    state.identity_token = key[2]
-    if len(own) < len(mapper.column_attrs):
-        state.expired_attributes.update(
-            prop.key for prop in mapper.column_attrs if prop.key not in own
-        )
+    if key[2] is not None:
+        state.identity_token = key[2]
+    columns = mapper.column_attrs
+    if len(values) < len(columns):
+        state.expired_attributes.update(prop.key for prop in columns if prop.key not in values)
+    if session is not None:
+        identity_map = session.identity_map
+        identity_map._dict[key] = state
+        state._instance_dict = identity_map._wr
+        state.session_id = session.hash_key
+    if manager.dispatch.load:  # as Session.merge(load=False) does
+        manager.dispatch.load(state, None)
     return instance
 
 
-def _tell_loaded(mapper: Mapper[Any], instance: Any) -> None:
-    if mapper.class_manager.dispatch.load:
-        # As Session.merge(load=False) does.
-        mapper.class_manager.dispatch.load(state_of(instance), None)
+def take_back(session: Session, instance: Any) -> None:
+    """Detach an :func:`attached_copy`, the only instance of its session, as if that was gone."""
+    state = state_of(instance)
+    session.identity_map._dict.clear()
+    state.session_id = None
+    del state._instance_dict
 
 
 IMMUTABLE: Final = frozenset(
@@ -670,10 +671,12 @@ def keep_readable(state: State, key: str) -> None:
 
 def readable_values(state: State) -> Mapping[str, Any]:
     """What is loaded of an instance, and what :func:`keep_readable` has kept."""
-    for loader in state.callables.values():
-        if isinstance(loader, _Kept):
-            return {**loader.values, **state.dict}
-    return state.dict
+    values = instance_dict(state.obj())
+    if state.callables:
+        for loader in state.callables.values():
+            if isinstance(loader, _Kept):
+                return {**loader.values, **values}
+    return values
 
 
 def is_deleted(context: UOWTransaction, state: State) -> bool:

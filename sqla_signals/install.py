@@ -118,7 +118,7 @@ class Installation:
     ) -> None:
         if Flush.of_context(context) is not None or not self._is_mine(session):
             return
-        if not any(signal.receivers for signal in mapping.model_signals):
+        if not any(signal.table.receivers for signal in mapping.model_signals):
             return
         mapper_events.listen_where_needed()
         flush = Flush(session, context, objects)

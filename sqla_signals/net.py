@@ -32,6 +32,9 @@ Equal = Callable[[str, Any, Any], bool]
 NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
+NEVER_MUTED: Final[tuple[tuple[Any, ...], ...]] = ((),)
+
+
 class Source(NamedTuple):
     """What the effects of one flush on the rows of one class have in common."""
 
@@ -41,7 +44,7 @@ class Source(NamedTuple):
     """What the database computes itself with each UPDATE."""
     raw: bool = False
     using: Any = None
-    mutes: tuple[tuple[Any, ...], ...] = ((),)
+    mutes: tuple[tuple[Any, ...], ...] = NEVER_MUTED
     """The mutes in force, once per effect folded into one."""
 
 
@@ -55,11 +58,10 @@ class Effect:
         "along",
         "before",
         "changes",
+        "fields",
         "instance",
         "kind",
-        "mutes",
         "origin",
-        "raw",
         "row",
         "source",
         "values",
@@ -76,6 +78,7 @@ class Effect:
         was: Hashable = None,
         changes: Mapping[str, Change] = NOTHING,
         along: frozenset[str] = frozenset(),
+        fields: frozenset[str] | None = None,
         values: Mapping[str, Any] | None = None,
         origin: Any = None,
     ) -> None:
@@ -89,12 +92,28 @@ class Effect:
         self.changes: Mapping[str, Change] = changes
         self.along: frozenset[str] = along
         """What an UPDATE wrote besides: versions and ``onupdate`` columns."""
+        self.fields: frozenset[str] | None = fields
+        """What an UPDATE wrote in all, if that is known; else :meth:`written` finds out."""
         self.before: Mapping[str, Any] = NOTHING
         """Of a row changed and then deleted: what was committed before, as far as it is known."""
         self.values: Mapping[str, Any] | None = values
         self.origin: Any = origin
-        self.raw: bool = source.raw
-        self.mutes: tuple[tuple[Any, ...], ...] = source.mutes
+
+    @property
+    def raw(self) -> bool:
+        """Whether it was all written inside :func:`sqla_signals.raw`."""
+        return self.source.raw
+
+    @property
+    def mutes(self) -> tuple[tuple[Any, ...], ...]:
+        """The mutes in force, once per effect folded into this one."""
+        return self.source.mutes
+
+    def written(self) -> frozenset[str] | None:
+        """``update_fields``; ``None`` for a created row."""
+        if self.kind is CREATED or self.fields is not None:
+            return self.fields
+        return self.along.union(self.changes)
 
     def followed_by(self, later: Effect) -> Effect | None:
         """This effect and a later one on the same row as one, ``None`` if they cancel out."""
@@ -112,8 +131,8 @@ class Effect:
             net.along = self.along | later.along
             if self.kind is UPDATED and not net.changes and not net.along:
                 return None
-        net.raw = self.raw and later.raw
-        net.mutes = self.mutes if later.mutes == self.mutes else self.mutes + later.mutes
+        mutes = self.mutes if later.mutes == self.mutes else self.mutes + later.mutes
+        net.source = later.source._replace(raw=self.raw and later.raw, mutes=mutes)
         return net
 
     def _chained(self, later: Effect) -> dict[str, Change]:

@@ -133,6 +133,8 @@ MAPPERS = (
 MANAGERS = ("is_mapped", "mapper", "new_instance", "dispatch", "original_init")
 IMPLS = ("is_equal", "active_history", "get")
 STATES = (
+    "_deleted",
+    "_instance_dict",
     "_load_expired",
     "callables",
     "committed_state",
@@ -191,6 +193,7 @@ PROCESSORS = (
     "prop",
     "prop_has_changes",
 )
+IDENTITY_MAPS = ("_dict", "_wr")
 STATEMENTS = (
     "_annotations",
     "_multi_values",
@@ -280,6 +283,12 @@ def test_an_attribute_impl_has(flushed: Flushed, name: str):
 def test_an_instance_state_has(flushed: Flushed, name: str):
     """``InstanceState``."""
     require(flushed.state, "orm.InstanceState", name)
+
+
+@pytest.mark.parametrize("name", IDENTITY_MAPS)
+def test_an_identity_map_has(name: str):
+    """``WeakInstanceDict``: what is persistent, and the reference that its states keep to it."""
+    require(Session().identity_map, "orm.identity.WeakInstanceDict", name)
 
 
 def test_an_unloaded_attribute_is_asked_of_the_loader_under_callables():
@@ -644,6 +653,7 @@ def test_every_private_name_in_the_module_for_them_is_asserted_above():
         *KEY_SWITCHES,
         *RELATIONSHIPS,
         *STATEMENTS,
+        *IDENTITY_MAPS,
     }
     asserted |= {*ASYNC_SESSIONS, *ELSEWHERE}
     assert private_names(PACKAGE / "_sqlalchemy.py") <= asserted

@@ -50,6 +50,7 @@ class Announcement:
         """Whose ``pre_delete`` was sent."""
         self._called: dict[Receiver, None] = {}
         self._noted: tuple[Receiver, ...] | None = None
+        self._alone: Sequence[Sequence[Receiver]] = ()
         self._foresight: Foresight | None = None
 
     @property
@@ -60,7 +61,8 @@ class Announcement:
 
     def send(self) -> None:
         """Send ``pre_*`` for every row foreseen, until the receivers add nothing new."""
-        if not (pre_save.receivers or pre_delete.receivers or m2m_changed.receivers):
+        signals = (pre_save, pre_delete, m2m_changed)
+        if not any(signal.table.receivers for signal in signals):
             return
         rounds: deque[Iterable[Receiver]] = deque(maxlen=10)
         with guarded(self._session, GUARDED_BEFORE):
@@ -92,7 +94,7 @@ class Announcement:
 
     def _announce_m2m(self) -> None:
         """Announce rows of secondary tables, once the signals of instances have settled."""
-        if self._foresight is not None and m2m_changed.receivers:
+        if self._foresight is not None and m2m_changed.table.receivers:
             self._called.update(dict.fromkeys(self._m2m.announce(self._foresight.run)))
 
     def _round(self) -> None:
@@ -206,7 +208,8 @@ class Announcement:
         if receivers is not self._noted:
             self._noted = receivers
             self._called.update(dict.fromkeys(receivers))
-        return (receivers,) if len(receivers) == 1 else [(receiver,) for receiver in receivers]
+            self._alone = [(receiver,) for receiver in receivers]
+        return self._alone
 
 
 class _Wanted(dict["Mapper[Any]", bool]):

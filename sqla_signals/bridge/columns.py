@@ -24,7 +24,7 @@ from .._sqlalchemy import (
     pk_cascaded,
     readable_values,
 )
-from ..changes import UNSET, Pairs
+from ..changes import UNSET, Change, Changes, Pairs
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, Mapper, UOWTransaction
@@ -42,13 +42,13 @@ class Columns:
         "_fields",
         "_fragile",
         "_keys",
-        "_mutable",
         "_primary_key",
         "_tables",
         "_version",
         "_written_along",
         "absent",
         "keys",
+        "mutable",
         "unfetched",
     )
 
@@ -63,9 +63,10 @@ class Columns:
         self._primary_key = {
             mapper.get_property_by_column(column).key: column for column in mapper.primary_key
         }
-        self._mutable = frozenset(
+        self.mutable: frozenset[str] = frozenset(
             key for key, prop in props.items() if is_mutable(prop.columns[0].type)
         )
+        """Whose values could be changed in place."""
         self.absent: Values = {key: absent_value(prop.columns) for key, prop in props.items()}
         """What each attribute is after an INSERT that was given no value for it."""
         self._fields: dict[tuple[str, ...], frozenset[str]] = {}
@@ -124,16 +125,19 @@ class Columns:
                 return True
         return False
 
-    def history(self, state: InstanceState[Any]) -> History | None:
-        """What :meth:`updated` needs to know from right before the statement, if anything."""
+    def may_lose_history(self, state: InstanceState[Any]) -> bool:
+        """Whether an UPDATE may wipe out what :meth:`updated` is going to ask for."""
         committed = state.committed_state
-        if not state.expired_attributes and self._fragile.isdisjoint(committed):
-            values = instance_dict(state.obj())
-            for key in committed:
-                if type(values.get(key)) not in IMMUTABLE and is_expression(values[key]):
-                    break
-            else:
-                return None
+        if state.expired_attributes or not self._fragile.isdisjoint(committed):
+            return True
+        values = instance_dict(state.obj())
+        for key in committed:
+            if type(values.get(key)) not in IMMUTABLE and is_expression(values.get(key)):
+                return True
+        return False
+
+    def history(self, state: InstanceState[Any]) -> History:
+        """The history right before the statement."""
         return History(self.assigned(state), frozenset(state.expired_attributes))
 
     def still_assigned(self, state: InstanceState[Any], pairs: Pairs) -> bool:
@@ -253,19 +257,25 @@ class Columns:
                         del values[key]
                     else:
                         values[key] = old
-        return own_copies(values)
+        return own_copies(values) if self.mutable else values
 
     def own_values(self, values: Values) -> Values:
         """The same values, but copies of what could be changed in place."""
-        exotic = self._mutable.intersection(values) if self._mutable else None
+        exotic = self.mutable.intersection(values) if self.mutable else None
         return {**values, **{k: own_copy(values[k]) for k in exotic}} if exotic else values
 
     def own_pairs(self, pairs: Pairs) -> Pairs:
         """The same old and new values, but copies of what could be changed in place."""
-        exotic = self._mutable.intersection(pairs) if self._mutable else None
+        exotic = self.mutable.intersection(pairs) if self.mutable else None
         if not exotic:
             return pairs
         return {**pairs, **{k: (own_copy(pairs[k][0]), own_copy(pairs[k][1])) for k in exotic}}
+
+    def own_changes(self, changes: Mapping[str, Change]) -> Mapping[str, Change]:
+        """The same for what is shown to a receiver."""
+        if self.mutable or isinstance(changes, dict):
+            return Changes(self.own_pairs(changes))
+        return changes
 
     def _is_update_of(self, key: str, old: Any) -> bool:
         # A primary key whose old value was never loaded locates the row and is not SET.

@@ -8,34 +8,26 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from .._sqlalchemy import (
-    async_session_like,
-    attached_copy,
-    current_task,
-    detached_copy,
-    ends_session_block,
-    session_like,
-    state_of,
-    unused_copy,
-)
-from ..changes import UNSET, Changes
+from .._sqlalchemy import current_task, detached_copy, ends_session_block, own_copies, state_of
+from ..changes import UNSET
 from ..dispatch import was_audible
 from ..errors import AsyncReceiverError, SignalRecursionError
-from ..net import CREATED, DELETED, Effect, Executed, Frame
-from ..receivers import Call, Phase, Receiver, is_async
-from ..signal import Signal, logger
-from ..signals import post_bulk, post_delete, post_save, receiver_failed
-from .calls import PLAIN_SESSION, WAITING, Calls, async_session_of, wait_for
+from ..net import DELETED, NEVER_MUTED, UPDATED, Effect, Executed, Frame
+from ..receivers import Call, Receiver, is_async
+from ..signal import logger
+from ..signals import post_bulk, post_delete, post_save
+from .calls import PLAIN_SESSION, Calls, async_session_of, wait_for
 from .columns import columns_of
+from .own_session import OwnSessions, call_for, failed, signal_of
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
-    from sqlalchemy.orm import Session
+    from sqlalchemy.orm import Mapper, Session
 
 MAX_DEPTH: Final = 100
 """How many commits may follow from one another through receivers."""
@@ -113,9 +105,8 @@ def in_progress() -> bool:
 
 def keep_values(session: Session, frame: Frame) -> None:
     """Keep the committed values of the rows, before the instances are expired."""
-    if post_save.table.commit or post_delete.table.commit:
-        for effect in frame.effects:
-            effect.values = known_values(session, frame, effect)
+    for effect in frame.effects:
+        effect.values = known_values(session, frame, effect)
 
 
 def known_values(session: Session, frame: Frame, effect: Effect) -> Mapping[str, Any]:
@@ -159,18 +150,19 @@ def _deliver(delivery: _Delivery, batch: Batch) -> None:
     if depth > MAX_DEPTH:
         _log_recursion(batch)
         return
-    own = _OwnSessions(batch.session, batch.async_session, batch.session_factory)
+    own = OwnSessions(batch.session, batch.async_session, batch.session_factory)
     outer = _current.set(None)
     try:
         # Settled now: what receivers connect and disconnect on the way is for the next delivery.
-        calls = [
-            (effect, *call)
-            for effect in batch.frame.occurrences
-            for call in receivers_of(effect, "commit")
-        ]
-        for effect, signal, receiver in calls:
-            _current.set((delivery, Cause(receiver, depth, batch.cause)))
-            own.call(signal, receiver, effect)
+        waiting = Waiting("commit")
+        calls = [(effect, waiting.for_effect(effect)) for effect in batch.frame.occurrences]
+        calling: Receiver | None = None
+        for effect, receivers in calls:
+            for receiver in receivers:
+                if receiver is not calling:
+                    calling = receiver
+                    _current.set((delivery, Cause(receiver, depth, batch.cause)))
+                own.call(receiver, effect)
         for fn in batch.frame.on_commit:
             _current.set((delivery, Cause(fn, depth, batch.cause)))
             _call_back(batch.session, fn, "on_commit")
@@ -196,16 +188,19 @@ def _log_recursion(batch: Batch) -> None:
 def rolled_back(session: Session, frame: Frame) -> None:
     """Call the ``on="rollback"`` receivers and callbacks of work that was undone."""
     calls = Calls(session, detached=True)
+    waiting = Waiting("rollback")
     for effect in frame.occurrences:
-        for signal, receiver in receivers_of(effect, "rollback"):
+        for receiver in waiting.for_effect(effect):
             instance = None
             try:
                 if isinstance(effect, Effect):
                     mapper = state_of(effect.instance).manager.mapper
-                    instance = detached_copy(mapper, effect.was, effect.values or {})
-                _call(calls, signal, receiver, effect, instance)
+                    instance = detached_copy(mapper, effect.was, own_copies(effect.values or {}))
+                    call_for(effect, calls[mapper], receiver, instance)
+                else:
+                    calls.call(post_bulk, receiver, effect.sender, **effect.arguments)
             except Exception as error:
-                _failed(signal, receiver, _sender(effect), instance, error, "rollback")
+                failed(effect, receiver, instance, error, "rollback")
     for fn in frame.on_rollback:
         _call_back(session, fn, "on_rollback")
 
@@ -216,10 +211,11 @@ def forgotten(frame: Frame) -> None:
     The garbage collector may run in any thread, in the middle of anything: no place to call
     receivers.
     """
+    waiting = Waiting("rollback")
     names = {
         str(receiver): None
         for effect in frame.occurrences
-        for _, receiver in receivers_of(effect, "rollback")
+        for receiver in waiting.for_effect(effect)
     }
     names.update((repr(fn), None) for fn in frame.on_rollback)
     if names:
@@ -228,127 +224,6 @@ def forgotten(frame: Frame) -> None:
             "Not called: %s. Use 'with Session(...)', or call rollback() or close().",
             ", ".join(names),
         )
-
-
-class _OwnSessions:
-    """Makes the session of its own that each call gets."""
-
-    def __init__(
-        self, like: Session, front: AsyncSession | None, factory: Callable[[], Any] | None
-    ) -> None:
-        self._factory = factory
-        self._async_session = front
-        self._unused = session_like(like) if factory is None else None
-
-    def call(self, signal: Signal, receiver: Receiver, effect: Effect | Executed) -> None:
-        """Call one receiver in a transaction that is committed if it returns."""
-        session: Session | None = None
-        instance = None
-        try:
-            calls = self._open()
-            session = calls.session
-            if isinstance(effect, Effect):
-                mapper = state_of(effect.instance).manager.mapper
-                values = effect.values or {}
-                if effect.kind is DELETED:
-                    instance = detached_copy(mapper, effect.was, values)
-                else:
-                    instance = attached_copy(session, mapper, effect.row, values)
-            _call(calls, signal, receiver, effect, instance)
-            if _has_begun(session):
-                session.commit()
-        except Exception as error:
-            if session is not None and _has_begun(session):
-                try:
-                    session.rollback()
-                except Exception:
-                    logger.exception("rolling back after the failure of receiver %s", receiver)
-            _failed(signal, receiver, _sender(effect), instance, error, "commit")
-        finally:
-            # A factory's session may hold what it was made with. Ours is left open only by what
-            # passes through, such as KeyboardInterrupt.
-            if session is not None and (self._factory is not None or session.in_transaction()):
-                _close(session)
-
-    def _open(self) -> Calls:
-        if self._unused is not None:
-            sync = unused_copy(self._unused)
-            front = self._async_session
-            return Calls(sync, async_session_like(front, sync) if front is not None else None)
-        assert self._factory is not None
-        made = self._factory()
-        sync = getattr(made, "sync_session", made)
-        return Calls(sync, made if made is not sync else None)
-
-
-def _has_begun(session: Session) -> bool:
-    """Whether there is anything to commit or to roll back."""
-    if WAITING in session.info and not session.in_transaction():
-        session.begin()  # for the callbacks, which are work as well
-    return session.in_transaction()
-
-
-def _close(session: Session) -> None:
-    try:
-        session.close()
-    except BaseException:
-        # Cancelled again while rolling back: let the pool throw the connection away.
-        session.invalidate()
-        raise
-
-
-def _sender(effect: Effect | Executed) -> type:
-    if isinstance(effect, Executed):
-        return effect.sender
-    return state_of(effect.instance).manager.mapper.class_
-
-
-def _call(
-    session_calls: Calls,
-    signal: Signal,
-    receiver: Receiver,
-    effect: Effect | Executed,
-    instance: Any,
-) -> None:
-    if isinstance(effect, Executed):
-        session_calls.call(signal, receiver, effect.sender, **effect.arguments)
-        return
-    calls = session_calls[state_of(effect.instance).manager.mapper]
-    if effect.kind is DELETED:
-        calls.delete(signal, (receiver,), instance, effect.origin, effect.source.using)
-        return
-    created = effect.kind is CREATED
-    # A receiver may change what is mutable; the next one must not see it.
-    changes = Changes(calls.columns.own_pairs(effect.changes))
-    fields = None if created else effect.along.union(effect.changes)
-    calls.save(
-        signal, (receiver,), instance, created, changes, fields, effect.raw, effect.source.using
-    )
-
-
-def _failed(
-    signal: Signal,
-    receiver: Receiver,
-    sender: type,
-    instance: Any,
-    error: Exception,
-    on: Phase,
-) -> None:
-    logger.error(
-        "%s on=%r: receiver %s failed for %s; nothing but its own work is undone by that",
-        signal.name,
-        on,
-        receiver,
-        sender.__name__,
-        exc_info=error,
-    )
-    receiver_failed.send_robust(
-        sender,
-        receiver=receiver.fn,
-        signal=signal,
-        instance=instance,
-        exception=error,
-    )
 
 
 def _call_back(session: Session, fn: Callable[[], Any], what: str) -> None:
@@ -365,21 +240,37 @@ def _call_back(session: Session, fn: Callable[[], Any], what: str) -> None:
         logger.exception("%s: callback %r failed", what, fn)
 
 
-def receivers_of(effect: Effect | Executed, on: Call) -> Iterator[tuple[Signal, Receiver]]:
-    """Who is to be called for a net effect, in order, and by which signal."""
-    if isinstance(effect, Executed):
-        for receiver in post_bulk.table.lookup(effect.sender, on):
-            if was_audible(post_bulk, effect.sender, receiver, (effect.mutes,)):
-                yield post_bulk, receiver
-        return
-    signal = post_delete if effect.kind is DELETED else post_save
-    mapper = state_of(effect.instance).manager.mapper
-    for receiver in signal.table.lookup(mapper.class_, on):
-        if (
-            effect.kind is not DELETED
-            and effect.kind is not CREATED
-            and not receiver.passes(mapper, effect.changes)
-        ):
-            continue
-        if was_audible(signal, mapper.class_, receiver, effect.mutes):
-            yield signal, receiver
+class Waiting(dict["Mapper[Any]", "tuple[Sequence[Receiver], bool, Sequence[Receiver]]"]):
+    """Who waits for the end of a transaction.
+
+    For each mapper: those who wait for saves, whether any of them has ``fields``, and those who
+    wait for deletes. Looked up when first asked for, and the same from then on.
+    """
+
+    def __init__(self, on: Call) -> None:
+        super().__init__()
+        self._on = on
+
+    def __missing__(
+        self, mapper: Mapper[Any]
+    ) -> tuple[Sequence[Receiver], bool, Sequence[Receiver]]:
+        saves = post_save.table.lookup(mapper.class_, self._on)
+        deletes = post_delete.table.lookup(mapper.class_, self._on)
+        found = self[mapper] = saves, any(one.fields for one in saves), deletes
+        return found
+
+    def for_effect(self, effect: Effect | Executed) -> Sequence[Receiver]:
+        """Who is to be called for a net effect, or for a statement, in order."""
+        if isinstance(effect, Executed):
+            sender, mutes = effect.sender, (effect.mutes,)
+            found = post_bulk.table.lookup(sender, self._on)
+            return [one for one in found if was_audible(post_bulk, sender, one, mutes)]
+        mapper = state_of(effect.instance).manager.mapper
+        saves, choosy, deletes = self[mapper]
+        receivers = deletes if effect.kind is DELETED else saves
+        if choosy and effect.kind is UPDATED:
+            receivers = [one for one in receivers if one.passes(mapper, effect.changes)]
+        if effect.mutes != NEVER_MUTED:
+            signal, cls = signal_of(effect), mapper.class_
+            receivers = [r for r in receivers if was_audible(signal, cls, r, effect.mutes)]
+        return receivers

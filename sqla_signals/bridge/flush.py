@@ -51,12 +51,6 @@ class Flush:
         _flushes[session.hash_key] = weakref.ref(self, _forget(session.hash_key))
 
     @staticmethod
-    def of(state: State) -> Flush | None:
-        """The flush that the state's session is in, if its session is listened to."""
-        reference = _flushes.get(state.session_id)
-        return reference() if reference is not None else None
-
-    @staticmethod
     def of_context(context: UOWTransaction) -> Flush | None:
         """The flush that was begun with this unit of work."""
         found: Flush | None = context.attributes.get(_KEY)
@@ -91,7 +85,7 @@ class Flush:
         """Every statement was emitted; the history is still there."""
         self.record.complete(context)
         self._m2m.record(context)
-        deletes = self.record.deletes() if post_delete.receivers else ()
+        deletes = self.record.deletes() if post_delete.table.receivers else ()
         if deletes:
             # Also of classes that nobody listens to: what was deleted first may be one of those.
             others = [state for state, (is_delete, _) in context.states.items() if is_delete]
@@ -140,8 +134,9 @@ class Flush:
                 continue
             model, source, undone = awaits
             using = model.using(row.instance)
-            if using is not source.using:  # horizontal sharding
+            if using is not source.using:  # the first row; with horizontal sharding any
                 source = source._replace(using=using)
+                awaited[state.manager.mapper] = model, source, undone
             columns = model.columns
             # A deleted instance may be refreshed from a row that has taken over its key.
             values = columns.values(state) if undone or isinstance(row, Deleted) else None
@@ -163,7 +158,8 @@ class Flush:
                     source,
                     was=row.key,
                     changes=Changes(columns.own_pairs(row.pairs)),
-                    along=row.fields.difference(row.pairs),
+                    along=row.along(),
+                    fields=row.fields,
                     values=values,
                 )
             else:
@@ -179,6 +175,12 @@ class Flush:
                 )
             effects.append(effect)
         return effects
+
+
+def flush_of(state: State) -> Flush | None:
+    """The flush that the state's session is in, if its session is listened to."""
+    reference = _flushes.get(state.session_id)
+    return reference() if reference is not None else None
 
 
 def _anybody_waits() -> bool:

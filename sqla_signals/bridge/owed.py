@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from .._sqlalchemy import is_clean, is_committing, state_of
 from ..mapping import outbox_of
-from ..net import DELETED, UPDATED, Effect, Frame, Kind
+from ..net import Effect, Frame
 from ..signals import post_delete, post_save
 from . import delivery, transactions
 
@@ -62,32 +62,18 @@ def flushed(session: Session, effects: Iterable[Effect]) -> None:
 def _write(session: Session, frame: Frame, effects: Iterable[Effect]) -> None:
     """One statement for each outbox and bind, which is one in all but unusual applications."""
     events: dict[tuple[Any, Any], list[Owed]] = {}
-    owing: dict[tuple[Mapper[Any], Kind], _Owing] = {}
+    outboxes: dict[Mapper[Any], Any] = {}
+    waiting = delivery.Waiting("durable")
     for effect in effects:
+        receivers = waiting.for_effect(effect)
+        if not receivers:
+            continue
         mapper = state_of(effect.instance).manager.mapper
-        found = owing.get((mapper, effect.kind))
-        if found is None:
-            found = owing[mapper, effect.kind] = _Owing(mapper, effect.kind)
-        names = found.names
-        if names and (found.has_filters or () not in effect.mutes):
-            names = [one.name for _, one in delivery.receivers_of(effect, "durable")]
-        if names:
-            values = delivery.known_values(session, frame, effect)
-            owed = events.setdefault((found.outbox, effect.source.using), [])
-            owed.append(Owed(effect, values, names))
-    for (outbox, using), of_outbox in events.items():
-        outbox.write(session.connection(bind_arguments={"bind": using}), of_outbox)
-
-
-class _Owing:
-    """What the effects of one kind on one class have in common."""
-
-    __slots__ = ("has_filters", "names", "outbox")
-
-    def __init__(self, mapper: Mapper[Any], kind: Kind) -> None:
-        signal = post_delete if kind is DELETED else post_save
-        receivers = signal.table.lookup(mapper.class_, "durable")
-        self.names: list[str] = [receiver.name for receiver in receivers]
-        """Of everybody, where nobody is muted."""
-        self.has_filters: bool = kind is UPDATED and any(one.fields for one in receivers)
-        self.outbox: Any = outbox_of(mapper, receivers[0]) if receivers else None
+        outbox = outboxes.get(mapper)
+        if outbox is None:
+            outbox = outboxes[mapper] = outbox_of(mapper, receivers[0])
+        values = delivery.known_values(session, frame, effect)
+        names = [receiver.name for receiver in receivers]
+        events.setdefault((outbox, effect.source.using), []).append(Owed(effect, values, names))
+    for (outbox, using), owed in events.items():
+        outbox.write(session.connection(bind_arguments={"bind": using}), owed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from .._sqlalchemy import (
     deleted_states,
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from .calls import Calls
 
     State = InstanceState[Any]
+
+
+NO_FIELDS: Final[frozenset[str]] = frozenset()
 
 
 class Created:
@@ -50,6 +53,12 @@ class Updated:
         self.fields: frozenset[str] = fields
         """What the UPDATE wrote, with versions and ``onupdate`` columns."""
 
+    def along(self) -> frozenset[str]:
+        """What it wrote without having changed it."""
+        if len(self.fields) == len(self.pairs):
+            return NO_FIELDS
+        return self.fields.difference(self.pairs)
+
 
 class Deleted:
     """A row that the flush has deleted."""
@@ -67,7 +76,7 @@ Written = Created | Updated | Deleted
 class Record:
     """The rows written by one flush, in the order of SQLAlchemy's ``after_*`` events."""
 
-    __slots__ = ("_announced", "_calls", "_context", "_history", "_rows")
+    __slots__ = ("_announced", "_calls", "_context", "_history", "_pending", "_rows")
 
     def __init__(
         self, calls: Calls, announced: Mapping[State, Pairs], context: UOWTransaction
@@ -76,6 +85,8 @@ class Record:
         self._announced = announced
         # Not held: it holds us, and a cycle would keep the instances until garbage collection.
         self._context = weakref.ref(context)
+        self._pending: Mapping[State, Any] | None = None
+        """The session's own, from when the first row was written."""
         self._rows: dict[State, Written | None] = {}
         """``None``: flushed, but no row written so far."""
         self._history: dict[State, History] = {}
@@ -91,9 +102,9 @@ class Record:
 
     def remember(self, state: State) -> None:
         """Keep the history that an UPDATE may wipe out."""
-        history = self._calls[state.manager.mapper].columns.history(state)
-        if history is not None:
-            self._history[state] = history
+        columns = self._calls[state.manager.mapper].columns
+        if columns.may_lose_history(state):
+            self._history[state] = columns.history(state)
 
     def inserted(self, state: State) -> None:
         """An INSERT was emitted for the state."""
@@ -118,7 +129,9 @@ class Record:
 
     def updated(self, state: State) -> None:
         """The state went through an UPDATE, which may have written nothing."""
-        if state in pending_states(self._calls.session):
+        if self._pending is None:
+            self._pending = pending_states(self._calls.session)
+        if state in self._pending:
             self.row_switched(state)
             return
         columns = self._calls[state.manager.mapper].columns

@@ -339,7 +339,7 @@ def test_callbacks_of_a_released_savepoint_join_those_of_its_parent_in_order():
 def test_what_two_flushes_were_muted_by_is_kept_apart():
     """A receiver that heard of one of them is told of the row."""
     quiet, loud = updated(1, name=("a", "b")), updated(1, name=("b", "c"))
-    quiet.mutes = (("muted",),)
+    quiet.source = Source(mutes=(("muted",),))
     (both,) = frame(quiet, loud).effects
     assert both.mutes == (("muted",), ())
 
@@ -348,7 +348,7 @@ def test_what_two_flushes_were_muted_by_is_kept_apart():
 def test_a_row_is_raw_if_everything_that_was_written_to_it_was(raw):
     """One ordinary change makes it an ordinary row."""
     first, second = created(1, name="a"), updated(1, name=("a", "b"))
-    first.raw, second.raw = raw
+    first.source, second.source = (Source(raw=one) for one in raw)
     (both,) = frame(first, second).effects
     assert both.raw is all(raw)
 

@@ -1,0 +1,182 @@
+"""One call after the end of a transaction, with a session, transaction and instance of its own."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from .._sqlalchemy import (
+    async_session_like,
+    attached_copy,
+    detached_copy,
+    own_copies,
+    session_like,
+    state_of,
+    take_back,
+    unused_copy,
+)
+from ..net import CREATED, DELETED, NOTHING, Effect, Executed
+from ..receivers import Phase, Receiver
+from ..signal import Signal, logger
+from ..signals import post_bulk, post_delete, post_save, receiver_failed
+from .calls import WAITING, Calls, ModelCalls
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.orm import Session
+
+_COUNTS_REFERENCES: Final = sys.implementation.name == "cpython"
+
+
+class OwnSessions:
+    """Makes the session of its own that each call gets.
+
+    :param like: the session that did the work.
+    :param front: the ``AsyncSession`` in front of it, if there is one.
+    :param factory: makes the sessions instead.
+    """
+
+    def __init__(
+        self, like: Session, front: AsyncSession | None, factory: Callable[[], Any] | None
+    ) -> None:
+        self._factory = factory
+        self._async_session = front
+        self._unused = session_like(like) if factory is None else None
+        self._spare: Calls | None = None
+        """Those of a session that was used for nothing, and that nobody knows any more."""
+        self._as_new: dict[str, Any] = {}
+        self._info: dict[Any, Any] = {}
+
+    def call(self, receiver: Receiver, effect: Effect | Executed) -> None:
+        """Call one receiver in a transaction that is committed if it returns."""
+        session: Session | None = None
+        instance = None
+        try:
+            calls, self._spare = self._spare or self._open(), None
+            session = calls.session
+            if isinstance(effect, Executed):
+                references = _references(session)
+                calls.call(post_bulk, receiver, effect.sender, **effect.arguments)
+            else:
+                mapper = state_of(effect.instance).manager.mapper
+                model = calls[mapper]
+                values = effect.values or NOTHING
+                if model.columns.mutable:
+                    # A receiver may change it in place; the next one must not see that.
+                    values = own_copies(values)
+                if effect.kind is DELETED:
+                    instance = detached_copy(mapper, effect.was, values)
+                else:
+                    instance = attached_copy(session, mapper, effect.row, values)
+                references = _references(session)
+                call_for(effect, model, receiver, instance)
+            if _has_begun(session):
+                session.commit()
+            elif self._is_as_new(session) and _references(session) == references:
+                if instance is not None:
+                    take_back(session, instance)
+                self._spare = calls
+        except Exception as error:
+            if session is not None and _has_begun(session):
+                try:
+                    session.rollback()
+                except Exception:
+                    logger.exception("rolling back after the failure of receiver %s", receiver)
+            failed(effect, receiver, instance, error, "commit")
+        finally:
+            # A factory's session may hold what it was made with. Ours is left open only by what
+            # passes through, such as KeyboardInterrupt.
+            if session is not None and (self._factory is not None or session.in_transaction()):
+                _close(session)
+
+    def _open(self) -> Calls:
+        if self._unused is not None:
+            sync = unused_copy(self._unused)
+            if self._async_session is not None:
+                return Calls(sync, async_session_like(self._async_session, sync))
+            self._as_new = sync.__dict__.copy()
+            self._info = sync.info.copy()
+            return Calls(sync)
+        assert self._factory is not None
+        made = self._factory()
+        sync = getattr(made, "sync_session", made)
+        return Calls(sync, made if made is not sync else None)
+
+    def _is_as_new(self, session: Session) -> bool:
+        """Whether a session shows no trace of the call; then the next one may get it too.
+
+        A session costs more than all the rest of a call, and most receivers need none.
+        """
+        return (
+            session.__dict__ == self._as_new
+            and session.info == self._info
+            and len(session.identity_map) < 2
+        )
+
+
+def _references(session: Session) -> object:
+    """How many know a session; after a call more if the receiver has kept it."""
+    if not _COUNTS_REFERENCES:
+        return object()  # nobody knows: never the same
+    return sys.getrefcount(session), weakref.getweakrefcount(session)
+
+
+def _has_begun(session: Session) -> bool:
+    """Whether there is anything to commit or to roll back."""
+    if WAITING in session.info and not session.in_transaction():
+        session.begin()  # for the callbacks, which are work as well
+    return session.in_transaction()
+
+
+def _close(session: Session) -> None:
+    try:
+        session.close()
+    except BaseException:
+        # Cancelled again while rolling back: let the pool throw the connection away.
+        session.invalidate()
+        raise
+
+
+def signal_of(effect: Effect | Executed) -> Signal:
+    """The signal that tells of a net effect, or of a statement."""
+    if isinstance(effect, Executed):
+        return post_bulk
+    return post_delete if effect.kind is DELETED else post_save
+
+
+def call_for(effect: Effect, model: ModelCalls, receiver: Receiver, instance: Any) -> None:
+    """Call one receiver for a net effect."""
+    source = effect.source
+    if effect.kind is DELETED:
+        model.delete(post_delete, (receiver,), instance, effect.origin, source.using)
+        return
+    created = effect.kind is CREATED
+    # A receiver may change what is mutable; the next one must not see it.
+    changes = model.columns.own_changes(effect.changes)
+    fields = effect.written()
+    model.save(post_save, (receiver,), instance, created, changes, fields, source.raw, source.using)
+
+
+def failed(
+    effect: Effect | Executed, receiver: Receiver, instance: Any, error: Exception, on: Phase
+) -> None:
+    """Log and tell that a receiver has raised an exception."""
+    signal = signal_of(effect)
+    sender = effect.sender if isinstance(effect, Executed) else type(effect.instance)
+    logger.error(
+        "%s on=%r: receiver %s failed for %s; nothing but its own work is undone by that",
+        signal.name,
+        on,
+        receiver,
+        sender.__name__,
+        exc_info=error,
+    )
+    receiver_failed.send_robust(
+        sender,
+        receiver=receiver.fn,
+        signal=signal,
+        instance=instance,
+        exception=error,
+    )
