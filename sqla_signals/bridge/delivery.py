@@ -249,7 +249,7 @@ class Waiting(dict["Mapper[Any]", "tuple[Sequence[Receiver], bool, Sequence[Rece
 
     def __init__(self, on: Call) -> None:
         super().__init__()
-        self._on = on
+        self._on: Call = on
 
     def __missing__(
         self, mapper: Mapper[Any]
