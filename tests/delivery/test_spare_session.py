@@ -1,0 +1,176 @@
+"""A session that a call has not used serves the next call, where nobody can tell."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import event, inspect, select, text
+from sqlalchemy.orm import Session, object_session
+
+from sqla_signals import post_delete, post_save, receiver
+
+from ..contract.models import Author
+from ..contract.observing import rows
+
+
+def names(session: Session) -> list[str]:
+    return sorted(rows(session.get_bind(), Author.name))
+
+
+def test_calls_that_use_no_session_share_one(session: Session):
+    """Opening one costs more than all the rest of a call."""
+    keys = []
+
+    @receiver([post_save, post_delete], sender=Author, on="commit")
+    def fn(sender, instance, session, **kwargs):
+        assert instance.name
+        keys.append(session.hash_key)
+
+    session.add_all([Author(name=name) for name in "abcd"])
+    session.commit()
+    assert len(keys) == 4
+    assert len(set(keys)) == 1
+    assert names(session) == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("use", ["statement", "change", "add", "get", "begin"])
+def test_calls_that_use_their_session_have_each_another(session: Session, use: str):
+    """One that began a transaction, even if it has ended it."""
+    keys = []
+
+    @receiver(post_save, sender=Author, on="commit", fields={"name"})
+    def fn(sender, instance, created, session, **kwargs):
+        if not created or len(instance.name) > 1:
+            return
+        keys.append(session.hash_key)
+        if use == "statement":
+            session.execute(text("SELECT 1"))
+        elif use == "change":
+            instance.name += "!"
+        elif use == "add":
+            session.add(Author(name=instance.name + "?"))
+        elif use == "get":
+            session.scalars(select(Author)).all()
+        else:
+            session.begin()
+
+    session.add_all([Author(name=name) for name in "abc"])
+    session.commit()
+    assert len(keys) == len(set(keys)) == 3
+    expected = {"change": ["a!", "b!", "c!"], "add": ["a", "a?", "b", "b?", "c", "c?"]}
+    assert names(session) == expected.get(use, ["a", "b", "c"])
+
+
+kept: list[Any] = []
+weakly: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+
+
+def heard(*_: Any) -> None:
+    kept.append("heard")
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [
+        lambda session, arguments: session.info.update(left=True),
+        lambda session, arguments: setattr(session, "autoflush", False),
+        lambda session, arguments: setattr(session, "left", True),
+        lambda session, arguments: event.listen(session, "after_begin", heard),
+        lambda session, arguments: kept.append(session),
+        lambda session, arguments: kept.append(arguments),
+        lambda session, arguments: kept.append(lambda: session),
+        lambda session, arguments: kept.append(session.execute),
+        lambda session, arguments: weakly.update({session: "left"}),
+    ],
+    ids=[
+        "info",
+        "option",
+        "attribute",
+        "listener",
+        "kept",
+        "arguments",
+        "closure",
+        "method",
+        "weakly",
+    ],
+)
+def test_a_session_with_a_trace_of_the_call_serves_no_other(
+    session: Session, leave: Callable[[Session, dict[str, Any]], Any]
+):
+    """Nothing that one receiver leaves there reaches the next."""
+    kept.clear()
+    weakly.clear()
+    found: list[Any] = []
+
+    @receiver(post_save, sender=Author, on="commit")
+    def fn(sender, **kwargs):
+        session = kwargs["session"]
+        found.append(
+            (
+                session.hash_key,
+                dict(session.info),
+                session.autoflush,
+                hasattr(session, "left"),
+                session in weakly,
+                len(session.identity_map),
+            )
+        )
+        if len(found) == 1:
+            leave(session, kwargs)
+
+    session.add_all([Author(name=name) for name in "abc"])
+    session.commit()
+    first, *others = found
+    assert first[0] not in {other[0] for other in others}
+    assert [other[1:] for other in others] == [first[1:]] * 2
+    assert "heard" not in kept
+    assert names(session) == ["a", "b", "c"]
+
+
+def test_an_instance_that_outlives_its_call_is_detached(session: Session):
+    """As if its session were gone, though that serves the next call; what was loaded stays."""
+    instances: list[Author] = []
+
+    @receiver(post_save, sender=Author, on="commit")
+    def fn(sender, instance, session, **kwargs):
+        for earlier in instances:
+            assert inspect(earlier).detached
+            assert object_session(earlier) is None
+            assert earlier not in session
+        assert inspect(instance).persistent
+        instances.append(instance)
+
+    session.add_all([Author(name=name) for name in "abc"])
+    session.commit()
+    assert [inspect(one).detached for one in instances] == [True] * 3
+    assert [one.name for one in instances] == ["a", "b", "c"]
+    with Session(session.get_bind()) as another:
+        another.add(instances[0])
+        instances[0].name = "A"
+        another.commit()
+    assert names(session) == ["A", "b", "c"]
+
+
+def test_a_row_told_to_two_receivers_is_another_instance_each_time(session: Session):
+    """Both under one key, one after the other, in a session that served both."""
+    found: list[Any] = []
+
+    @receiver(post_save, sender=Author, on="commit")
+    def one(sender, instance, session, **kwargs):
+        found.append((session.hash_key, instance))
+
+    @receiver(post_save, sender=Author, on="commit")
+    def two(sender, instance, session, **kwargs):
+        assert session.identity_map.values() == [instance]
+        found.append((session.hash_key, instance))
+
+    session.add(Author(name="a"))
+    session.commit()
+    (key, first), (other_key, second) = found
+    assert key == other_key
+    assert first is not second
+    assert first.name == second.name == "a"
+    assert names(session) == ["a"]
