@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types docs bench clean
+.PHONY: help demo demo-durable test lint types docs bench clean
 
 bin := $(VENV)/bin
 stamps := $(VENV)/.stamps
@@ -18,10 +18,13 @@ pip := $(bin)/python -m pip --disable-pip-version-check --quiet
 checked := $(wildcard sqla_signals tests/typing)
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(stamps)/demo ## Run the example shop on SQLite
 	@$(bin)/python -m examples.shop
+
+demo-durable: $(stamps)/demo-durable ## Run the durable shop: a relay and a Celery worker, no server needed
+	@$(bin)/python -m examples.durable_shop
 
 test: $(stamps)/test ## Run the whole suite: tests, documentation snippets, PostgreSQL included
 	$(bin)/python -m pytest -n auto $(PYTEST_ARGS)
@@ -73,6 +76,11 @@ install_groups = $(pip) install $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 $(stamps)/demo: $(stamps)/venv pyproject.toml
 	@echo "Installing what the demo needs into $(VENV)"
 	@$(call install_groups,demo)
+	@touch $@
+
+$(stamps)/demo-durable: $(stamps)/venv pyproject.toml
+	@echo "Installing what the durable demo needs into $(VENV)"
+	@$(call install_groups,demo-durable)
 	@touch $@
 
 $(stamps)/test: $(stamps)/venv pyproject.toml

@@ -6,6 +6,7 @@ a ``Relay`` hands these to a ``Publisher``, and a ``Worker`` runs the receiver.
 
 from .encoding import SECRET, UnserializableError
 from .message import (
+    BusyError,
     Event,
     MalformedMessageError,
     Message,
@@ -21,6 +22,7 @@ from .tables import Outbox, outbox_table
 
 __all__ = [
     "SECRET",
+    "BusyError",
     "Event",
     "LocalPublisher",
     "MalformedMessageError",

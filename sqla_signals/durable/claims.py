@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import Row, Select, delete, exists, insert, select, update
+from sqlalchemy import Row, Select, delete, exists, select, update
 
 from ..errors import InstallError
 from .clock import database_time
-from .message import Message
+from .dead_letters import bury, reason
+from .message import BusyError, Message
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -112,12 +113,14 @@ class Claims:
             if not failed:
                 continue
             receivers = [message.receiver for message in failed]
-            reason = "\n".join(f"{m.receiver}: {type(e).__name__}: {e}" for m, e in failed.items())
+            why = reason(failed)
+            if all(isinstance(error, BusyError) for error in failed.values()):
+                event = event._replace(attempt=event.attempt - 1)  # does not count
             if event.attempt >= self._max_attempts:
-                self._bury(connection, event, receivers, reason)
+                self._bury(connection, event, receivers, why)
             else:
                 gone.remove(event.row.sequence)
-                self._put_back(connection, event, receivers, reason)
+                self._put_back(connection, event, receivers, why)
         if gone:
             connection.execute(delete(self._events).where(self._events.c.sequence.in_(gone)))
 
@@ -145,9 +148,7 @@ class Claims:
             "attempts": event.attempt,
             "last_error": reason,
         }
-        connection.execute(
-            insert(self._outbox.dead_letters).values(dead_at=database_time(), **values)
-        )
+        bury(connection, self._outbox, values)
 
 
 class Locks(Claims):

@@ -40,6 +40,13 @@ class UnknownModelError(MessageError, LookupError):
     """The message is about a class that is not mapped in this process."""
 
 
+class BusyError(SignalsError):
+    """A publisher could not take a message now, through no fault of the message.
+
+    One that :meth:`Publisher.publish` returns for a message is not counted as an attempt.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """The ``event`` argument of a durable receiver."""

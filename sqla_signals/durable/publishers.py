@@ -23,7 +23,8 @@ class Publisher(Protocol):
             several receivers.
 
         What is not returned must be safe when this returns: the relay forgets it. What is returned
-        is tried again later, by itself, and becomes a dead letter after too many attempts.
+        is tried again later, by itself, and becomes a dead letter after too many attempts; a
+        :class:`BusyError` does not count as one.
         Raise an exception if nothing can be handed over now, as when the broker is down: all of the
         messages are kept then, and no attempt counts.
         """

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, delete, func, insert, select, true
+from sqlalchemy import ColumnElement, delete, exists, func, insert, select, true
 
 from .clock import database_time
 
@@ -86,10 +86,14 @@ def retry(connection: Connection, outbox: Outbox, sequences: Sequence[int] | Non
     """Put dead letters back into the outbox, to be tried as if for the first time.
 
     :param sequences: which; ``None`` for all.
-    :returns: how many there were.
+    :returns: how many there were. An event that is still in the outbox, for other receivers, stays
+        a dead letter until it is not.
     """
-    dead = outbox.dead_letters
-    rows = connection.execute(select(dead).where(_named(dead.c.sequence, sequences))).mappings()
+    dead, events = outbox.dead_letters, outbox.table
+    gone = ~exists().where(events.c.sequence == dead.c.sequence)
+    rows = connection.execute(
+        select(dead).where(_named(dead.c.sequence, sequences), gone)
+    ).mappings()
     revived = [
         {key: value for key, value in row.items() if key not in ("dead_at", "available_at")}
         | {"attempts": 0}

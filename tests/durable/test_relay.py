@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, String, create_engine, event, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sqla_signals import InstallError, post_save, receiver, receiver_failed
-from sqla_signals.durable import Message, Relay, outbox_table
+from sqla_signals.durable import BusyError, Message, Relay, outbox_table
 from sqla_signals.durable.clock import database_time
 from sqla_signals.durable.waiting import waiting_for
 
@@ -143,6 +143,25 @@ def test_after_the_last_attempt_an_event_is_a_dead_letter(shop, relay, publisher
     assert (dead.receivers, dead.attempts) == (["shop.second"], 3)
     assert dead.last_error == "shop.second: ValueError: no"
     assert dead.payload["snapshot"]["status"] == "a"
+
+
+def test_what_a_publisher_is_too_busy_for_is_put_off_and_no_attempt_counts(
+    shop, relay, publisher, connected
+):
+    """However often that happens; the others are forgotten."""
+    publisher.failing["shop.second"] = BusyError("full")
+    place(shop, "a")
+    for _ in range(5):
+        make_due(shop)
+        assert relay.run_once() == 1
+        (row,) = events(shop)
+        assert (row.receivers, row.attempts) == (["shop.second"], 0)
+        assert row.last_error == "shop.second: BusyError: full"
+    publisher.failing.clear()
+    make_due(shop)
+    assert relay.run_once() == 1
+    assert statuses(publisher.published) == ["shop.first a", "shop.second a"]
+    assert events(shop) == []
 
 
 def test_while_the_broker_is_down_nothing_is_lost_and_no_attempt_counts(

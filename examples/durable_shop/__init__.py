@@ -1,0 +1,1 @@
+"""A shop whose receivers run in other processes, and run whatever dies."""

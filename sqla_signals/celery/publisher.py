@@ -1,0 +1,247 @@
+"""The publisher that the relay has, and the task that the workers run: two ends of one queue."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid5
+
+from celery import signals
+from celery.exceptions import Reject, Retry
+
+from .._sqlalchemy import all_mappers
+from ..durable import BusyError, MalformedMessageError, Message, UnknownModelError, Worker
+from ..durable.dead_letters import bury_message
+from ..durable.naming import find_mapper
+from ..durable.relay import the_outbox
+from ..errors import ReceiverOptionError, SignalsError
+from ..mapping import known_outbox
+from ..signal import logger
+from .checks import TASK_OPTIONS, check, warn_of_forgetting
+from .sending import Parcel, Sender
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from ..durable import Outbox
+
+FIRST_RETRY: Final = 1.0
+LAST_RETRY: Final = 600.0
+"""Seconds before a failed receiver is called again; twice as long each time.
+
+At most half the visibility timeout of Redis, which counts while a worker holds a task back.
+"""
+
+
+class MessageTooLargeError(SignalsError, ValueError):
+    """A message is larger than what the broker is trusted with."""
+
+
+class CeleryPublisher:
+    """Hands messages to Celery, whose workers run the receivers.
+
+    :param app: the Celery app, with its settings.
+    :param sessions: what makes the sessions of the receivers, as for
+        :class:`~sqla_signals.durable.Worker`.
+    :param queue: the name of the queue; by default where the app routes the task.
+    :param events_per_message: how many calls of receivers travel and run as one task. More is much
+        faster in the relay and the broker; they then run one after the other in one worker.
+    :param max_attempts: after as many a receiver is given up for this event: a dead letter.
+    :param max_bytes: larger messages are refused; they stay in the outbox and become dead letters.
+    :param name: the name of the task.
+    :param batch_size: how many events a relay claims at once.
+    :raises InstallError: settings of the app would lose events; it says which, and what to set.
+
+    Make it where both the relay and the workers import it: it registers the task with the app.
+    """
+
+    def __init__(
+        self,
+        app: Celery,
+        sessions: Any = None,
+        *,
+        queue: str | None = None,
+        events_per_message: int = 1,
+        max_attempts: int = 10,
+        max_bytes: int = 8_000_000,
+        name: str = "sqla_signals.run",
+        batch_size: int | None = None,
+    ) -> None:
+        if events_per_message < 1:
+            raise ReceiverOptionError(f"events_per_message must be 1 or more: {events_per_message}")
+        self.app: Celery = app
+        self.events_per_message: int = events_per_message
+        self.max_attempts: int = max_attempts
+        self.max_bytes: int = max_bytes
+        self.batch_size: int = batch_size or max(100, 10 * events_per_message)
+        self._sessions = sessions
+
+        def run(task: Any, *texts: str) -> None:
+            self._run(task, texts)
+
+        self.task: Any = app.task(
+            run, bind=True, name=name, shared=False, max_retries=None, **TASK_OPTIONS
+        )
+        check(app, self.task)
+        self._sender = Sender(app, name, {} if queue is None else {"queue": queue})
+        signals.celeryd_after_setup.connect(self._worker_set_up)
+        signals.worker_process_init.connect(self._forked)
+
+    # -- the relay's end ---------------------------------------------------------------------------
+
+    def publish(self, messages: Sequence[Message]) -> Mapping[Message, Exception]:
+        """Send the messages as tasks; return those that the broker did not take.
+
+        :raises Exception: the broker is down, or its queue is full to the last message.
+        """
+        failures: dict[Message, Exception] = {}
+        parcels = self._pack(messages, failures)
+        refused = self._sender.send(parcels) if parcels else {}
+        if parcels and len(refused) == len(parcels):
+            error = next(iter(refused.values()))
+            if isinstance(error, BusyError):
+                raise error
+        for parcel, error in refused.items():
+            failures.update(dict.fromkeys(parcel.messages, error))
+        return failures
+
+    def close(self) -> None:
+        """Close the connection to the broker; publishing opens another."""
+        self._sender.close()
+
+    def _pack(
+        self, messages: Sequence[Message], failures: dict[Message, Exception]
+    ) -> list[Parcel]:
+        parcels = []
+        waiting: list[tuple[Message, str]] = []
+        size = 0
+        for message in messages:
+            try:
+                text = message.to_json()
+                length = len(text.encode("utf-8", "surrogatepass"))
+                if length > self.max_bytes:
+                    raise MessageTooLargeError(
+                        f"event {message.id} is a message of {length:,} bytes, and max_bytes is "
+                        f"{self.max_bytes:,}. Keep large columns out of messages with info=SECRET"
+                    )
+            except Exception as error:
+                failures[message] = error
+                continue
+            if waiting and size + length > self.max_bytes:
+                parcels.append(_parcel(waiting))
+                waiting, size = [], 0
+            waiting.append((message, text))
+            size += length
+            if len(waiting) == self.events_per_message:
+                parcels.append(_parcel(waiting))
+                waiting, size = [], 0
+        if waiting:
+            parcels.append(_parcel(waiting))
+        return parcels
+
+    # -- the worker's end --------------------------------------------------------------------------
+
+    @cached_property
+    def worker(self) -> Worker:
+        """What runs the messages."""
+        return self._sessions if isinstance(self._sessions, Worker) else Worker(self._sessions)
+
+    def _run(self, task: Any, texts: Sequence[str]) -> None:
+        attempt: int = task.request.retries + 1
+        failed: list[tuple[Message, str, Exception]] = []
+        for text in texts:
+            try:
+                message = Message.from_json(text)
+            except MalformedMessageError:
+                if len(texts) == 1:
+                    raise
+                logger.exception("task %s: what is no message was left out", task.request.id)
+                continue
+            try:
+                self.worker.run(message, attempt)
+            except Exception as error:
+                failed.append((message, text, error))
+        again = [
+            (message, text)
+            for message, text, error in failed
+            if attempt < self.max_attempts or not self._bury(message, error, attempt)
+        ]
+        pause = min(self._last_retry, FIRST_RETRY * 2 ** (attempt - 1)) * random.uniform(0.75, 1.25)
+        self._send_again(again, {"countdown": pause, "retries": attempt})
+        if failed and len(texts) == 1:
+            # What Celery shows to those who watch it.
+            last = failed[0][2]
+            raise Retry(exc=last, when=pause) if again else last
+
+    def _send_again(self, failed: list[tuple[Message, str]], options: dict[str, Any]) -> None:
+        """Send each message as a task of its own."""
+        parcels = [_parcel([one], **options) for one in failed]
+        try:
+            if parcels and (refused := self._sender.send(parcels)):
+                raise next(iter(refused.values()))
+        except Exception as error:
+            # Not gone, so this task must not be either; but not at once again.
+            time.sleep(FIRST_RETRY)
+            raise Reject(error, requeue=True) from error
+
+    @cached_property
+    def _last_retry(self) -> float:
+        timeout = (self.app.conf.broker_transport_options or {}).get("visibility_timeout")
+        return min(LAST_RETRY, timeout / 2) if timeout else LAST_RETRY
+
+    def _bury(self, message: Message, error: Exception, attempts: int) -> bool:
+        """Make it a dead letter; return whether that worked."""
+        sessions = self.worker.sessions
+        try:
+            outbox = _outbox_of(message)
+            session, _ = sessions.make()
+            engine = session.get_bind(clause=outbox.table).engine
+
+            def bury() -> None:
+                with engine.begin() as connection:
+                    bury_message(connection, outbox, message, error, attempts)
+
+            sessions.run(bury)
+        except Exception:
+            logger.exception("event %s could not be made a dead letter", message.id)
+            return False
+        return True
+
+    def _worker_set_up(self, **_: Any) -> None:
+        warn_of_forgetting(self.app)
+
+    def _forked(self, **_: Any) -> None:
+        """Leave the database connections that were open before the fork to the parent."""
+        session, _front = self.worker.sessions.make()
+        for mapper in all_mappers():
+            if known_outbox(mapper) is not None:
+                session.get_bind(mapper).engine.dispose(close=False)
+
+
+def _outbox_of(message: Message) -> Outbox:
+    try:
+        outbox: Outbox | None = known_outbox(find_mapper(message.model))
+    except UnknownModelError:
+        outbox = None
+    return outbox or the_outbox()
+
+
+def _parcel(messages: Sequence[tuple[Message, str]], **options: Any) -> Parcel:
+    first = messages[0][0]
+    if len(messages) == 1:
+        task_id = first.key
+        shown = f"({first.model} {first.subject} {first.kind}, event {first.id})"
+        options["shadow"] = first.receiver
+    else:
+        # The same for the same messages.
+        task_id = uuid5(first.key, " ".join(message.key.hex for message, _ in messages))
+        shown = f"({len(messages)} messages, the first for {first.receiver})"
+    return Parcel(
+        str(task_id),
+        [text for _, text in messages],
+        [message for message, _ in messages],
+        {"argsrepr": shown, **options},
+    )

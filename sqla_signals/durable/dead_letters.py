@@ -1,0 +1,73 @@
+"""Giving up: an event that fails again and again is put where somebody looks at it.
+
+The relay gives up what it cannot publish, a worker what it cannot run; so both may do so for one
+event, each for other receivers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import insert, select, update
+
+from .clock import database_time
+from .message import Message
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from .tables import Outbox
+
+
+def bury(connection: Connection, outbox: Outbox, event: Mapping[str, Any]) -> None:
+    """Add a dead letter, or its receivers and its error to the one that the event has already.
+
+    :param event: the columns of the outbox.
+    """
+    dead = outbox.dead_letters
+    same = dead.c.sequence == event["sequence"]
+    known = connection.execute(select(dead).where(same).with_for_update()).first()
+    if known is None:
+        # An IntegrityError if somebody else is quicker: the event is given up the next time.
+        connection.execute(insert(dead).values(dead_at=database_time(), **event))
+        return
+    connection.execute(
+        update(dead)
+        .where(same)
+        .values(
+            receivers=[
+                *known.receivers,
+                *(r for r in event["receivers"] if r not in known.receivers),
+            ],
+            attempts=max(known.attempts, event["attempts"]),
+            last_error=f"{known.last_error}\n{event['last_error']}",
+            dead_at=database_time(),
+        )
+    )
+
+
+def bury_message(
+    connection: Connection, outbox: Outbox, message: Message, error: Exception, attempts: int
+) -> None:
+    """Give a message up: its event is a dead letter for its receiver."""
+    event = {
+        "sequence": message.sequence,
+        "id": message.id,
+        "aggregate_type": message.model,
+        "aggregate_id": message.subject,
+        "event_type": message.kind,
+        "occurred_at": message.occurred_at,
+        "payload": dict(message.data),
+        "headers": dict(message.headers),
+        "receivers": [message.receiver],
+        "attempts": attempts,
+        "available_at": database_time(),
+        "last_error": reason({message: error}),
+    }
+    bury(connection, outbox, event)
+
+
+def reason(failures: Mapping[Message, Exception]) -> str:
+    """Why, in a line for each receiver."""
+    return "\n".join(f"{m.receiver}: {type(e).__name__}: {e}" for m, e in failures.items())
