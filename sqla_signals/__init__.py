@@ -17,6 +17,7 @@ from .errors import (
     SignalsError,
     SignalsNotInstalledWarning,
 )
+from .explain import explain
 from .install import Installation, install, raw
 from .signal import Signal
 from .signals import (
@@ -54,6 +55,7 @@ __all__ = [
     "SignalsError",
     "SignalsNotInstalledWarning",
     "class_prepared",
+    "explain",
     "install",
     "m2m_changed",
     "mute",

@@ -43,13 +43,16 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _add_relay(commands)
     _add_outbox(commands)
+    _add_explain(commands)
     return top
 
 
-def load(app: str | None) -> Any:
+def load(app: str | None, option: str = "--app ") -> Any:
     """Import ``package.module:object`` and return the object; ``None`` without ``:object``.
 
     The current directory is on the path, as with ``python -m``.
+
+    :param option: what ``app`` was given to, for messages.
     """
     app = app or os.environ.get(APP)
     if not app:
@@ -62,14 +65,14 @@ def load(app: str | None) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise
-        raise UsageError(f"--app {app}: there is no module {error.name}") from error
+        raise UsageError(f"{option}{app}: there is no module {error.name}") from error
     if not path:
         return None
     for name in path.split("."):
         try:
             found = getattr(found, name)
         except AttributeError as error:
-            raise UsageError(f"--app {app}: {found!r} has no {name!r}") from error
+            raise UsageError(f"{option}{app}: {found!r} has no {name!r}") from error
     return found
 
 
@@ -245,3 +248,63 @@ def _sequences(options: argparse.Namespace) -> list[int] | None:
 def _report(what: str, count: int, options: argparse.Namespace) -> int:
     print(f"{what} {count} dead letters")
     return 0 if options.all or count == len(set(options.sequences)) else 1
+
+
+# -- explain ---------------------------------------------------------------------------------------
+
+
+def _add_explain(commands: Any) -> None:
+    explain = commands.add_parser(
+        "explain", help="which receivers are called, when and in which order, and which never are"
+    )
+    explain.add_argument(
+        "what",
+        metavar="MODULE[:OBJECT]",
+        help="what to import, and what of it to explain: a model, a signal, a module; without "
+        ":OBJECT, every model that somebody listens to then",
+    )
+    explain.add_argument(
+        "--format",
+        choices=["text", "json", "mermaid", "dot", "svg"],
+        default="text",
+        help="default text, in colour on a terminal where rich is installed",
+    )
+    explain.add_argument(
+        "--check", action="store_true", help="status 1 if a receiver can never be called"
+    )
+    explain.set_defaults(command=_explain)
+
+
+def _explain(options: argparse.Namespace) -> int:
+    import warnings
+
+    from .errors import SignalsError, SignalsNotInstalledWarning
+    from .explain import explain
+
+    with warnings.catch_warnings():
+        # The explanation says it as well.
+        warnings.simplefilter("ignore", SignalsNotInstalledWarning)
+        target = load(options.what, "")
+        try:
+            found = explain(target)
+        except SignalsError as error:
+            raise UsageError(f"{options.what}: {error}") from error
+    if options.format == "text":
+        _show(found)
+    else:
+        print(getattr(found, f"to_{options.format}")().rstrip())
+    never = not found.installed or any(notice.never for notice in found.notices)
+    return 1 if options.check and never else 0
+
+
+def _show(found: Any) -> None:
+    """Print in colour for somebody who looks at it, else for a file or another program."""
+    if sys.stdout.isatty():
+        try:
+            import rich
+        except ImportError:
+            pass
+        else:
+            rich.print(found)
+            return
+    print(found)

@@ -168,6 +168,12 @@ class Installation:
             return False
         return self._behind is None or isinstance(async_session_of(session), self._behind)
 
+    def __str__(self) -> str:
+        """Whose work it sends signals for."""
+        if self._target is Session and self._behind is None:
+            return "every Session"
+        return repr(self._behind or self._target)
+
     def __repr__(self) -> str:
         state = ", removed" if self._removed else ""
         return f"<Installation on {self._target!r}{state}>"

@@ -1,0 +1,76 @@
+"""``sqla-signals explain``, in a process of its own and in this one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from xml.etree import ElementTree
+
+import pytest
+
+from sqla_signals.cli import main
+
+APP = "tests.explain.application"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", "-m", "sqla_signals", "explain", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_a_module_is_imported_and_what_it_connects_is_explained():
+    """As text where nobody looks at it; status 1 only where asked for."""
+    done = run(APP)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("every model  installed for every Session\n")
+    assert "1. clinic.weigh  tests/explain/application.py:" in done.stdout
+    assert "clinic.write (tests/explain/application.py:" in done.stdout
+    assert run(APP, "--check").returncode == 1
+
+
+def test_each_format_is_what_it_says():
+    """And nothing else is on standard output."""
+    assert json.loads(run(f"{APP}:Patient", "--format", "json").stdout)["installed"]
+    assert run(f"{APP}:Patient", "--format", "mermaid").stdout.startswith("flowchart LR\n")
+    assert run(f"{APP}:models", "--format", "dot").stdout.startswith("digraph")
+    svg = run(f"{APP}:post_save", "--format", "svg").stdout
+    assert ElementTree.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_nothing_installed_is_told_without_a_warning_besides():
+    """The models of the clinic alone have no install()."""
+    done = run("tests.explain.clinic:Patient", "--check")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "sqla_signals.install()" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("tests.explain.nowhere", "there is no module tests.explain.nowhere"),
+        (f"{APP}:nobody", "has no 'nobody'"),
+        (f"{APP}:weigh", "give a mapped class"),
+    ],
+)
+def test_what_cannot_be_explained_is_an_error(what, message, capsys):
+    """With status 2."""
+    assert main(["explain", what]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "--app" not in error
+
+
+def test_a_terminal_gets_rich_where_it_is_installed(capsys, monkeypatch):
+    """And the plain text where it is not."""
+    import rich
+
+    shown = []
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(rich, "print", shown.append)
+    assert main(["explain", "tests.explain.clinic:Patient"]) == 0
+    assert len(shown) == 1
+    assert capsys.readouterr().out == ""
+    monkeypatch.setitem(sys.modules, "rich", None)
+    assert main(["explain", "tests.explain.clinic:Patient"]) == 0
+    assert capsys.readouterr().out == f"{shown[0]}\n"
