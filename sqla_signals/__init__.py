@@ -35,6 +35,8 @@ from .signals import (
     pre_save,
     receiver_failed,
 )
+from .trace import trace
+from .tracing.recording import Trace
 
 __version__ = "0.1.0"
 
@@ -54,6 +56,7 @@ __all__ = [
     "SignalRecursionError",
     "SignalsError",
     "SignalsNotInstalledWarning",
+    "Trace",
     "class_prepared",
     "explain",
     "install",
@@ -74,4 +77,5 @@ __all__ = [
     "raw",
     "receiver",
     "receiver_failed",
+    "trace",
 ]

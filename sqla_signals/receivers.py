@@ -105,7 +105,7 @@ class Receiver:
                 forget(receiver)
 
         self.strong: Callable[..., Any] | None = None if weak else fn
-        """The callable, if it is held; quicker than :attr:`fn`."""
+        """What to call, without asking :attr:`fn`: the callable, if it is held."""
         self._fn: Callable[[], Callable[..., Any] | None]
         if not weak:
             self._fn = _strong(fn)
@@ -124,6 +124,12 @@ class Receiver:
             return True
         wanted = self.columns(mapper)
         return any(not wanted.isdisjoint(keys) for keys in written)
+
+    def calling(self, fn: Callable[..., Any]) -> Receiver:
+        """This receiver, which calls ``fn`` instead of what was connected."""
+        copied = copy.copy(self)
+        copied.strong = fn
+        return copied
 
     @property
     def call(self) -> Call:

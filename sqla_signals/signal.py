@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Generator, Mapping
+from collections.abc import Callable, Collection, Coroutine, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from inspect import isawaitable
 from types import MappingProxyType
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Unpack
 import blinker
 from blinker import ANY
 
-from . import dispatch, mapping
+from . import dispatch, mapping, watching
 from .errors import ReceiverOptionError
 from .protocols import F, M, Options, OtherSender, P, R, ReceiverOf
 from .receivers import (
@@ -37,6 +38,20 @@ from .receivers import (
 Results = list[tuple[Callable[..., Any], Any]]
 
 logger: Final = logging.getLogger("sqla_signals")
+
+_signals: Final[weakref.WeakSet[Signal]] = weakref.WeakSet()
+_signals_lock: Final = threading.Lock()
+
+
+def watch(watcher: watching.Watcher | None) -> None:
+    """Let the tables of all signals be made anew, with what ``watcher`` makes of the receivers."""
+    watching.watcher = watcher
+    with _signals_lock:
+        signals = list(_signals)
+    for signal in signals:
+        # A table that is being made by another thread does not know of the watcher.
+        with signal._lock:
+            signal._table = None
 
 
 class Signal(blinker.NamedSignal):
@@ -69,6 +84,8 @@ class Signal(blinker.NamedSignal):
         self._table: dispatch.Table | None = None
         # Reentrant: garbage collection inside the lock may run a weak reference's callback.
         self._lock = threading.RLock()
+        with _signals_lock:
+            _signals.add(self)
 
     @property
     def receivers(self) -> Mapping[Any, Any]:  # type: ignore[override]
@@ -254,7 +271,9 @@ class Signal(blinker.NamedSignal):
         for receiver in receivers:
             fn = receiver.fn
             if fn is not None:
-                call = _async_wrapper(fn) if _async_wrapper and receiver.is_async else fn
+                call = receiver.strong or fn
+                if _async_wrapper and receiver.is_async:
+                    call = _async_wrapper(call)
                 results.append((fn, call(sender, **kwargs)))
         return results
 
@@ -273,12 +292,13 @@ class Signal(blinker.NamedSignal):
             fn = receiver.fn
             if fn is None:
                 continue
+            call = receiver.strong or fn
             if receiver.is_async:
-                result = await fn(sender, **kwargs)
+                result = await call(sender, **kwargs)
             elif _sync_wrapper is not None:
-                result = await _sync_wrapper(fn)(sender, **kwargs)
+                result = await _sync_wrapper(call)(sender, **kwargs)
             else:
-                result = fn(sender, **kwargs)
+                result = call(sender, **kwargs)
                 if isawaitable(result):  # a decorated async receiver
                     result = await result
             results.append((fn, result))
@@ -299,7 +319,7 @@ class Signal(blinker.NamedSignal):
                     raise dispatch.unawaitable(
                         self, receiver, sender, "send_robust(): use send_async()"
                     )
-                result = fn(sender, **kwargs)
+                result = (receiver.strong or fn)(sender, **kwargs)
             except Exception as error:
                 logger.exception(
                     "%s: receiver %s failed for %s", self.name, receiver, describe_sender(sender)
@@ -331,7 +351,10 @@ class Signal(blinker.NamedSignal):
         if table is None:
             with self._lock:
                 self._prune()
-                table = self._table = dispatch.Table(self._connected.values())
+                receivers: Iterable[Receiver] = self._connected.values()
+                if watching.watcher is not None:
+                    receivers = watching.watcher.watched(self, receivers)
+                table = self._table = dispatch.Table(receivers)
         return table
 
     # -- bookkeeping ---------------------------------------------------------------------------

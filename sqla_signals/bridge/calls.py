@@ -81,8 +81,9 @@ def wait_for(result: Awaitable[Any], awaits: bool, error: AsyncReceiverError) ->
     if awaits:
         await_only(result)
         return
-    if inspect.iscoroutine(result):
-        result.close()
+    close = getattr(result, "close", None)
+    if close is not None:  # a coroutine, which would complain otherwise
+        close()
     raise error
 
 

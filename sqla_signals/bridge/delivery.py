@@ -10,9 +10,11 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
+from functools import partial
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from .. import watching
 from .._sqlalchemy import current_task, detached_copy, ends_session_block, own_copies, state_of
 from ..changes import UNSET
 from ..dispatch import was_audible
@@ -42,6 +44,7 @@ class Batch(NamedTuple):
     session_factory: Callable[[], Any] | None
     frame: Frame
     cause: Cause | None
+    watched: watching.WatchedDelivery | None
 
 
 class Cause(NamedTuple):
@@ -130,7 +133,9 @@ def known_values(session: Session, frame: Frame, effect: Effect) -> Mapping[str,
 def committed(session: Session, frame: Frame, session_factory: Callable[[], Any] | None) -> None:
     """Deliver what a committed root transaction did, now or after what is being delivered."""
     delivery, cause = _current.get() or (None, None)
-    batch = Batch(session, async_session_of(session), session_factory, frame, cause)
+    watcher = watching.watcher
+    watched = watcher.delivery(session, "commit") if watcher is not None else None
+    batch = Batch(session, async_session_of(session), session_factory, frame, cause, watched)
     if delivery is not None and delivery.waits_for_us() and delivery.add(batch):
         return
     delivery = _Delivery()
@@ -151,6 +156,10 @@ def _deliver(delivery: _Delivery, batch: Batch) -> None:
         _log_recursion(batch)
         return
     own = OwnSessions(batch.session, batch.async_session, batch.session_factory)
+    call, call_back = own.call, _call_back
+    if batch.watched is not None:
+        call = partial(batch.watched.receiver, call)
+        call_back = partial(batch.watched.callback, call_back)
     outer = _current.set(None)
     try:
         # Settled now: what receivers connect and disconnect on the way is for the next delivery.
@@ -162,10 +171,10 @@ def _deliver(delivery: _Delivery, batch: Batch) -> None:
                 if receiver is not calling:
                     calling = receiver
                     _current.set((delivery, Cause(receiver, depth, batch.cause)))
-                own.call(receiver, effect)
+                call(receiver, effect)
         for fn in batch.frame.on_commit:
             _current.set((delivery, Cause(fn, depth, batch.cause)))
-            _call_back(batch.session, fn, "on_commit")
+            call_back(batch.session, fn, "on_commit")
     finally:
         _current.reset(outer)
 
@@ -188,21 +197,29 @@ def _log_recursion(batch: Batch) -> None:
 def rolled_back(session: Session, frame: Frame) -> None:
     """Call the ``on="rollback"`` receivers and callbacks of work that was undone."""
     calls = Calls(session, detached=True)
+
+    def call(receiver: Receiver, effect: Effect | Executed) -> None:
+        instance = None
+        try:
+            if isinstance(effect, Effect):
+                mapper = state_of(effect.instance).manager.mapper
+                instance = detached_copy(mapper, effect.was, own_copies(effect.values or {}))
+                call_for(effect, calls[mapper], receiver, instance)
+            else:
+                calls.call(post_bulk, receiver, effect.sender, **effect.arguments)
+        except Exception as error:
+            failed(effect, receiver, instance, error, "rollback")
+
+    call_back = _call_back
+    if watching.watcher is not None:
+        watched = watching.watcher.delivery(session, "rollback")
+        call, call_back = partial(watched.receiver, call), partial(watched.callback, call_back)
     waiting = Waiting("rollback")
     for effect in frame.occurrences:
         for receiver in waiting.for_effect(effect):
-            instance = None
-            try:
-                if isinstance(effect, Effect):
-                    mapper = state_of(effect.instance).manager.mapper
-                    instance = detached_copy(mapper, effect.was, own_copies(effect.values or {}))
-                    call_for(effect, calls[mapper], receiver, instance)
-                else:
-                    calls.call(post_bulk, receiver, effect.sender, **effect.arguments)
-            except Exception as error:
-                failed(effect, receiver, instance, error, "rollback")
+            call(receiver, effect)
     for fn in frame.on_rollback:
-        _call_back(session, fn, "on_rollback")
+        call_back(session, fn, "on_rollback")
 
 
 def forgotten(frame: Frame) -> None:
@@ -236,8 +253,10 @@ def _call_back(session: Session, fn: Callable[[], Any], what: str) -> None:
         result = fn()
         if isawaitable(result):
             wait_for(result, awaits, error)
-    except Exception:
+    except Exception as error:
         logger.exception("%s: callback %r failed", what, fn)
+        if watching.watcher is not None:
+            watching.watcher.failed(error)
 
 
 class Waiting(dict["Mapper[Any]", "tuple[Sequence[Receiver], bool, Sequence[Receiver]]"]):

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from .. import watching
 from .._sqlalchemy import (
     async_session_like,
     attached_copy,
@@ -173,6 +174,8 @@ def failed(
         sender.__name__,
         exc_info=error,
     )
+    if watching.watcher is not None:
+        watching.watcher.failed(error)
     receiver_failed.send_robust(
         sender,
         receiver=receiver.fn,

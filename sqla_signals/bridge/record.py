@@ -91,6 +91,11 @@ class Record:
         """``None``: flushed, but no row written so far."""
         self._history: dict[State, History] = {}
 
+    @property
+    def rows(self) -> Mapping[State, Written | None]:
+        """What :meth:`take` would hand over."""
+        return self._rows
+
     def take(self) -> Mapping[State, Written | None]:
         """Hand over the rows, ``None`` where nothing was written; none are left after that."""
         rows, self._rows = self._rows, {}

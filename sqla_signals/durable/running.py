@@ -9,11 +9,14 @@ however often the message comes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import delete, insert
 from sqlalchemy.exc import IntegrityError
 
+from .. import watching
 from .._sqlalchemy import attached_copy, detached_copy
 from ..bridge.calls import Calls
 from ..bridge.columns import columns_of
@@ -62,14 +65,20 @@ class Worker:
         """
         if not isinstance(message, Message):
             message = Message.from_json(message)
-        call = _Call(message, message.attempt if attempt is None else attempt)
+        if attempt is not None:
+            message = replace(message, attempt=attempt)
+        run = partial(self._run, message)
+        return run() if watching.watcher is None else watching.watcher.message(run, message)
+
+    def _run(self, message: Message) -> bool:
+        call = _Call(message)
         return self.sessions.run(lambda: call.run(self.sessions))
 
 
 class _Call:
     """One message, made out against the models and receivers of this process."""
 
-    def __init__(self, message: Message, attempt: int) -> None:
+    def __init__(self, message: Message) -> None:
         self.message = message
         if message.data.get("schema") != SCHEMA:
             raise UnknownSchemaError(
@@ -88,7 +97,7 @@ class _Call:
             for key, value in message.data["snapshot"].items()
             if key in columns_of(self.mapper).keys
         }
-        self.event = Event(message.id, message.occurred_at, attempt, message.sequence)
+        self.event = Event(message.id, message.occurred_at, message.attempt, message.sequence)
 
     def run(self, sessions: Sessions) -> bool:
         """Call the receiver in a transaction that is committed if it returns."""

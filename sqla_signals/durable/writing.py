@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from ..bridge.owed import Owed
     from .tables import Outbox
 
-Headers = Callable[[], Mapping[str, str]]
+Headers = Callable[["Outbox", int], Mapping[str, str]]
 
 header_sources: Final[list[Headers]] = []
-"""Called for each transaction; what they return travels with its messages."""
+"""Called for each transaction with the number of its events; what they return goes with these."""
 
 _MAX_SUBJECT: Final = 255
 
@@ -38,7 +38,9 @@ def insert_events(outbox: Outbox, connection: Connection, events: Sequence[Owed]
 
     :raises UnserializableError: something does not fit into a message.
     """
-    headers = {key: value for source in header_sources for key, value in source().items()}
+    headers: dict[str, str] = {}
+    for source in header_sources:
+        headers.update(source(outbox, len(events)))
     rows = [_event(event) for event in events]
     if connection.dialect.name == "postgresql":
         _insert_as_json(outbox, connection, rows, headers)

@@ -1,0 +1,247 @@
+"""Looking on: what :func:`sqla_signals.trace` and the OpenTelemetry integration have in common.
+
+An :class:`Observer` is entered around each call of a receiver, and told of flushes and of the ends
+of transactions. While there is none, nothing of this is in the way: the tables of the signals hold
+the receivers themselves.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from inspect import isawaitable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from ._sqlalchemy import state_of
+from .bridge.own_session import signal_of
+from .net import Effect, Executed
+from .receivers import Receiver, default_name
+from .signal import watch
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from .durable.message import Message
+    from .receivers import Call as Way
+    from .signal import Signal
+    from .watching import Moment
+
+T = TypeVar("T")
+Around = AbstractContextManager[object]
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class Call:
+    """One call of a receiver, or of a function given to ``on_commit`` or ``on_rollback``."""
+
+    on: Way
+    name: str
+    """Of the receiver or the function."""
+    signal: Signal | None = None
+    """``None`` for a function, and for a durable message."""
+    receiver: Receiver | None = None
+    sender: Any = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """What is known of the keyword arguments."""
+    message: Message | None = None
+    """With ``on="durable"``."""
+    error: BaseException | None = None
+    """Once it has failed; also where that is logged and not raised."""
+    goes_on: bool = False
+    """It has returned something to be awaited. Observers are entered again when that is done."""
+    kept: dict[Observer, Any] = field(default_factory=dict)
+    """What observers keep until then."""
+
+
+class Observer:
+    """Looks on. Override what is wanted; nothing may be raised."""
+
+    def around(self, call: Call) -> Around:
+        """Entered for the length of a call; ``call.error`` is there when it is left.
+
+        With ``on="commit"`` that includes the receiver's own transaction, with ``on="durable"``
+        everything that a worker does with the message.
+        """
+        return nullcontext()
+
+    def delivery(self, session: Session, on: Way) -> Callable[[], Around]:
+        """A transaction has ended; return what is entered around each call that it leaves.
+
+        The calls come later where a commit receiver has committed.
+        """
+        return nullcontext
+
+    def session_event(self, moment: Moment, session: Session, about: Any) -> None:
+        """One of SQLAlchemy's events, of a session that an installation listens to."""
+
+
+_observers: tuple[Observer, ...] = ()
+_lock: Final = threading.Lock()
+_innermost: ContextVar[Call | None] = ContextVar("sqla_signals_call", default=None)
+
+
+def add(observer: Observer) -> None:
+    """Let an observer look on, in every thread, from the next call on."""
+    global _observers
+    with _lock:
+        _observers = (*_observers, observer)
+        if len(_observers) == 1:
+            watch(_Watch())
+
+
+def remove(observer: Observer) -> None:
+    """Let it look on no more; it is left out of calls to come, and told the end of those begun."""
+    global _observers
+    with _lock:
+        _observers = tuple(one for one in _observers if one is not observer)
+        if not _observers:
+            watch(None)
+
+
+@contextmanager
+def _seen(call: Call) -> Iterator[None]:
+    outer = _innermost.get()
+    with ExitStack() as stack:
+        for observer in _observers:
+            stack.enter_context(observer.around(call))
+        _innermost.set(call)
+        try:
+            yield
+        except BaseException as error:
+            call.error = error
+            raise
+        finally:
+            _innermost.set(outer)
+
+
+class _Watch:
+    """Tells the observers."""
+
+    def watched(self, signal: Signal, receivers: Iterable[Receiver]) -> Iterable[Receiver]:
+        return [
+            # The others are called by what holds their transaction, and are seen there.
+            receiver.calling(_telling(signal, receiver)) if receiver.call == "flush" else receiver
+            for receiver in receivers
+        ]
+
+    def session_event(self, moment: Moment, session: Session, about: Any = None) -> None:
+        for observer in _observers:
+            observer.session_event(moment, session, about)
+
+    def delivery(self, session: Session, on: Way) -> _Delivery:
+        return _Delivery(on, [observer.delivery(session, on) for observer in _observers])
+
+    def message(self, run: Callable[[], T], message: Message) -> T:
+        with _seen(Call(on="durable", name=message.receiver, message=message)):
+            return run()
+
+    def failed(self, error: Exception) -> None:
+        call = _innermost.get()
+        if call is not None:
+            call.error = error
+
+
+class _Delivery:
+    """What one transaction leaves to be done."""
+
+    def __init__(self, on: Way, inside: list[Callable[[], Around]]) -> None:
+        self._on: Way = on
+        self._inside = inside
+
+    @contextmanager
+    def _seen(self, call: Call) -> Iterator[None]:
+        with ExitStack() as stack:
+            for around in self._inside:
+                stack.enter_context(around())
+            stack.enter_context(_seen(call))
+            yield
+
+    def receiver(
+        self,
+        call: Callable[[Receiver, Effect | Executed], None],
+        receiver: Receiver,
+        effect: Effect | Executed,
+    ) -> None:
+        sender: Any
+        arguments: Mapping[str, Any]
+        if isinstance(effect, Executed):
+            sender, arguments = effect.sender, effect.arguments
+        else:
+            sender = state_of(effect.instance).manager.class_
+            arguments = {"instance": effect.instance, "using": effect.source.using}
+        seen = Call(
+            on=self._on,
+            name=receiver.name,
+            signal=signal_of(effect),
+            receiver=receiver,
+            sender=sender,
+            arguments=arguments,
+        )
+        with self._seen(seen):
+            call(receiver, effect)
+
+    def callback(
+        self,
+        call: Callable[[Session, Callable[[], Any], str], None],
+        session: Session,
+        fn: Callable[[], Any],
+        what: str,
+    ) -> None:
+        with self._seen(Call(on=self._on, name=default_name(fn))):
+            call(session, fn, what)
+
+
+def _telling(signal: Signal, receiver: Receiver) -> Callable[..., Any]:
+    """A function that calls the receiver and lets the observers see it."""
+
+    def seen(sender: Any, arguments: Mapping[str, Any]) -> Call:
+        return Call(
+            on="flush",
+            name=receiver.name,
+            signal=signal,
+            receiver=receiver,
+            sender=sender,
+            arguments=arguments,
+        )
+
+    def call(sender: Any, /, **arguments: Any) -> Any:
+        fn = receiver.fn
+        if fn is None:  # garbage, by now
+            return None
+        this = seen(sender, arguments)
+        with _seen(this):
+            result = fn(sender, **arguments)
+            this.goes_on = isawaitable(result)
+        return _Awaited(result, this) if this.goes_on else result
+
+    async def call_async(sender: Any, /, **arguments: Any) -> Any:
+        fn = receiver.fn
+        if fn is None:
+            return None
+        with _seen(seen(sender, arguments)):
+            return await fn(sender, **arguments)
+
+    return call_async if receiver.is_async else call
+
+
+class _Awaited:
+    """What a decorated ``async def`` has returned."""
+
+    def __init__(self, result: Any, call: Call) -> None:
+        self._result = result
+        self._call = call
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        self._call.goes_on = False
+        with _seen(self._call):
+            return (yield from self._result.__await__())
+
+    def close(self) -> None:
+        self._call.goes_on = False
+        with _seen(self._call):
+            close = getattr(self._result, "close", None)
+            if close is not None:
+                close()

@@ -1,0 +1,1 @@
+"""The parts of :func:`sqla_signals.trace`."""

@@ -1,0 +1,169 @@
+"""What a trace is made of: a tree of steps with times, as text and in Chrome's trace format.
+
+Plain values; what is recorded, and when, is in :mod:`sqla_signals.trace`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from time import perf_counter_ns
+from typing import Any, Final, Literal
+
+from .._sqlalchemy import current_task
+
+Kind = Literal[
+    "trace",
+    "flush",
+    "commit",
+    "rollback",
+    "signal",
+    "receiver",
+    "callback",
+    "message",
+    "row",
+    "change",
+]
+
+MOMENTS: Final = ("row", "change", "rollback")
+"""Kinds of steps that take no time."""
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class Step:
+    """One thing that happened, and what it has caused."""
+
+    kind: Kind
+    """``"row"``: written by the flush around it; ``"change"``: what a receiver did to an instance,
+    to be written by a flush; ``"callback"``: a function given to ``on_commit`` or ``on_rollback``;
+    ``"message"``: a durable message that was run."""
+    name: str
+    """Of the receiver or the signal; else what is shown."""
+    detail: str = ""
+    """Which instance, or where the receiver is."""
+    start_ns: int = field(default_factory=perf_counter_ns)
+    end_ns: int | None = None
+    """``None`` while it goes on."""
+    error: BaseException | None = None
+    """What was raised, also if it was only logged."""
+    undone: bool = False
+    """A flush whose transaction, or savepoint, was rolled back."""
+    children: list[Step] = field(default_factory=list)
+    track: Any = None
+    """The thread or task."""
+    signal: Step | None = None
+    """The step of the signal, for a receiver."""
+    about: Any = None
+    """What it is about, to recognize it by."""
+
+    @property
+    def duration(self) -> float:
+        """Seconds that it took; what it left to be delivered after a commit is not in them."""
+        return 0.0 if self.end_ns is None else (self.end_ns - self.start_ns) / 1e9
+
+    def end(self, error: BaseException | None = None) -> None:
+        """It is over now."""
+        self.end_ns = perf_counter_ns()
+        self.error = error
+        if self.signal is not None:  # which has called the last of its receivers, as far as we know
+            self.signal.end_ns = self.end_ns
+
+    def walk(self) -> Iterator[Step]:
+        """Yield this step and everything below, in the order of the text."""
+        yield self
+        for child in self.children:
+            yield from child.walk()
+
+    def __str__(self) -> str:
+        """One line, without the children."""
+        line = f"{self.name} {self.detail}".rstrip()
+        if self.kind == "receiver":
+            line = f"{self.name} ({self.detail})"
+        if self.undone:
+            line += ", rolled back"
+        if self.kind not in MOMENTS:
+            line += f", {self.duration * 1e3:.2f} ms" if self.end_ns is not None else ", unfinished"
+        if self.error is not None:
+            line += f", failed: {type(self.error).__name__}: {self.error}".rstrip(": ")
+        return line
+
+
+def as_text(step: Step) -> str:
+    """The tree of a step, one line for each."""
+    return "\n".join(_lines(step, "", ""))
+
+
+def _lines(step: Step, head: str, tail: str) -> Iterator[str]:
+    first, *more = str(step).splitlines()
+    below = tail + ("│  " if step.children else "   ")
+    yield head + first
+    yield from (below + line for line in more)
+    for number, child in enumerate(step.children):
+        is_last = number == len(step.children) - 1
+        yield from _lines(
+            child, tail + ("└─ " if is_last else "├─ "), tail + ("   " if is_last else "│  ")
+        )
+
+
+class Tracks:
+    """Numbers for the threads and tasks in which something happened."""
+
+    def __init__(self) -> None:
+        self.names: dict[int, str] = {}
+        self._numbers: dict[Any, int] = {}
+        self._lock = threading.Lock()
+
+    def here(self) -> int:
+        """The number of this task, or else of this thread."""
+        thread, task = threading.current_thread(), current_task()
+        key: Any = thread.ident if task is None else weakref.ref(task)
+        number = self._numbers.get(key)
+        if number is None:
+            with self._lock:
+                number = self._numbers.setdefault(key, len(self._numbers) + 1)
+                self.names[number] = thread.name if task is None else task.get_name()
+        return number
+
+
+def as_chrome(root: Step, tracks: Tracks) -> dict[str, Any]:
+    """The JSON object format of Chrome's tracing.
+
+    https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU
+    """
+    pid = os.getpid()
+    names = {0: ("process_name", "sqla_signals")} | {
+        number: ("thread_name", name) for number, name in tracks.names.items()
+    }
+    events: list[Mapping[str, Any]] = [
+        {"ph": "M", "pid": pid, "tid": tid or 1, "name": what, "args": {"name": name}}
+        for tid, (what, name) in names.items()
+    ]
+    for step in root.walk():
+        event: dict[str, Any] = {
+            "name": f"{step.name} {step.detail}".rstrip() if step.kind != "receiver" else step.name,
+            "cat": step.kind,
+            "pid": pid,
+            "tid": step.track,
+            "ts": (step.start_ns - root.start_ns) / 1e3,
+        }
+        if step.kind in MOMENTS:
+            event |= {"ph": "i", "s": "t"}
+        else:
+            end = step.end_ns if step.end_ns is not None else perf_counter_ns()
+            event |= {"ph": "X", "dur": (end - step.start_ns) / 1e3}
+        args: dict[str, Any] = {}
+        if step.kind == "receiver":
+            args["location"] = step.detail
+        if step.undone:
+            args["rolled back"] = True
+        if step.error is not None:
+            args["error"] = f"{type(step.error).__name__}: {step.error}"
+        for kind, title in (("row", "rows"), ("change", "changes")):
+            found = [child for child in step.children if child.kind == kind]
+            if found:
+                args[title] = [str(child) for child in found]
+        events.append(event | ({"args": args} if args else {}))
+    return {"traceEvents": events, "displayTimeUnit": "ms"}
