@@ -18,6 +18,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 import sqla_signals
+import sqla_signals.opentelemetry
 from sqla_signals.mapping import installations, model_signals
 
 OTHER_SIGNALS = (
@@ -34,6 +35,7 @@ def open_page(namespace: dict[str, Any]) -> None:
 
 def close_page(namespace: dict[str, Any]) -> None:
     """Undo what a page left behind, so that the next one starts like a new process."""
+    sqla_signals.opentelemetry.uninstrument()
     for installation in list(installations):
         installation.remove()
     for signal in (*model_signals, *OTHER_SIGNALS):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ._sqlalchemy import state_of
 from .bridge.own_session import signal_of
-from .net import Effect, Executed
+from .net import CREATED, DELETED, Effect, Executed
 from .receivers import Receiver, default_name
 from .signal import watch
 
@@ -166,12 +166,14 @@ class _Delivery:
         effect: Effect | Executed,
     ) -> None:
         sender: Any
-        arguments: Mapping[str, Any]
+        arguments: dict[str, Any]
         if isinstance(effect, Executed):
-            sender, arguments = effect.sender, effect.arguments
+            sender, arguments = effect.sender, dict(effect.arguments)
         else:
             sender = state_of(effect.instance).manager.class_
             arguments = {"instance": effect.instance, "using": effect.source.using}
+            if effect.kind is not DELETED:
+                arguments["created"] = effect.kind is CREATED
         seen = Call(
             on=self._on,
             name=receiver.name,
