@@ -705,7 +705,7 @@ def in_order(states: Iterable[State]) -> list[State]:
 
 
 def _primary_key(state: State) -> Any:
-    return state.key[1]  # type: ignore[index]  # persistent
+    return () if state.key is None else state.key[1]
 
 
 class DryRun(UOWTransaction):

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session, make_transient
 
 import sqla_signals
 from sqla_signals import UNSET, post_delete, post_save, pre_delete, pre_save
+from sqla_signals._sqlalchemy import in_order
 
 from . import models as m
 
@@ -425,3 +426,14 @@ def test_nothing_is_sent_for_a_pending_instance_whose_delete_hits_the_row_of_ano
     ]
     with session.no_autoflush:
         assert session.scalar(text("SELECT count(*) FROM profiles")) == 0
+
+
+def test_a_changed_state_that_a_rollback_left_without_a_key_has_a_place_in_the_order(
+    session: Session,
+):
+    """SQLAlchemy may keep a pending instance that was undone among the changed ones."""
+    session.add_all([m.Order(status="b"), m.Order(status="a")])
+    session.flush()
+    left = m.Order()
+    states = [inspect(one) for one in (*reversed(session.scalars(select(m.Order)).all()), left)]
+    assert [one.object.id for one in in_order(states)] == [None, 1, 2]
