@@ -76,7 +76,7 @@ class OwnSessions:
             if _has_begun(session):
                 session.commit()
             elif self._is_as_new(session) and _references(session) == references:
-                if instance is not None:
+                if len(session.identity_map):
                     take_back(session, instance)
                 self._spare = calls
         except Exception as error:

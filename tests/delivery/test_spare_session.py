@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import event, inspect, select, text
 from sqlalchemy.orm import Session, object_session
 
-from sqla_signals import post_delete, post_save, receiver
+from sqla_signals import post_delete, post_save, receiver, receiver_failed
 
 from ..contract.models import Author
 from ..contract.observing import rows
@@ -174,3 +174,26 @@ def test_a_row_told_to_two_receivers_is_another_instance_each_time(session: Sess
     assert first is not second
     assert first.name == second.name == "a"
     assert names(session) == ["a"]
+
+
+def test_calls_for_deleted_rows_share_a_session_too(session: Session):
+    """Their instances live in none."""
+    found: list[Any] = []
+
+    def failed(sender, exception, **kwargs):
+        found.append(exception)
+
+    @receiver(post_delete, sender=Author, on="commit")
+    def fn(sender, instance, session, **kwargs):
+        assert inspect(instance).detached
+        found.append((instance.name, session.hash_key))
+
+    session.add_all(authors := [Author(name=name) for name in "abc"])
+    session.commit()
+    for author in authors[:2]:
+        session.delete(author)
+    with receiver_failed.connected_to(failed):
+        session.commit()
+    assert [name for name, _ in found] == ["a", "b"]
+    assert len({key for _, key in found}) == 1
+    assert names(session) == ["c"]
