@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from . import observe
 from .tracing.recording import Trace, session_of
 from .tracing.rows import Pending
-from .tracing.steps import Step
+from .tracing.steps import TracedStep
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -30,7 +30,7 @@ class _Place(NamedTuple):
     """Where in a trace we are."""
 
     trace: Trace
-    step: Step
+    step: TracedStep
 
 
 _here: ContextVar[tuple[_Place, ...]] = ContextVar("sqla_signals_trace", default=())
@@ -67,7 +67,7 @@ class _LookingOn(observe.Observer):
         if not places:
             yield
             return
-        kept: dict[Trace, Step] = call.kept.pop(self, {})
+        kept: dict[Trace, TracedStep] = call.kept.pop(self, {})
         steps = {
             trace: kept[trace] if trace in kept else trace.begin_call(step, call)
             for trace, step in places

@@ -18,7 +18,7 @@ from .._sqlalchemy import is_committing
 from ..mapping import model_signals
 from ..receivers import describe_sender
 from .rows import Pending, association_rows, row_name, rows_of, state_or_none
-from .steps import Kind, Step, Tracks, as_chrome, as_text
+from .steps import Kind, TracedStep, Tracks, as_chrome, as_text
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, SessionTransaction, UOWTransaction
@@ -34,16 +34,16 @@ class Trace:
 
     def __init__(self) -> None:
         self._tracks = Tracks()
-        self.root: Step = Step(kind="trace", name="trace", track=self._tracks.here())
+        self.root: TracedStep = TracedStep(kind="trace", name="trace", track=self._tracks.here())
         """The first step, which contains the others."""
-        self._flushes: WeakKeyDictionary[Session, Step] = WeakKeyDictionary()
+        self._flushes: WeakKeyDictionary[Session, TracedStep] = WeakKeyDictionary()
         """The last one of each session."""
-        self._commits: WeakKeyDictionary[SessionTransaction, Step] = WeakKeyDictionary()
+        self._commits: WeakKeyDictionary[SessionTransaction, TracedStep] = WeakKeyDictionary()
         """That have begun."""
         self._committed: WeakSet[SessionTransaction] = WeakSet()
-        self._written: WeakKeyDictionary[SessionTransaction, list[Step]] = WeakKeyDictionary()
+        self._written: WeakKeyDictionary[SessionTransaction, list[TracedStep]] = WeakKeyDictionary()
         """What was flushed in each."""
-        self._ends: WeakKeyDictionary[Session, Step] = WeakKeyDictionary()
+        self._ends: WeakKeyDictionary[Session, TracedStep] = WeakKeyDictionary()
         """How the last transaction of each session has ended."""
         self._causes: WeakKeyDictionary[State, str] = WeakKeyDictionary()
         """The receivers that have changed what is not written yet."""
@@ -62,14 +62,16 @@ class Trace:
     # -- recording -----------------------------------------------------------------------------
 
     def begin(
-        self, parent: Step, kind: Kind, name: str, detail: str = "", about: Any = None
-    ) -> Step:
+        self, parent: TracedStep, kind: Kind, name: str, detail: str = "", about: Any = None
+    ) -> TracedStep:
         """A step begins."""
-        step = Step(kind=kind, name=name, detail=detail, about=about, track=self._tracks.here())
+        step = TracedStep(
+            kind=kind, name=name, detail=detail, about=about, track=self._tracks.here()
+        )
         parent.children.append(step)
         return step
 
-    def begin_call(self, parent: Step, call: Call) -> Step:
+    def begin_call(self, parent: TracedStep, call: Call) -> TracedStep:
         """A receiver is called, or a callback."""
         if call.message is not None:
             message = call.message
@@ -86,7 +88,7 @@ class Trace:
         step.signal = signal
         return step
 
-    def end_call(self, step: Step, call: Call) -> None:
+    def end_call(self, step: TracedStep, call: Call) -> None:
         """It has returned, or raised."""
         step.end(call.error)
         session = session_of(call)
@@ -95,11 +97,11 @@ class Trace:
             if flush is not None and call.on == "flush":  # a veto, which no event tells of
                 flush.end(call.error)
 
-    def _open_flush(self, session: Session) -> Step | None:
+    def _open_flush(self, session: Session) -> TracedStep | None:
         flush = self._flushes.get(session)
         return flush if flush is not None and flush.end_ns is None else None
 
-    def _signal(self, parent: Step, call: Call) -> Step:
+    def _signal(self, parent: TracedStep, call: Call) -> TracedStep:
         """The step of the event, the same for all receivers that it calls."""
         assert call.signal is not None
         state = state_or_none(call.arguments.get("instance", call.sender))
@@ -120,7 +122,7 @@ class Trace:
             detail += f", on={call.on!r}"
         return self.begin(parent, "signal", call.signal.name, detail, about)
 
-    def before_flush(self, session: Session, parent: Step) -> None:
+    def before_flush(self, session: Session, parent: TracedStep) -> None:
         """A flush begins, inside of a commit or not."""
         transaction = session.get_transaction()
         commit = self._commits.get(transaction) if transaction is not None else None
@@ -149,7 +151,7 @@ class Trace:
             flush.about = None
             flush.end()
 
-    def before_commit(self, session: Session, parent: Step) -> None:
+    def before_commit(self, session: Session, parent: TracedStep) -> None:
         """The root transaction commits, or a savepoint is released, which is no step."""
         root = session.get_transaction()
         if root is not None and root not in self._commits and is_committing(root):
@@ -167,7 +169,7 @@ class Trace:
             self._ends[session] = commit
 
     def after_transaction_end(
-        self, session: Session, transaction: SessionTransaction, parent: Step
+        self, session: Session, transaction: SessionTransaction, parent: TracedStep
     ) -> None:
         """A transaction, a savepoint or a subtransaction is over."""
         flush = self._open_flush(session)
@@ -198,7 +200,7 @@ class Trace:
             if outer is not None:
                 self._written.setdefault(outer, []).extend(written)
 
-    def delivery(self, session: Session, on: Way, parent: Step) -> Step:
+    def delivery(self, session: Session, on: Way, parent: TracedStep) -> TracedStep:
         """What is called now is for the end of the last transaction."""
         end = self._ends.pop(session, None)
         if end is None:  # it had begun before the trace
@@ -206,7 +208,7 @@ class Trace:
             end.end()
         return end
 
-    def changed_by(self, receiver: Step, before: Pending, session: Session) -> None:
+    def changed_by(self, receiver: TracedStep, before: Pending, session: Session) -> None:
         """Note what a receiver has changed and a flush is going to write."""
         for what, state, detail in before.differences(session):
             change = self.begin(receiver, "change", what, f"{row_name(state)}{detail}")

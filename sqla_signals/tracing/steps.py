@@ -33,13 +33,13 @@ MOMENTS: Final = ("row", "change", "rollback")
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
-class Step:
+class TracedStep:
     """One thing that happened, and what it has caused."""
 
     kind: Kind
-    """``"row"``: written by the flush around it; ``"change"``: what a receiver did to an instance,
-    to be written by a flush; ``"callback"``: a function given to ``on_commit`` or ``on_rollback``;
-    ``"message"``: a durable message that was run."""
+    """What it is. A ``"row"`` was written by the flush around it; a ``"change"`` is what a receiver
+    did to an instance, for a flush to write. A ``"callback"`` was given to ``on_commit`` or
+    ``on_rollback``, a ``"message"`` is a durable one that was run."""
     name: str
     """Of the receiver or the signal; else what is shown."""
     detail: str = ""
@@ -51,10 +51,10 @@ class Step:
     """What was raised, also if it was only logged."""
     undone: bool = False
     """A flush whose transaction, or savepoint, was rolled back."""
-    children: list[Step] = field(default_factory=list)
+    children: list[TracedStep] = field(default_factory=list)
     track: Any = None
     """The thread or task."""
-    signal: Step | None = None
+    signal: TracedStep | None = None
     """The step of the signal, for a receiver."""
     about: Any = None
     """What it is about, to recognize it by."""
@@ -71,7 +71,7 @@ class Step:
         if self.signal is not None:  # which has called the last of its receivers, as far as we know
             self.signal.end_ns = self.end_ns
 
-    def walk(self) -> Iterator[Step]:
+    def walk(self) -> Iterator[TracedStep]:
         """Yield this step and everything below, in the order of the text."""
         yield self
         for child in self.children:
@@ -91,12 +91,12 @@ class Step:
         return line
 
 
-def as_text(step: Step) -> str:
+def as_text(step: TracedStep) -> str:
     """The tree of a step, one line for each."""
     return "\n".join(_lines(step, "", ""))
 
 
-def _lines(step: Step, head: str, tail: str) -> Iterator[str]:
+def _lines(step: TracedStep, head: str, tail: str) -> Iterator[str]:
     first, *more = str(step).splitlines()
     below = tail + ("│  " if step.children else "   ")
     yield head + first
@@ -128,7 +128,7 @@ class Tracks:
         return number
 
 
-def as_chrome(root: Step, tracks: Tracks) -> dict[str, Any]:
+def as_chrome(root: TracedStep, tracks: Tracks) -> dict[str, Any]:
     """The JSON object format of Chrome's tracing.
 
     https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU
