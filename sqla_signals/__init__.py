@@ -1,5 +1,7 @@
 """Django-style model signals for SQLAlchemy."""
 
+from typing import TYPE_CHECKING, Any
+
 from .bridge.transactions import on_commit, on_rollback
 from .changes import UNSET, Change
 from .decorator import receiver
@@ -38,6 +40,9 @@ from .signals import (
 from .trace import trace
 from .tracing.recording import Trace
 
+if TYPE_CHECKING:
+    from .durable import outbox_table
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -64,6 +69,7 @@ __all__ = [
     "mute",
     "on_commit",
     "on_rollback",
+    "outbox_table",
     "post_bulk",
     "post_delete",
     "post_init",
@@ -79,3 +85,12 @@ __all__ = [
     "receiver_failed",
     "trace",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import durable delivery when it is first asked for: it needs the dialects of SQLAlchemy."""
+    if name == "outbox_table":
+        from .durable import outbox_table
+
+        return outbox_table
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
