@@ -1,4 +1,5 @@
-"""Runnable examples: `python -m examples.shop`, `examples.optuna_watch`, `examples.fastapi_orders`.
+"""Runnable examples, one folder each: `python -m examples.shop`.
 
-They are written for SQLAlchemy 2.0.22 or newer.
+Plain SQLAlchemy: `shop`. With a framework: `flask_shop`, `fastapi_orders`, `sqlmodel_notes`,
+`optuna_watch`. With migrations: `migrated_app`. With a relay and Celery: `durable_shop`.
 """
