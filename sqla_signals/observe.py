@@ -1,4 +1,4 @@
-"""Looking on: what :func:`sqla_signals.trace` and the OpenTelemetry integration have in common.
+"""Looking on: what ``trace()``, the OpenTelemetry integration and the pytest plugin share.
 
 An :class:`Observer` is entered around each call of a receiver, and told of flushes and of the ends
 of transactions. While there is none, nothing of this is in the way: the tables of the signals hold
@@ -67,6 +67,13 @@ class Observer:
         """
         return nullcontext()
 
+    def called(self, call: Call) -> None:
+        """Told inside of :meth:`around`, right before the receiver is called.
+
+        ``call`` has everything by then: also with ``on="durable"`` the signal and the receiver,
+        and in every phase the arguments that this receiver gets.
+        """
+
     def delivery(self, session: Session, on: Way) -> Callable[[], Around]:
         """A transaction has ended; return what is entered around each call that it leaves.
 
@@ -123,7 +130,11 @@ class _Watch:
     def watched(self, signal: Signal, receivers: Iterable[Receiver]) -> Iterable[Receiver]:
         return [
             # The others are called by what holds their transaction, and are seen there.
-            receiver.calling(_telling(signal, receiver)) if receiver.call == "flush" else receiver
+            receiver.calling(
+                _telling(signal, receiver)
+                if receiver.call == "flush"
+                else _completing(signal, receiver)
+            )
             for receiver in receivers
         ]
 
@@ -215,6 +226,7 @@ def _telling(signal: Signal, receiver: Receiver) -> Callable[..., Any]:
             return None
         this = seen(sender, arguments)
         with _seen(this):
+            _told(this)
             result = fn(sender, **arguments)
             this.goes_on = isawaitable(result)
         return _Awaited(result, this) if this.goes_on else result
@@ -223,10 +235,34 @@ def _telling(signal: Signal, receiver: Receiver) -> Callable[..., Any]:
         fn = receiver.fn
         if fn is None:
             return None
-        with _seen(seen(sender, arguments)):
+        this = seen(sender, arguments)
+        with _seen(this):
+            _told(this)
             return await fn(sender, **arguments)
 
     return call_async if receiver.is_async else call
+
+
+def _completing(signal: Signal, receiver: Receiver) -> Callable[..., Any]:
+    """A function that calls the receiver, inside of a call that is seen, and says with what."""
+
+    def call(sender: Any, /, **arguments: Any) -> Any:
+        fn = receiver.fn
+        if fn is None:
+            return None
+        this = _innermost.get()
+        if this is not None and this.on == receiver.call:
+            this.signal, this.receiver = signal, receiver
+            this.sender, this.arguments = sender, arguments
+            _told(this)
+        return fn(sender, **arguments)
+
+    return call
+
+
+def _told(call: Call) -> None:
+    for observer in _observers:
+        observer.called(call)
 
 
 class _Awaited:

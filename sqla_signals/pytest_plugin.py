@@ -1,0 +1,59 @@
+"""The pytest plugin: the fixture ``signals``, and nothing for a test that does not use it.
+
+pytest finds it by its entry point; ``-p no:sqla_signals`` leaves it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from .testing import Signals
+
+_KEY = pytest.StashKey["Signals"]()
+
+
+@pytest.fixture
+def signals(request: pytest.FixtureRequest) -> Generator[Signals]:
+    """What signals were sent, to be asked in a test.
+
+    A receiver that fails after the transaction, where that is only logged, fails the test.
+    """
+    from .testing import Signals
+
+    found = Signals()
+    node: Any = request.node
+    node.stash[_KEY] = found
+    found.start()
+    try:
+        yield found
+    finally:
+        found.stop()
+    # What failed since the test itself was over, in the teardown of other fixtures.
+    _fail_for(found)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Fail the test itself, not its teardown, for what was only logged."""
+    try:
+        result = yield
+    except BaseException:
+        found = item.stash.get(_KEY, None)
+        report = found.report() if found is not None else None
+        if report is not None:
+            item.add_report_section("call", "signals", report)
+        raise
+    found = item.stash.get(_KEY, None)
+    if found is not None:
+        _fail_for(found)
+    return result
+
+
+def _fail_for(found: Signals) -> None:
+    failures = found.take_failures()
+    if failures is not None:
+        pytest.fail(failures, pytrace=False)
