@@ -123,7 +123,8 @@ class Effect:
             net = later._copy(DELETED)
             net.was = self.was
             unknown = dict.fromkeys(self.along | self.source.unfetched, UNSET)
-            net.before = {**unknown, **{key: change.old for key, change in self.changes.items()}}
+            first = {key: change.old for key, change in self.changes.items()}
+            net.before = {**later.before, **unknown, **first}
         else:
             net = later._copy(self.kind)
             net.was = self.was

@@ -360,3 +360,12 @@ def test_adding_and_merging_leave_the_effects_of_others_alone():
     merged(frame(first), frame(second))
     assert dict(first.changes) == {"name": Change("a", "b")}
     assert dict(second.changes) == {"name": Change("b", "c")}
+
+
+def test_a_row_changed_before_and_in_a_savepoint_and_deleted_there_held_what_was_first():
+    """What was committed, of each attribute that was changed on either side."""
+    inner = frame(updated(1, x=(2, 1), y=(5, 6)), deleted(1))
+    both = merged(frame(updated(1, name=(None, "a"), y=(4, 5))), inner)
+    (only,) = both.effects
+    assert only.kind is DELETED
+    assert only.before == {"name": None, "x": 2, "y": 4}
