@@ -11,17 +11,17 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import Row, Select, delete, exists, select, update
+from sqlalchemy import Row, Select, bindparam, delete, exists, select, update
 
 from ..errors import InstallError
 from .clock import database_time
 from .dead_letters import bury, reason
 from .message import BusyError, Message
+from .tables import MYSQL, Outbox
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
-    from .tables import Outbox
 
 Failures = Mapping[Message, Exception]
 Publish = Callable[[Sequence[Message]], Failures]
@@ -122,7 +122,17 @@ class Claims:
                 gone.remove(event.row.sequence)
                 self._put_back(connection, event, receivers, why)
         if gone:
-            connection.execute(delete(self._events).where(self._events.c.sequence.in_(gone)))
+            self._forget(connection, gone)
+
+    def _forget(self, connection: Connection, sequences: list[int]) -> None:
+        sequence = self._events.c.sequence
+        if connection.dialect.name in MYSQL:
+            # For several values at once it may read a small table from end to end, and wait for the
+            # rows that other relays hold: a deadlock, when all has been published already.
+            one = delete(self._events).where(sequence == bindparam("gone"))
+            connection.execute(one, [{"gone": value} for value in sequences])
+        else:
+            connection.execute(delete(self._events).where(sequence.in_(sequences)))
 
     def _put_back(
         self, connection: Connection, event: Claimed, receivers: list[str], reason: str
@@ -203,8 +213,7 @@ class Leases(Claims):
                 reason = event.row.last_error or "the relay died each time it published this"
                 self._bury(connection, event, event.row.receivers, reason)
             if hopeless:
-                gone = [event.row.sequence for event in hopeless]
-                connection.execute(delete(self._events).where(self._events.c.sequence.in_(gone)))
+                self._forget(connection, [event.row.sequence for event in hopeless])
         return len(claimed)
 
     def _lease(self, limit: int) -> list[Claimed]:
