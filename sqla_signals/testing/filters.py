@@ -37,7 +37,7 @@ class Wanted:
     ) -> None:
         if signal is not None and not isinstance(signal, Signal):
             raise ReceiverOptionError(f"{signal!r} is not a signal; give post_save or another")
-        self.arguments = dict(arguments or {})
+        self.arguments: dict[str, Any] = dict(arguments or {})
         if signal is not None and signal.arguments is not None:
             # A misspelt name would never be met, and let expect_nothing() pass.
             unknown = self.arguments.keys() - {*signal.arguments, "event"}
@@ -47,7 +47,7 @@ class Wanted:
                     f"{', '.join(signal.arguments)}"
                 )
         self.signal = signal
-        self.sender = ANY if sender is None else sender
+        self.sender: Any = ANY if sender is None else sender
         self.on = on
         self.receiver = receiver
 

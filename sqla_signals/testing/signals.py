@@ -40,7 +40,7 @@ class Signals:
         self._capture = Capture()
         self._heard: list[Callable[[], object]] = []
         self._nothing_since = "the test began"
-        self.has_told = False
+        self.has_told: bool = False
         """Whether everything sent is in the message of an expectation that has failed."""
 
     # -- asking ------------------------------------------------------------------------------------
