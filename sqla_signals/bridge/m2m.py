@@ -154,6 +154,8 @@ class M2M:
     def _rows(self, context: UOWTransaction) -> dict[Row, Found]:
         rows: dict[Row, Found] = {}
         if m2m_changed.table.receivers:
+            # What one side has processed, removed and added again maybe, the other one leaves.
+            processed: dict[tuple[Side, State, State], Side] = {}
             for relationship, state, other, added in association_changes(context):
                 first = association_of(relationship).first
                 ends = (
@@ -161,7 +163,7 @@ class M2M:
                     if _own_columns(relationship) == _own_columns(first)
                     else (other, state)
                 )
-                if Row(first, *ends, not added) not in rows:
+                if processed.setdefault((first, *ends), relationship) is relationship:
                     held = state.obj(), other.obj()
                     found = Found(relationship, state, other, held)
                     rows.setdefault(Row(first, *ends, added), found)
