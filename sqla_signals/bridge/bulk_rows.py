@@ -67,8 +67,6 @@ class Rows:
     def _lock(self) -> None:
         connection = self._session.connection(bind_arguments=self._bind())
         if connection.dialect.name == "sqlite":
-            if self._may_autoflush():
-                self._session.flush()
             table: Any = self._mapper.local_table
             column = next(iter(table.primary_key))
             connection.execute(update(table).values({column: column}).where(false()))

@@ -734,6 +734,30 @@ def test_pending_changes_are_flushed_first(session: Session):
     assert changes == [{"total": Change(1, 100)}, {"status": Change("open", "x")}]
 
 
+@pytest.mark.parametrize("signal", [pre_save, post_save], ids=["pre", "post"])
+@pytest.mark.parametrize("operation", ["update", "delete", "upsert"])
+def test_a_flush_receiver_may_execute_a_statement(session: Session, signal: Any, operation: str):
+    """Its rows are told of in the middle of the flush, which goes on."""
+    fill(session)
+    heard = Heard().connect(Order)
+    new = upsert(session).values(id=2, total=7)
+    statement: Any = {
+        "update": update(Order).where(Order.id == 2).values(total=7),
+        "delete": delete(Order).where(Order.id == 2),
+        "upsert": new.on_conflict_do_update(index_elements=["id"], set_={"total": 7}),
+    }[operation]
+
+    def execute(sender: Any, session: Session, **kwargs: Any) -> None:
+        session.execute(statement, execution_options=ROWS)
+
+    signal.connect(execute, Customer)
+    session.add(Customer(id=3))
+    session.flush()
+    expected = [("delete", "2")] if operation == "delete" else updates(2)
+    assert told(session, heard, "orders") == expected
+    assert 3 in rows(session, Customer.id)
+
+
 def test_a_pre_receiver_changes_which_rows_match(session: Session):
     """Told of after are the rows that the statement has really changed."""
     fill(session)
