@@ -9,8 +9,7 @@ the flush from that of the dry run.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from blinker import ANY
 from sqlalchemy.schema import Table
@@ -66,14 +65,14 @@ def _own_columns(side: Side) -> frozenset[ColumnElement[Any]]:
     return frozenset(column for _, column in side.synchronize_pairs)
 
 
-_associations: WeakKeyDictionary[Side, Association] = WeakKeyDictionary()
+_ASSOCIATION: Final = "sqla_signals.association"
 
 
 def association_of(relationship: Side) -> Association:
-    """The :class:`Association` of a relationship, made once."""
-    found = _associations.get(relationship)
+    """The :class:`Association` of a relationship, made once and kept in its ``info``."""
+    found: Association | None = relationship.info.get(_ASSOCIATION)
     if found is None:
-        found = _associations[relationship] = Association(relationship)
+        found = relationship.info[_ASSOCIATION] = Association(relationship)
     return found
 
 
