@@ -19,4 +19,6 @@ autodoc_typehints_format = "short"
 
 html_theme = "furo"
 html_title = f"sqla_signals {release}"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_copy_source = False

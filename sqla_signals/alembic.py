@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from .receivers import Receiver
     from .signal import Signal
 
+__all__ = ["migration_signals"]
+
 _SYNCHRONOUS: Final = (
     "an env.py with a synchronous engine, which cannot await. Make the receiver a plain function, "
     "or start from Alembic's template 'async'"
