@@ -430,6 +430,15 @@ def with_options_of(query: Select[Any], statement: Any) -> Select[Any]:
     return query.options(*statement._with_options)
 
 
+def fail_transaction(session: Session) -> None:
+    """Roll back to the innermost savepoint, or all, as a flush does that fails.
+
+    To be called while the exception is handled. The session refuses work until its caller has
+    rolled back too, so that nobody commits the rest without having heard of the failure.
+    """
+    session._autobegin_t()._begin().rollback(_capture_exception=True)
+
+
 def frames_outwards(frame: FrameType | None) -> Iterator[FrameType]:
     """The frames from this one outwards, out of the greenlet of an ``AsyncSession`` too."""
     greenlet: Any = sys.modules.get("greenlet")

@@ -21,6 +21,7 @@ from sqlalchemy.orm import (
 from . import mapping, watching
 from .bridge import bulk as statements
 from .bridge import delivery, lifecycle, mapper_events, owed, transactions
+from .bridge import flush as flushes
 from .bridge.bulk import POLICIES, Policy
 from .bridge.calls import RAW, async_session_of
 from .bridge.flush import Flush
@@ -120,7 +121,7 @@ class Installation:
             return
         if watching.watcher is not None:
             watching.watcher.session_event("before_flush", session, context)
-        if not any(signal.table.receivers for signal in mapping.model_signals):
+        if not any(signal.table.receivers for signal in flushes.SIGNALS):
             return
         mapper_events.listen_where_needed()
         flush = Flush(session, context, objects)

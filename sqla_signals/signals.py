@@ -168,7 +168,7 @@ post_bulk: Final = BulkSignal(
     matched, as the database counts them; -1 where it does not tell, as of an upsert with a list of
     parameters.
 
-    Raising an exception rolls the transaction back.
+    Raising an exception rolls the transaction back, or the savepoint, as a flush does that fails.
 
     With ``on="commit"`` it is sent once for each statement whose transaction was committed, in its
     place among the signals of rows; with ``on="rollback"`` if it was undone.

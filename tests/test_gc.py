@@ -9,12 +9,20 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+from sqlalchemy import Column, ForeignKey, Table, create_engine
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    Session,
+    mapped_column,
+    relationship,
+    sessionmaker,
+)
 
 import sqla_signals
 from sqla_signals import (
     SignalRecursionError,
+    m2m_changed,
     post_delete,
     post_save,
     pre_delete,
@@ -229,6 +237,49 @@ def test_a_model_class_that_is_forgotten_is_not_held(
     assert reference() is None
     connected = bool(post_save.receivers)
     assert connected is (sender in ("name", "any")), "a connection ends with the class it names"
+
+
+def test_a_model_class_with_a_secondary_table_is_not_held(installed: sqla_signals.Installation):
+    """Though rows of that table were told of."""
+    told: list[str] = []
+
+    def live() -> weakref.ref[type]:
+        class OwnBase(DeclarativeBase):
+            pass
+
+        table = Table(
+            "pairs",
+            OwnBase.metadata,
+            Column("left_id", ForeignKey("ends.id"), primary_key=True),
+            Column("right_id", ForeignKey("ends.id"), primary_key=True),
+        )
+
+        class End(OwnBase):
+            __tablename__ = "ends"
+            id: Mapped[int] = mapped_column(primary_key=True)
+            others: Mapped[list[Any]] = relationship(
+                lambda: End,
+                secondary=table,
+                primaryjoin=lambda: End.id == table.c.left_id,
+                secondaryjoin=lambda: End.id == table.c.right_id,
+            )
+
+        engine = create_engine("sqlite://")
+        OwnBase.metadata.create_all(engine)
+        with Session(engine) as session:
+            session.add(End(others=[End()]))
+            session.commit()
+        engine.dispose()
+        return weakref.ref(End)
+
+    @receiver(m2m_changed)
+    def called(sender, action, **kwargs):
+        told.append(action)
+
+    reference = live()
+    gc.collect()
+    assert told == ["pre_add", "post_add"]
+    assert reference() is None
 
 
 def test_a_session_with_an_installation_of_its_own_is_not_held():

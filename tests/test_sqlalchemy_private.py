@@ -151,6 +151,7 @@ STATES = (
     "_orphaned_outside_of_session",
 )
 SESSIONS = (
+    "_autobegin_t",
     "_is_clean",
     "_new",
     "_deleted",
@@ -209,6 +210,7 @@ RELATIONSHIPS = ("_init_args", "_reverse_property")
 KEY_SWITCHES = ("_key_switchers",)
 ASYNC_SESSIONS = ("_proxied", "_assign_proxied")
 ELSEWHERE = (
+    "_begin",
     "_current_fn",
     "_sa_class_manager",
     "_pending_mutations",
@@ -364,6 +366,24 @@ def test_a_transaction_tells_whether_it_is_changing_its_state():
         root.commit()
     engine.dispose()
     assert told == [False, True, True, True], WHERE
+
+
+def test_a_flush_that_fails_rolls_back_a_transaction_of_its_own_and_so_can_we():
+    """``Session._autobegin_t()._begin().rollback(_capture_exception=True)``."""
+    with Session() as session:
+        with pytest.raises(LookupError), session.begin_nested() as savepoint:
+            try:
+                raise LookupError("no")
+            except LookupError:
+                session._autobegin_t()._begin().rollback(_capture_exception=True)
+                assert not savepoint.is_active, WHERE
+                raise
+        assert session.is_active, WHERE
+        try:
+            raise LookupError("no")
+        except LookupError:
+            session._autobegin_t()._begin().rollback(_capture_exception=True)
+        assert not session.is_active, WHERE
 
 
 def test_a_session_keeps_its_binds_under_a_known_name():

@@ -1,7 +1,7 @@
 """Statements about many rows: ``pre_bulk`` and ``post_bulk``, and what is done where nobody hears.
 
 ORM-enabled ``insert()``, ``update()`` and ``delete()`` come to ``do_orm_execute``, those of
-``Query`` too. What each row has to hear of them is :mod:`.bulk_rows`.
+``Query`` too. What each row has to hear of them is in :mod:`.bulk_rows`.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sqlalchemy.exc import ResourceClosedError
 
-from .._sqlalchemy import dml_mapper, frames_outwards, may_skip_rows
+from .._sqlalchemy import dml_mapper, fail_transaction, frames_outwards, may_skip_rows
 from ..dispatch import active_mutes, audible
 from ..errors import BulkBypassError, BulkBypassWarning, BulkOptionError
 from ..net import Executed
 from ..receivers import CALLS, PHASES
 from ..signals import post_bulk, post_delete, post_save, pre_bulk, pre_delete, pre_save
 from . import transactions
+from .bulk_change import ChangedRows
 from .bulk_insert import InsertedRows
-from .bulk_rows import Rows
 from .calls import Calls
 from .guard import guarded_bulk
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Result
     from sqlalchemy.orm import Mapper, ORMExecuteState, Session
+
+    from .bulk_rows import Rows
 
 Policy = Literal["warn", "ignore", "raise"]
 POLICIES: Final[tuple[Policy, ...]] = ("warn", "ignore", "raise")
@@ -72,7 +74,7 @@ def do_orm_execute(
                 'execution option signals="rows" does not work with from_statement(): execute the '
                 "statement itself, with returning()"
             )
-        kind = InsertedRows if context.is_insert else Rows
+        kind = InsertedRows if context.is_insert else ChangedRows
         rows = kind(context, mapper, Calls(context.session))
     if rows is None and not has_bulk:
         return None
@@ -132,7 +134,7 @@ def _execute(
                     calls.call(post_bulk, receiver, cls, **arguments)
     except BaseException:
         # As after a flush whose post_* receivers raise: what was written must not be committed.
-        session.rollback()
+        fail_transaction(session)
         raise
     return result
 

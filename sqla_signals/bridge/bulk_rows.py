@@ -1,8 +1,7 @@
-"""``execution_options={"signals": "rows"}``: the signals of each row that a statement changes.
+"""``execution_options={"signals": "rows"}``: the signals of each row that a statement writes.
 
-The rows are looked up and locked first, and the statement is restricted to them, so that what
-another connection adds in between is neither changed nor missing. SQLite knows no row locks; there
-an UPDATE of no row takes the lock of the whole database.
+What every kind of statement needs for that: a lock, the instances of rows, and the sending. SQLite
+knows no row locks; there an UPDATE of no row takes the lock of the whole database.
 """
 
 from __future__ import annotations
@@ -11,17 +10,13 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy import bindparam, false, select, tuple_, update
-from sqlalchemy.orm.attributes import set_committed_value
-from sqlalchemy.orm.exc import StaleDataError
 
-from .._sqlalchemy import dml_entity, set_values, state_of, with_options_of
+from .._sqlalchemy import state_of
 from ..changes import UNSET, Change, Changes, NewRow, Pairs
 from ..dispatch import active_mutes
-from ..errors import BulkOptionError
 from ..net import CREATED, DELETED, UPDATED, Effect, Kind, Source
-from ..signals import post_delete, post_save, pre_delete, pre_save
+from ..signals import post_delete, post_save, pre_save
 from . import owed, transactions
-from .columns import is_expression
 from .guard import guarded_bulk
 
 if TYPE_CHECKING:
@@ -64,90 +59,14 @@ class Rows:
         self._written: list[Written] = []
 
     def execute(self) -> tuple[Result[Any], int]:
-        """Send the ``pre_`` signals and execute the statement; return how many rows it changed."""
-        self._lock()
-        if self._context.is_delete:
-            return self._delete()
-        parameters: Any = self._context.parameters
-        if isinstance(parameters, list):
-            return self._update_many(parameters)
-        return self._update()
-
-    # -- the three kinds ---------------------------------------------------------------------------
-
-    def _delete(self) -> tuple[Result[Any], int]:
-        rows = self._select([])
-        instances = self._load(rows)
-        if self._announce_deletes(instances.values()):
-            rows = self._select([], rows)
-        result = self._context.invoke_statement(self._restricted(rows))
-        self._written = [Written(DELETED, instances[key], {}, None) for key in rows]
-        return result, len(rows)
-
-    def _update(self) -> tuple[Result[Any], int]:
-        values = set_values(self._statement, self._mapper)
-        parameters: Any = self._context.parameters or {}
-        for name, value in parameters.items():
-            if name in self._mapper.column_attrs:
-                values[name] = value
-        self._check_key(values)
-        fields = frozenset(values) | self._written_along()
-        rows = self._select(fields)
-        instances = self._load(rows)
-        if self._announce_updates(instances, rows, dict.fromkeys(rows, values)):
-            rows = self._select(fields, rows)
-        result = self._context.invoke_statement(self._restricted(rows))
-        self._note_updates(instances, rows, dict.fromkeys(rows, fields))
-        return result, len(rows)
-
-    def _update_many(self, parameters: list[dict[str, Any]]) -> tuple[Result[Any], int]:
-        """An UPDATE by primary key, with a list of parameters."""
-        along = self._written_along()
-        given = {tuple(one.get(name) for name in self._key): one for one in parameters}
-        values = {
-            key: {name: value for name, value in one.items() if name not in self._key}
-            for key, one in given.items()
-        }
-        fields = frozenset(name for one in values.values() for name in one) | along
-        rows = self._select(fields, given)
-        instances = self._load(rows)
-        if self._announce_updates(instances, rows, values):
-            rows = self._select(fields, rows)
-        if len(rows) < len(given) and self._statement.whereclause is None:
-            raise StaleDataError(
-                f"UPDATE statement on table {self._mapper.local_table!s} expected to update "
-                f"{len(given)} row(s); {len(rows)} were matched."
-            )
-        if rows:
-            self._context.parameters = [one for key, one in given.items() if key in rows]
-        result = self._context.invoke_statement()
-        self._note_updates(instances, rows, {key: frozenset(values[key]) | along for key in rows})
-        return result, len(rows)
-
-    def _check_key(self, values: Values) -> None:
-        if not set(self._key).isdisjoint(values):
-            raise BulkOptionError(
-                f'execution option signals="rows": the statement sets the primary key of '
-                f"{self._mapper.class_.__name__}, so that its rows cannot be found again. Change "
-                f"the instances instead, or connect to post_bulk"
-            )
-
-    def _written_along(self) -> frozenset[str]:
-        return frozenset(
-            prop.key
-            for prop in self._mapper.column_attrs
-            for column in prop.columns
-            if getattr(column, "table", None) is self._mapper.local_table
-            and (column.onupdate is not None or column.server_onupdate is not None)
-        )
+        """Send the ``pre_`` signals and execute the statement; return how many rows it wrote."""
+        raise NotImplementedError
 
     # -- finding the rows --------------------------------------------------------------------------
 
     def _lock(self) -> None:
         connection = self._session.connection(bind_arguments=self._bind())
         if connection.dialect.name == "sqlite":
-            if self._may_autoflush():
-                self._session.flush()
             table: Any = self._mapper.local_table
             column = next(iter(table.primary_key))
             connection.execute(update(table).values({column: column}).where(false()))
@@ -169,25 +88,6 @@ class Rows:
             bind_arguments=self._bind(),
         )
 
-    def _select(
-        self, fields: Iterable[str], only: Iterable[Key] | None = None
-    ) -> dict[Key, Values]:
-        """The rows that the statement would change now, locked, with their present values."""
-        entity = dml_entity(self._statement)
-        names = list(fields)
-        key = [getattr(entity, name) for name in self._key]
-        query: Any = select(*key, *(getattr(entity, name) for name in names)).select_from(entity)
-        if self._statement.whereclause is not None:
-            query = query.where(self._statement.whereclause)
-        if only is not None:
-            query = query.where(self._are(entity, only))
-        query = with_options_of(query, self._statement).with_for_update(of=key)
-        found: dict[Key, Values] = {}
-        for row in self._query(query, autoflush=True):
-            # Joined with another table, a row may come several times.
-            found.setdefault(tuple(row[: len(key)]), dict(zip(names, row[len(key) :], strict=True)))
-        return found
-
     def _are(self, entity: Any, keys: Iterable[Key]) -> ColumnElement[bool]:
         columns = [getattr(entity, name) for name in self._key]
         wanted = list(keys)
@@ -199,9 +99,6 @@ class Rows:
             return one.in_(values)
         many: Any = bindparam(None, values, expanding=True, literal_execute=True, unique=True)
         return one.in_(many)
-
-    def _restricted(self, keys: Iterable[Key]) -> Any:
-        return self._statement.where(self._are(dml_entity(self._statement), keys))
 
     def _load(self, keys: Iterable[Key], *, refresh: bool = False) -> dict[Key, Any]:
         """The instances of these rows, with nothing expired; in that order."""
@@ -225,36 +122,6 @@ class Rows:
     def _model(self, instance: Any) -> ModelCalls:
         return self._calls[state_of(instance).manager.mapper]
 
-    def _announce_deletes(self, instances: Iterable[Any]) -> bool:
-        called = False
-        with guarded_bulk(self._session):
-            for instance in instances:
-                model = self._model(instance)
-                receivers = model.pre_delete.receivers()
-                model.delete(pre_delete, receivers, instance, None, self._using)
-                called = called or bool(receivers)
-        return called
-
-    def _announce_updates(
-        self,
-        instances: Mapping[Key, Any],
-        rows: Mapping[Key, Values],
-        values: Mapping[Key, Values],
-    ) -> bool:
-        called = False
-        with guarded_bulk(self._session):
-            for key, instance in instances.items():
-                same = self._model(instance).columns.same
-                pairs = {
-                    name: (old, UNSET if is_expression(new) else new)
-                    for name, new in values[key].items()
-                    if (old := rows[key].get(name, UNSET)) is UNSET
-                    or is_expression(new)
-                    or not same(name, old, new)
-                }
-                called |= self._announce_update(instance, pairs, frozenset(pairs))
-        return called
-
     def _announce_update(self, instance: Any, pairs: Pairs, fields: frozenset[str]) -> bool:
         model = self._model(instance)
         receivers = model.pre_save.receivers()
@@ -270,22 +137,6 @@ class Rows:
         )
         return bool(receivers)
 
-    def _note_updates(
-        self,
-        instances: Mapping[Key, Any],
-        rows: Mapping[Key, Values],
-        fields: Mapping[Key, frozenset[str]],
-    ) -> None:
-        """What the UPDATE has done, by reading it again; the instances get the new values."""
-        names = frozenset(name for one in fields.values() for name in one)
-        for key, new in self._read(names, rows).items():
-            instance = instances[key]
-            state = state_of(instance)
-            for name, value in new.items():
-                if name not in state.committed_state:  # else the session has a change pending
-                    set_committed_value(instance, name, value)
-            self._note_update(instance, rows[key], new, fields[key])
-
     def _note_update(self, instance: Any, old: Values, new: Values, fields: frozenset[str]) -> None:
         same = self._model(instance).columns.same
         pairs = {
@@ -294,18 +145,6 @@ class Rows:
             if name not in old or not same(name, old[name], new[name])
         }
         self._written.append(Written(UPDATED, instance, Changes(pairs), fields))
-
-    def _read(self, names: Iterable[str], keys: Iterable[Key]) -> dict[Key, Values]:
-        cls, names, wanted = self._mapper.class_, list(names), list(keys)
-        if not wanted:
-            return {}
-        columns = [getattr(cls, name) for name in (*self._key, *names)]
-        size = len(self._key)
-        found = {
-            tuple(row[:size]): dict(zip(names, row[size:], strict=True))
-            for row in self._query(select(*columns).where(self._are(cls, wanted)), autoflush=False)
-        }
-        return {key: found[key] for key in wanted}
 
     def send_post(self) -> None:
         """Send the ``post_`` signals, and keep for the end of the transaction what is needed."""

@@ -16,7 +16,7 @@ from .._sqlalchemy import keep_readable
 from ..changes import Change, Changes, NewRow
 from ..dispatch import active_mutes
 from ..net import CREATED, DELETED, UPDATED, Effect, Source
-from ..signals import post_delete, post_save
+from ..signals import m2m_changed, post_delete, post_save, pre_delete, pre_save
 from . import owed, transactions
 from .announcement import Announcement
 from .calls import Calls, ModelCalls
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, Mapper, Session, UOWTransaction
 
     State = InstanceState[Any]
+
+SIGNALS: Final = (pre_save, post_save, pre_delete, post_delete, m2m_changed)
+"""Without a receiver of one of these there is nothing to do in a flush."""
 
 _KEY: Final = "sqla_signals"
 _flushes: dict[int | None, weakref.ref[Flush]] = {}

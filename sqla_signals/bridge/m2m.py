@@ -9,8 +9,7 @@ the flush from that of the dry run.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from blinker import ANY
 from sqlalchemy.schema import Table
@@ -66,14 +65,14 @@ def _own_columns(side: Side) -> frozenset[ColumnElement[Any]]:
     return frozenset(column for _, column in side.synchronize_pairs)
 
 
-_associations: WeakKeyDictionary[Side, Association] = WeakKeyDictionary()
+_ASSOCIATION: Final = "sqla_signals.association"
 
 
 def association_of(relationship: Side) -> Association:
-    """The :class:`Association` of a relationship, made once."""
-    found = _associations.get(relationship)
+    """The :class:`Association` of a relationship, made once and kept in its ``info``."""
+    found: Association | None = relationship.info.get(_ASSOCIATION)
     if found is None:
-        found = _associations[relationship] = Association(relationship)
+        found = relationship.info[_ASSOCIATION] = Association(relationship)
     return found
 
 
@@ -154,6 +153,8 @@ class M2M:
     def _rows(self, context: UOWTransaction) -> dict[Row, Found]:
         rows: dict[Row, Found] = {}
         if m2m_changed.table.receivers:
+            # What one side has processed, removed and added again maybe, the other one leaves.
+            processed: dict[tuple[Side, State, State], Side] = {}
             for relationship, state, other, added in association_changes(context):
                 first = association_of(relationship).first
                 ends = (
@@ -161,7 +162,7 @@ class M2M:
                     if _own_columns(relationship) == _own_columns(first)
                     else (other, state)
                 )
-                if Row(first, *ends, not added) not in rows:
+                if processed.setdefault((first, *ends), relationship) is relationship:
                     held = state.obj(), other.obj()
                     found = Found(relationship, state, other, held)
                     rows.setdefault(Row(first, *ends, added), found)

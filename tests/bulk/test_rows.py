@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, bindparam, delete, func, insert, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InvalidRequestError, PendingRollbackError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session, aliased, with_loader_criteria
 from sqlalchemy.orm.exc import StaleDataError
@@ -313,6 +313,53 @@ def test_update_by_primary_key_of_a_missing_row(session: Session):
             execution_options=ROWS,
         )
     assert heard.rows("post") == witnessed(session) == []
+
+
+def test_update_by_primary_key_of_one_row_twice(session: Session):
+    """Both are executed, and the row is told of once, with what both have changed."""
+    fill(session)
+    heard = Heard().connect(Order)
+    session.execute(
+        update(Order),
+        [{"id": 1, "total": 7}, {"id": 2, "total": 8}, {"id": 1, "status": "paid"}],
+        execution_options=ROWS,
+    )
+    assert heard.rows("pre") == heard.rows("post") == updates(1, 2)
+    assert set(witnessed(session)) == set(updates(1, 2))
+    changes = heard.of("post_save")[0]["changes"]
+    assert changes == {"total": Change(1, 7), "status": Change("open", "paid")}
+    assert session.execute(
+        select(Order.total, Order.status).where(Order.id < 3).order_by(Order.id)
+    ).all() == [
+        (7, "paid"),
+        (8, "open"),
+    ]
+
+
+def test_update_by_primary_key_of_nothing_but_the_key(session: Session):
+    """Where there is nothing to set SQLAlchemy executes nothing, and nothing is told."""
+    fill(session)
+    heard = Heard().connect(Order)
+    session.execute(update(Order), [{"id": 1}, {"id": 2, "total": 7}], execution_options=ROWS)
+    assert told(session, heard) == updates(2)
+
+
+def test_update_by_primary_key_with_other_names(session: Session):
+    """What is no column attribute is left out by SQLAlchemy, and so it is here."""
+    fill(session)
+    heard = Heard().connect(Order)
+    session.execute(update(Order), [{"id": 1, "total": 7, "comment": "x"}], execution_options=ROWS)
+    assert told(session, heard) == updates(1)
+    assert heard.of("post_save")[0]["update_fields"] == {"total"}
+
+
+def test_update_by_primary_key_without_the_key(session: Session):
+    """Refused by SQLAlchemy in its own words; nothing is told."""
+    fill(session)
+    heard = Heard().connect(Order)
+    with pytest.raises(InvalidRequestError, match="No primary key value supplied"):
+        session.execute(update(Order), [{"total": 7}], execution_options=ROWS)
+    assert told(session, heard) == []
 
 
 def test_update_by_primary_key_with_a_condition(session: Session):
@@ -687,6 +734,30 @@ def test_pending_changes_are_flushed_first(session: Session):
     assert changes == [{"total": Change(1, 100)}, {"status": Change("open", "x")}]
 
 
+@pytest.mark.parametrize("signal", [pre_save, post_save], ids=["pre", "post"])
+@pytest.mark.parametrize("operation", ["update", "delete", "upsert"])
+def test_a_flush_receiver_may_execute_a_statement(session: Session, signal: Any, operation: str):
+    """Its rows are told of in the middle of the flush, which goes on."""
+    fill(session)
+    heard = Heard().connect(Order)
+    new = upsert(session).values(id=2, total=7)
+    statement: Any = {
+        "update": update(Order).where(Order.id == 2).values(total=7),
+        "delete": delete(Order).where(Order.id == 2),
+        "upsert": new.on_conflict_do_update(index_elements=["id"], set_={"total": 7}),
+    }[operation]
+
+    def execute(sender: Any, session: Session, **kwargs: Any) -> None:
+        session.execute(statement, execution_options=ROWS)
+
+    signal.connect(execute, Customer)
+    session.add(Customer(id=3))
+    session.flush()
+    expected = [("delete", "2")] if operation == "delete" else updates(2)
+    assert told(session, heard, "orders") == expected
+    assert 3 in rows(session, Customer.id)
+
+
 def test_a_pre_receiver_changes_which_rows_match(session: Session):
     """Told of after are the rows that the statement has really changed."""
     fill(session)
@@ -741,7 +812,9 @@ def test_raising_in_post_save_rolls_back(session: Session):
     heard.meddle = refuse
     with pytest.raises(ValueError, match="no"):
         session.execute(update(Order).values(status="x"), execution_options=ROWS)
-    session.commit()
+    with pytest.raises(PendingRollbackError):
+        session.commit()
+    session.rollback()
     assert rows(session, Order.status) == ["open"] * 5
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, delete, insert, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, PendingRollbackError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
@@ -305,7 +305,7 @@ def test_a_statement_that_fails(session: Session):
 
 
 def test_raising_in_post_bulk_rolls_back(session: Session):
-    """The statement cannot be committed by mistake."""
+    """The statement cannot be committed by mistake, nor what came before it without a word."""
     fill(session)
 
     @receiver(post_bulk, sender=Order)
@@ -314,13 +314,38 @@ def test_raising_in_post_bulk_rolls_back(session: Session):
 
     with pytest.raises(ValueError, match="no"):
         session.execute(update(Order).values(status="x"))
-    session.commit()
+    with pytest.raises(PendingRollbackError):
+        session.commit()
+    session.rollback()
     assert rows(session, Order.status) == ["open"] * 3
+
+
+def test_raising_in_post_bulk_undoes_no_more_than_the_savepoint(session: Session):
+    """As with a flush, who catches it around the savepoint goes on in the transaction."""
+    fill(session)
+    ends: list[Any] = []
+
+    @receiver(post_bulk, sender=Order)
+    def refuse(sender: Any, **kwargs: Any) -> None:
+        raise ValueError("no")
+
+    @receiver(post_save, sender=Customer, on="commit")
+    @receiver(post_save, sender=Customer, on="rollback")
+    def ended(sender: Any, instance: Any, session: Any, **kwargs: Any) -> None:
+        ends.append((instance.id, session is not None))
+
+    session.add(Customer(id=8))
+    session.flush()
     with pytest.raises(ValueError, match="no"):
         with session.begin_nested():
+            session.add(Customer(id=9))
             session.execute(update(Order).values(status="x"))
+    assert ends == [(9, False)]
+    session.add(Customer(id=10))
     session.commit()
+    assert ends == [(9, False), (8, True), (10, True)]
     assert rows(session, Order.status) == ["open"] * 3
+    assert {8, 9, 10}.intersection(rows(session, Customer.id)) == {8, 10}
 
 
 @pytest.mark.parametrize("signal", [pre_bulk, post_bulk], ids=["pre", "post"])
@@ -335,7 +360,7 @@ def test_ending_the_session_in_a_receiver_is_an_error(session: Session, signal: 
 
     with pytest.raises(SessionInFlushError, match=call):
         session.execute(update(Order).values(status="x"))
-    session.commit()
+    session.rollback()
     assert rows(session, Order.status) == ["open"] * 3
 
 

@@ -37,8 +37,10 @@ from sqla_signals import (
     SignalsNotInstalledWarning,
     class_prepared,
     mute,
+    post_bulk,
     post_init,
     post_save,
+    pre_bulk,
     pre_init,
     receiver,
 )
@@ -873,3 +875,25 @@ def test_a_class_that_was_listened_to_can_be_forgotten(installed):
     life.calls.clear()
     gc.collect()
     assert forgotten() is None
+
+
+def test_a_flush_costs_no_more_for_receivers_that_have_no_part_in_it(library: Engine):
+    """post_init, class_prepared and bulk receivers, of any class: not one call more."""
+    with Session(library) as session:
+
+        def work() -> None:
+            session.add(Author(name="a"))
+            session.flush()
+            session.rollback()
+
+        sqla_signals.install()
+        without = calls(work)
+        live(sender=Book)
+        for signal in (class_prepared, pre_bulk, post_bulk):
+            signal.connect(nothing)
+        assert calls(work) == without
+        post_save.connect(nothing, sender=Book)
+        assert calls(work) != without
+
+
+def nothing(sender: Any, **kwargs: Any) -> None: ...

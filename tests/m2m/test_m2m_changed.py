@@ -18,6 +18,7 @@ from sqla_signals import (
     post_save,
     pre_save,
 )
+from sqla_signals._sqlalchemy import both_sides
 from tests.contract.observing import asynchronous, rows
 
 from .clubs import KINDS, LOADED, Clubs, Heard, create_triggers, make_clubs, witnessed
@@ -175,6 +176,61 @@ def test_deleting_a_parent_tells_of_its_rows(clubs: Clubs, engine: Engine, side:
         session.flush()
         expected = {("remove", 1, 1), ("remove", 1, 2)} if side == "user" else {("remove", 1, 1)}
         assert told(session, heard) == expected
+
+
+@pytest.mark.parametrize("side", ["user", "group"])
+def test_deleting_a_parent_whose_collection_was_never_loaded(
+    clubs: Clubs, engine: Engine, side: str
+):
+    """The members are loaded for the deletion alone; they are told of though nobody has them."""
+    if clubs.kind == "write_only" or (clubs.kind == "one-sided" and side == "group"):
+        pytest.skip("these rows are left to the database")
+    heard = [Heard(clubs.table)]
+    with Session(engine) as session:
+        filled(session, clubs, heard[0])
+    heard += [Heard(one.class_attribute) for one in both_sides(clubs.User.groups.prop)]
+    with Session(engine) as session:
+        session.delete(session.get(clubs.User if side == "user" else clubs.Group, 1))
+        session.flush()
+        expected = {("remove", 1, 1), ("remove", 1, 2)} if side == "user" else {("remove", 1, 1)}
+        assert told(session, *heard) == expected
+        assert rows(session, clubs.table) == [(1, 2)][: side == "group"]
+
+
+@pytest.mark.parametrize("deleted", ["user", "group"])
+def test_a_member_added_once_more_and_deleted_with_its_parent(engine: Engine, installed, deleted):
+    """A dynamic collection takes a member that it has; just the row that goes is told of."""
+    clubs = make_clubs("dynamic")
+    clubs.create(engine)
+    heard = Heard(clubs.table), Heard(clubs.User.groups), Heard(clubs.Group.users)
+    with Session(engine) as session:
+        users, groups = filled(session, clubs, heard[0])
+        for one in heard:
+            one.clear()
+        users[0].groups.add(groups[0])
+        users[0].groups.add(groups[0])
+        session.delete(users[0] if deleted == "user" else groups[0])
+        session.flush()
+        expected = {("remove", 1, 1), ("remove", 1, 2)}
+        assert told(session, *heard) == (expected if deleted == "user" else {("remove", 1, 1)})
+        assert rows(session, clubs.table) == [(1, 2)][: deleted == "group"]
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "write_only"])
+def test_taken_out_and_put_in_again_unloaded_is_two_rows(engine: Engine, installed: Any, kind: str):
+    """With no loaded collection to compare with, it is deleted and inserted; both are told."""
+    clubs = make_clubs(kind)
+    clubs.create(engine)
+    heard = Heard(clubs.table), Heard(clubs.User.groups), Heard(clubs.Group.users)
+    with Session(engine) as session:
+        users, groups = filled(session, clubs, heard[0])
+        for one in heard:
+            one.clear()
+        users[0].groups.remove(groups[0])
+        users[0].groups.add(groups[0])
+        session.flush()
+        assert told(session, *heard) == {("remove", 1, 1), ("add", 1, 1)}
+        assert rows(session, clubs.table) == [(1, 1), (1, 2)]
 
 
 def test_deleting_both_parents_tells_of_each_row_once(lists: Clubs, engine: Engine):

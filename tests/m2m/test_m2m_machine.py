@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import create_engine, event
 from sqlalchemy.exc import SQLAlchemyError
@@ -114,6 +114,8 @@ class Program:
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(program=steps)
+@example([*[("join", 0, 0)] * 2, ("flush",), ("join", 0, 0), ("flush",), ("delete user", 0)])
+@example([("join", 0, 0), ("flush",), ("leave", 0, 0), ("join", 0, 0), ("flush",)])
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning")
 def test_random_changes_of_collections(kind: str, program: list[tuple[Any, ...]]):
     """From either side, with rows that were there already, deletions and rollbacks: exactly."""
