@@ -103,6 +103,25 @@ def column_keys(mapper: Mapper[Any], attribute: str) -> frozenset[str]:
     return frozenset()
 
 
+def property_count(mapper: Mapper[Any]) -> int:
+    """How many properties a mapper has; they grow when one is assigned to its class later."""
+    return len(mapper._props)
+
+
+def reference_count(mapper: Mapper[Any]) -> int:
+    """How many relationships and cascades of others lead to the mapper, which may grow as well."""
+    return sum(
+        len(parent._dependency_processors) + len(parent._delete_orphans)
+        for parent in mapper.iterate_to_root()
+    )
+
+
+def is_listener(session: Session, event_name: str, fn: Callable[..., Any]) -> bool:
+    """Whether ``fn`` listens to this one session, or to the one that it is like."""
+    dispatch = session.__dict__.get("dispatch")
+    return dispatch is not None and fn in getattr(dispatch, event_name).listeners
+
+
 def listen_to(owner: Any, event_name: str, fn: Callable[..., Any], *, first: bool) -> None:
     """Add a listener of one mapper, or of one class manager, that gets the state itself.
 

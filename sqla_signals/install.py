@@ -19,6 +19,7 @@ from sqlalchemy.orm import (
 )
 
 from . import mapping, watching
+from ._sqlalchemy import is_listener
 from .bridge import bulk as statements
 from .bridge import delivery, lifecycle, mapper_events, owed, transactions
 from .bridge import flush as flushes
@@ -171,7 +172,9 @@ class Installation:
     def closeness(self, session: Session) -> float:
         """How specifically this installation is for a session; 0 if it is not."""
         if not isinstance(self._target, type):
-            return math.inf if session is self._target else 0
+            # Also the sessions like it that commit receivers get.
+            listens = is_listener(session, "after_commit", self._after_commit)
+            return math.inf if listens else 0
         if not isinstance(session, self._target) or not self._is_mine(session):
             return 0
         return len(self._target.__mro__) + (len(self._behind.__mro__) if self._behind else 0)

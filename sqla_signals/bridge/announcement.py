@@ -55,9 +55,8 @@ class Announcement:
 
     @property
     def updated_mappers(self) -> Iterable[Mapper[Any]]:
-        """The mappers of the changed instances."""
-        foresight = self._foresight
-        return {state.manager.mapper for state in foresight.updates} if foresight else ()
+        """The mappers of which a row may be updated, as far as it was asked."""
+        return self._foresight.updated_mappers if self._foresight is not None else ()
 
     def send(self) -> None:
         """Send ``pre_*`` for every row foreseen, until the receivers add nothing new."""

@@ -15,7 +15,7 @@ from ..dispatch import Table, active_mutes, audible, unawaitable
 from ..errors import AsyncReceiverError
 from ..receivers import Call, Receiver, describe_sender
 from ..signals import post_delete, post_save, pre_delete, pre_save
-from .columns import NOTHING, Columns, columns_of
+from .columns import NOTHING, Columns, current_columns_of
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
@@ -132,7 +132,7 @@ class ModelCalls:
         self.mapper: Mapper[Any] = mapper
         cls: type = mapper.class_
         self.cls: type = cls
-        self.columns: Columns = columns_of(mapper)
+        self.columns: Columns = current_columns_of(mapper)
         self._bind: Engine | Connection | None = None
         self.pre_save: Final = Heard(pre_save, cls)
         self.post_save: Final = Heard(post_save, cls)

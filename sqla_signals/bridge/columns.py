@@ -22,6 +22,7 @@ from .._sqlalchemy import (
     own_copies,
     own_copy,
     pk_cascaded,
+    property_count,
     readable_values,
 )
 from ..changes import UNSET, Change, Changes, Pairs
@@ -49,6 +50,7 @@ class Columns:
         "absent",
         "keys",
         "mutable",
+        "property_count",
         "unfetched",
     )
 
@@ -56,6 +58,7 @@ class Columns:
         props = {
             prop.key: prop for prop in mapper.column_attrs if isinstance(prop.columns[0], Column)
         }
+        self.property_count: int = property_count(mapper)
         self.keys: frozenset[str] = frozenset(props)
         self._keys = {column: key for key, prop in props.items() for column in prop.columns}
         manager = mapper.class_manager
@@ -352,5 +355,13 @@ def columns_of(mapper: Mapper[Any]) -> Columns:
     """The :class:`Columns` of a mapper, made once."""
     found = _columns.get(mapper)
     if found is None:
+        found = _columns[mapper] = Columns(inspect(mapper))
+    return found
+
+
+def current_columns_of(mapper: Mapper[Any]) -> Columns:
+    """The same, made again if columns were added to the class since; asked once for each flush."""
+    found = columns_of(mapper)
+    if found.property_count != property_count(mapper):
         found = _columns[mapper] = Columns(inspect(mapper))
     return found

@@ -27,6 +27,8 @@ from .._sqlalchemy import (
     modified_states,
     orphaned_outside_of_session,
     pending_states,
+    property_count,
+    reference_count,
     referenced_keys,
 )
 from .columns import NOTHING, columns_of
@@ -109,7 +111,7 @@ class Foresight:
         # As Session._flush sorts them: a top-level orphan is deleted, or was never to be added.
         pending = pending_states(session)
         self.inserts = list(pending if only is None else (s for s in pending if s in only))
-        if relations.matter_to(self.inserts):
+        if relations.matter_to({state.manager for state in self.inserts}):
             self.inserts = [
                 state
                 for state in self.inserts
@@ -123,10 +125,11 @@ class Foresight:
                 if relations[state.manager].of_pending(state):
                     self.run.register_object(state)
         modified = modified_states(session)
+        self._changed = {state.manager for state in modified}
         modified.difference_update(deleted)
         if only is not None:
             modified &= only
-        if relations.matter_to(modified):
+        if relations.matter_to(self._changed):
             self._register_changed(modified, relations)
         else:
             modified.difference_update(announced)
@@ -164,6 +167,12 @@ class Foresight:
         for state, (is_delete, listonly) in self.run.states.items():
             if not is_delete and not listonly and state not in only:
                 (self.inserts if state.key is None else self.updates).append(state)
+
+    @property
+    def updated_mappers(self) -> set[Mapper[Any]]:
+        """The mappers of which a row may be updated."""
+        managers = self._changed.union(state.manager for state in self.run.assigns)
+        return {manager.mapper for manager in managers}
 
     def derived(self) -> Iterator[Derived]:
         """The rows that are written because of another instance or a relationship.
@@ -204,9 +213,10 @@ class Foresight:
 class Relations:
     """What of one mapper's instances can make a flush write other rows, or a foreign key."""
 
-    __slots__ = ("_changes", "_downward", "are_none", "can_orphan")
+    __slots__ = ("_changes", "_downward", "are_none", "can_orphan", "counts")
 
     def __init__(self, mapper: Mapper[Any]) -> None:
+        self.counts: tuple[int, int] = _counts(mapper)
         active = [prop for prop in mapper.relationships if not prop.viewonly]
         keys = {prop.key for prop in active}
         self._downward = frozenset(prop.key for prop in active if prop.direction is not MANYTOONE)
@@ -233,20 +243,24 @@ class _Relations(dict["ClassManager[Any]", Relations]):
         self[manager] = found = relations_of(manager.mapper)
         return found
 
-    def matter_to(self, states: Iterable[State]) -> bool:
-        """Whether any of the states can make a flush write more than itself."""
-        return not all([self[manager].are_none for manager in {s.manager for s in states}])
+    def matter_to(self, managers: Iterable[ClassManager[Any]]) -> bool:
+        """Whether an instance of any of the classes can make a flush write more than itself."""
+        return not all([self[manager].are_none for manager in managers])
 
 
 _relations: WeakKeyDictionary[Mapper[Any], Relations] = WeakKeyDictionary()
 
 
 def relations_of(mapper: Mapper[Any]) -> Relations:
-    """The :class:`Relations` of a mapper, made once."""
+    """The :class:`Relations` of a mapper, made again if relationships were added since."""
     found = _relations.get(mapper)
-    if found is None:
+    if found is None or found.counts != _counts(mapper):
         found = _relations[mapper] = Relations(mapper)
     return found
+
+
+def _counts(mapper: Mapper[Any]) -> tuple[int, int]:
+    return property_count(mapper), reference_count(mapper)
 
 
 def cascade_origins(session: Session, deletes: Iterable[State]) -> dict[State, Any]:

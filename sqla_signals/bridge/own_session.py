@@ -97,7 +97,8 @@ class OwnSessions:
             sync = unused_copy(self._unused)
             if self._async_session is not None:
                 return Calls(sync, async_session_like(self._async_session, sync))
-            self._as_new = sync.__dict__.copy()
+            # With listeners of its own it cannot be seen what was added to them.
+            self._as_new = {} if "dispatch" in sync.__dict__ else sync.__dict__.copy()
             self._info = sync.info.copy()
             return Calls(sync)
         assert self._factory is not None
@@ -110,11 +111,14 @@ class OwnSessions:
 
         A session costs more than all the rest of a call, and most receivers need none.
         """
-        return (
-            session.__dict__ == self._as_new
-            and session.info == self._info
-            and len(session.identity_map) < 2
-        )
+        try:
+            return (
+                session.__dict__ == self._as_new
+                and session.info == self._info
+                and len(session.identity_map) < 2
+            )
+        except Exception:  # what a receiver has put there cannot be compared
+            return False
 
 
 def _references(session: Session) -> object:

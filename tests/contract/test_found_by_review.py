@@ -53,6 +53,8 @@ from sqlalchemy.orm import (
 )
 
 from sqla_signals import (
+    UNSET,
+    Change,
     InstallError,
     ReceiverOptionError,
     ReceiverTypeError,
@@ -1067,3 +1069,99 @@ def test_origin_is_known_where_its_own_class_has_no_receivers(session: Session):
     session.commit()
     assert origins == [book, book, book, book]
     assert rows(session, Page.id) == []
+
+
+def test_a_relationship_added_after_the_first_flush_is_foreseen(engine: Engine, installed):
+    """The class was remembered as one whose rows are written for their own sake alone."""
+
+    class Late(DeclarativeBase):
+        pass
+
+    class Parent(Named, Late):
+        __tablename__ = "late_parent"
+
+    class Child(Named, Late):
+        __tablename__ = "late_child"
+        parent_id: Mapped[int | None] = mapped_column(ForeignKey("late_parent.id"))
+
+    Late.metadata.create_all(engine)
+    log = listen()
+    order: list[str] = []
+    with Session(engine) as session:
+        child = Child(name="a")
+        session.add_all([child, Parent(name="b")])
+        session.commit()
+        Parent.children = relationship(Child)
+        session.refresh(child)
+        log.clear()
+
+        @event.listens_for(engine, "before_cursor_execute")
+        def _on_execute(connection, cursor, statement, *rest) -> None:
+            order.append(f"{statement.split()[0]} after {len(log.sent)}")
+
+        session.add(Parent(name="c", children=[child]))
+        session.flush()
+        assert order == ["INSERT after 2", "UPDATE after 2"]
+        assert log.pre == ["pre_save created Parent(c)", "pre_save updated Child(a)"]
+        assert sorted(log.post) == ["post_save created Parent(c)", "post_save updated Child(a)"]
+        session.commit()
+        assert rows(engine, Child.parent_id) == [2]
+
+
+def test_a_column_added_after_the_first_flush_is_a_column(engine: Engine, installed):
+    """What was written to it was no change, so nothing was sent."""
+
+    class Late(DeclarativeBase):
+        pass
+
+    class Thing(Named, Late):
+        __tablename__ = "late_thing"
+
+    log = listen()
+    thing = Thing(name="a")
+    Late.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add(thing)
+        session.commit()
+        Thing.color = mapped_column(String)
+        with engine.begin() as connection:
+            connection.exec_driver_sql("ALTER TABLE late_thing ADD COLUMN color VARCHAR(9)")
+    with Session(engine) as session:
+        thing = session.get_one(Thing, 1)
+        thing.color = "red"
+        log.clear()
+        session.commit()
+        assert log.lines == both("save updated Thing(a)")
+        assert log.one("post_save").changes == {"color": Change(None, "red")}
+        assert rows(engine, Thing.color) == ["red"]
+
+
+def test_the_old_value_is_known_where_a_later_hook_assigns_an_sql_expression(
+    shapes: Engine, installed
+):
+    """Of a class without relationships, our hook did not move behind the other one any more."""
+    log = listen()
+    with Session(shapes) as session:
+        one = Tenanted(name="a", tenant="old")
+        session.add(one)
+        session.commit()
+        one.name = "b"
+        session.commit()
+
+        def count(mapper, connection, target):
+            target.tenant = func.upper(target.name)
+
+        event.listen(Tenanted, "before_update", count)
+        try:
+            session.refresh(one)
+            log.clear()
+            one.name = "c"
+            session.flush()
+        finally:
+            event.remove(Tenanted, "before_update", count)
+        assert log.one("post_save").changes == {
+            "name": Change("b", "c"),
+            "tenant": Change("old", UNSET),
+        }
+        session.commit()
+        assert rows(shapes, Tenanted.tenant) == ["C"]

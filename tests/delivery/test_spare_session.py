@@ -7,10 +7,18 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import event, inspect, select, text
+from sqlalchemy import Engine, event, inspect, select, text
 from sqlalchemy.orm import Session, object_session
 
-from sqla_signals import post_delete, post_save, receiver, receiver_failed
+from sqla_signals import (
+    SignalsError,
+    install,
+    on_commit,
+    post_delete,
+    post_save,
+    receiver,
+    receiver_failed,
+)
 
 from ..contract.models import Author
 from ..contract.observing import rows
@@ -197,3 +205,75 @@ def test_calls_for_deleted_rows_share_a_session_too(session: Session):
     assert [name for name, _ in found] == ["a", "b"]
     assert len({key for _, key in found}) == 1
     assert names(session) == ["c"]
+
+
+def test_a_session_with_listeners_of_its_own_serves_one_call(library: Engine):
+    """What a receiver adds to those that it has from the start could not be seen."""
+    heard_by: list[int] = []
+    with Session(library) as session:
+        session_alone = install(session)
+
+        @receiver(post_save, sender=Author, on="commit")
+        def fn(sender, session, **kwargs):
+            heard_by.append(len(list(session.dispatch.before_commit)))
+            event.listen(session, "before_commit", heard)
+
+        session.add_all([Author(name=name) for name in "abc"])
+        session.commit()
+        assert heard_by == [1, 1, 1]
+        assert names(session) == ["a", "b", "c"]
+        session_alone.remove()
+
+
+@pytest.mark.parametrize("where", ["attribute", "info"])
+def test_what_a_receiver_leaves_there_need_not_be_comparable(session: Session, where: str):
+    """An array, or SQL: the receiver was told to have failed."""
+
+    class Incomparable:
+        def __eq__(self, other: object) -> bool:
+            raise TypeError
+
+        __hash__ = object.__hash__
+
+    found, failures = [], []
+    session.left = session.info["left"] = original = Incomparable()
+
+    @receiver(post_save, sender=Author, on="commit")
+    def fn(sender, session, **kwargs):
+        found.append((session.left, session.info["left"]))
+        if where == "info":
+            session.info["left"] = Incomparable()
+        else:
+            session.left = Incomparable()
+
+    @receiver(receiver_failed)
+    def failed(sender, exception, **kwargs):
+        failures.append(exception)
+
+    session.add_all([Author(name=name) for name in "ab"])
+    session.commit()
+    assert failures == []
+    assert found == [(original, original)] * 2
+    assert names(session) == ["a", "b"]
+
+
+def test_callbacks_of_the_own_session_where_one_session_alone_is_listened_to(
+    library: Engine,
+):
+    """They were refused, though the signals of its work were sent."""
+    called: list[str] = []
+    with Session(library) as session:
+        session_alone = install(session)
+
+        @receiver(post_save, sender=Author, on="commit")
+        def fn(sender, instance, session, **kwargs):
+            name = instance.name
+            on_commit(session, lambda: called.append(name))
+
+        session.add_all([Author(name=name) for name in "ab"])
+        session.commit()
+        assert called == ["a", "b"]
+        with Session(library) as other, pytest.raises(SignalsError):
+            on_commit(other, lambda: None)
+        assert names(session) == ["a", "b"]
+        session_alone.remove()
