@@ -90,7 +90,7 @@ def ended(
     if transaction.parent is not None and not transaction.nested:
         return
     frame = _known_frame(transaction)
-    if transaction.nested and not (frame and frame.committed):
+    if transaction.nested and not (frame is not None and frame.committed):
         _go_back(transaction)
     if not frame:
         return

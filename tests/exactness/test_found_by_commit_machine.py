@@ -371,3 +371,22 @@ def test_what_one_receiver_does_to_changes_nobody_else_sees(session: Session):
     assert given == [{"a": 1}, {"a": 1}]
     assert config.options == {"a": 1}
     assert not session.dirty
+
+
+def test_savepoints_that_come_to_nothing_and_are_released_take_no_values_away(
+    session: Session, told: list[Told]
+):
+    """What was expunged in one of them is known as before: nothing was rolled back."""
+    session.add(course := m.Course())
+    session.begin_nested()
+    again = session.scalars(select(m.Course)).one()
+    again.name = "a"
+    session.begin_nested()
+    session.expunge_all()
+    other = session.scalars(select(m.Course)).one()
+    assert other is not course
+    other.name = None
+    session.commit()
+    (only,) = told
+    assert (only.what, only.values) == ("created Course", {"id": 1, "name": None})
+    assert written(session, m.Course.name) is None
