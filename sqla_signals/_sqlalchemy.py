@@ -38,7 +38,7 @@ from sqlalchemy.orm.exc import ObjectDeletedError
 from sqlalchemy.orm.mapper import _all_registries
 from sqlalchemy.schema import Column
 from sqlalchemy.sql import Select
-from sqlalchemy.sql.expression import BindParameter
+from sqlalchemy.sql.expression import BinaryExpression, BindParameter
 
 from .changes import UNSET
 
@@ -377,9 +377,13 @@ def may_skip_rows(statement: Any) -> bool:
 def set_values(statement: Any, mapper: Mapper[Any]) -> dict[str, Any]:
     """What an UPDATE sets, by attribute: Python values, or SQL."""
     values = dict(getattr(statement, "_ordered_values", None) or statement._values or {})
-    return {
-        mapper.get_property_by_column(column).key: _plain(value) for column, value in values.items()
-    }
+    found: dict[str, Any] = {}
+    for target, value in values.items():
+        column = target
+        while isinstance(column, BinaryExpression):  # column["key"], a part of its value
+            column, value = column.left, target
+        found[mapper.get_property_by_column(column).key] = _plain(value)
+    return found
 
 
 def inserted_values(statement: Any, mapper: Mapper[Any]) -> list[dict[str, Any]] | None:

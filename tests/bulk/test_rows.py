@@ -6,11 +6,18 @@ import threading
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, bindparam, delete, func, insert, select, text, update
+from sqlalchemy import Engine, Integer, bindparam, delete, func, insert, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import InvalidRequestError, PendingRollbackError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
-from sqlalchemy.orm import Session, aliased, with_loader_criteria
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    Session,
+    aliased,
+    mapped_column,
+    with_loader_criteria,
+)
 from sqlalchemy.orm.exc import StaleDataError
 
 import sqla_signals
@@ -170,6 +177,31 @@ def test_update_of_an_alias(session: Session):
         execution_options={**ROWS, "synchronize_session": False},
     )
     assert told(session, heard) == updates(2)
+
+
+def test_update_of_a_part_of_a_value(session: Session):
+    """An element of an array of PostgreSQL: what becomes of the whole is not known before."""
+    if session.get_bind().dialect.name != "postgresql":
+        pytest.skip("only PostgreSQL assigns to a subscript")
+
+    class OwnBase(DeclarativeBase):
+        pass
+
+    class Board(OwnBase):
+        __tablename__ = "boards"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        scores: Mapped[list[int]] = mapped_column(postgresql.ARRAY(Integer))
+
+    OwnBase.metadata.create_all(session.connection())
+    session.add(Board(id=1, scores=[1, 2]))
+    session.flush()
+    heard = Heard().connect(Board)
+    session.execute(update(Board).values({Board.scores[1]: 7}), execution_options=ROWS)
+    assert [call["changes"] for call in heard.of("pre_save")] == [{"scores": Change([1, 2], UNSET)}]
+    assert [call["changes"] for call in heard.of("post_save")] == [
+        {"scores": Change([1, 2], [7, 2])}
+    ]
+    assert session.scalars(select(Board.scores)).all() == [[7, 2]]
 
 
 def test_update_with_parameters(session: Session):
