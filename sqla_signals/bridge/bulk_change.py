@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import select
+from sqlalchemy import inspect, select
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.exc import StaleDataError
 
@@ -103,6 +103,8 @@ class ChangedRows(Rows):
             )
 
     def _written_along(self) -> frozenset[str]:
+        if inspect(dml_entity(self._statement)).is_aliased_class:
+            return frozenset()  # SQLAlchemy finds no defaults of an alias
         return frozenset(
             prop.key
             for prop in self._mapper.column_attrs

@@ -277,6 +277,18 @@ def test_update_writes_onupdate_columns_along(session: Session):
     assert call["changes"] == {"name": Change("a", "b"), "writes": Change(0, 7)}
 
 
+def test_update_of_an_alias_writes_no_onupdate_columns(session: Session):
+    """SQLAlchemy leaves them alone then, and so they are not among the fields."""
+    session.add(Stamped(id=1, name="a"))
+    session.commit()
+    heard = Heard().connect(Stamped)
+    witnessed(session)
+    session.execute(update(aliased(Stamped)).values(name="b"), execution_options=ROWS)
+    assert told(session, heard) == updates(1)
+    assert heard.of("post_save")[0]["update_fields"] == {"name"}
+    assert rows(session, Stamped.writes) == [0]
+
+
 def test_update_of_a_primary_key_is_refused(session: Session):
     """Rows whose key changes cannot be found again."""
     fill(session)
