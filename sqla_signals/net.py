@@ -158,6 +158,12 @@ class Effect:
                 del changes[key]
         return changes
 
+    def known_to(self, instance: Any) -> Effect:
+        """The same effect, with another instance of the row."""
+        same = self._copy(self.kind)
+        same.instance, same.fields, same.before = instance, self.fields, self.before
+        return same
+
     def _copy(self, kind: Kind) -> Effect:
         return Effect(
             kind,
@@ -193,6 +199,7 @@ class Frame:
         "_first",
         "_latest",
         "_next",
+        "_reverted",
         "committed",
         "on_commit",
         "on_rollback",
@@ -206,6 +213,8 @@ class Frame:
         self._executed: dict[int, Executed] = {}
         self._latest: dict[Hashable, int] = {}
         self._next = 0
+        self._reverted: dict[Hashable, Effect] = {}
+        """The last effect on a row that is what it was before."""
         self.committed: bool = False
         self.went_back: bool = False
         """Whether a savepoint inside may have been rolled back."""
@@ -226,6 +235,7 @@ class Frame:
         return [both[number] for number in sorted(both)]
 
     def __bool__(self) -> bool:
+        """Whether there is anything to tell."""
         return bool(
             self._first or self._effects or self._executed or self.on_commit or self.on_rollback
         )
@@ -254,6 +264,7 @@ class Frame:
                 folded = self._effects[number].followed_by(effect)
                 if folded is None:
                     del self._effects[number]
+                    self._reverted[effect.row] = effect
                     continue
                 net = folded
             self._effects[number] = net
@@ -270,7 +281,21 @@ class Frame:
         self._next += 1
 
     def merge(self, child: Frame) -> None:
-        """Take over what a released savepoint did."""
+        """Take over what a released savepoint did, and its callbacks."""
+        self.take_over(child)
+        self.on_commit += child.on_commit
+        self.on_rollback += child.on_rollback
+
+    def take_over(self, child: Frame) -> None:
+        """Take over what a savepoint did."""
+        if child._reverted:
+            self._fold_first()
+            for row, effect in child._reverted.items():
+                number = self._latest.get(row)
+                if number is None:
+                    self._reverted[row] = effect
+                else:  # that instance is the one which knows the values now
+                    self._effects[number] = self._effects[number].known_to(effect.instance)
         if not child._executed:
             self.add(child.effects)
         else:
@@ -280,5 +305,3 @@ class Frame:
                 else:
                     self.add([occurrence])
         self.went_back = self.went_back or child.went_back
-        self.on_commit += child.on_commit
-        self.on_rollback += child.on_rollback

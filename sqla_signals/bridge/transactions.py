@@ -92,14 +92,16 @@ def ended(
     frame = _known_frame(transaction)
     if transaction.nested and not (frame is not None and frame.committed):
         _go_back(transaction)
-    if not frame:
+    if frame is None:
         return
     del transaction.__dict__[_FRAME]
     frame.is_open = False
-    if not frame.committed:
-        delivery.rolled_back(session, frame)
-    elif transaction.nested:
+    if frame.committed and transaction.nested:
         _frame(_enclosing(transaction)).merge(frame)
+    elif not frame:
+        return
+    elif not frame.committed:
+        delivery.rolled_back(session, frame)
     else:
         delivery.committed(session, frame, factory_for(session))
 
@@ -128,8 +130,7 @@ def net_frame(session: Session) -> Frame:
         return frames[0]
     net = Frame()
     for frame in reversed(frames):
-        net.add(frame.effects)
-        net.went_back |= frame.went_back
+        net.take_over(frame)
     return net
 
 
