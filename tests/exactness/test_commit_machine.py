@@ -15,6 +15,8 @@ from .commit_machine import (
 )
 from .program import expected_warnings
 
+pytestmark = pytest.mark.timeout(1200)  # a loaded machine takes minutes, an idle one seconds
+
 
 def run(url: str, programs: int) -> CommitTally:
     """Run so many programs, each against an emptied database, the same in every run."""

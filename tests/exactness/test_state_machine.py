@@ -11,6 +11,8 @@ from .order import drawn_orders
 from .program import Tally, expected_warnings, signals_received
 from .recorder import Database
 
+pytestmark = pytest.mark.timeout(1200)  # a loaded machine takes minutes, an idle one seconds
+
 
 def run(
     machine: type[SessionPrograms],

@@ -17,6 +17,8 @@ from sqla_signals import m2m_changed
 
 from .clubs import KINDS, Clubs, Heard, make_clubs, witnessed
 
+pytestmark = pytest.mark.timeout(1200)  # a loaded machine takes minutes, an idle one seconds
+
 USERS = GROUPS = 3
 EXAMPLES = int(os.environ.get("M2M_EXAMPLES", "60"))
 
