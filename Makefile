@@ -16,6 +16,9 @@ bin := $(VENV)/bin
 stamps := $(VENV)/.stamps
 pip := $(bin)/python -m pip --disable-pip-version-check --quiet
 checked := $(wildcard sqla_signals tests/typing)
+# One process, no limit of time; the table at the end is ours, not pytest-benchmark's.
+bench_options := -p no:xdist --timeout 0 --benchmark-quiet \
+	-o python_files='bench_*.py' -o python_functions='bench_*'
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -42,9 +45,8 @@ docs: $(stamps)/docs ## Build the documentation into docs/_build/html; a warning
 	$(bin)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
-bench: $(if $(wildcard tests/perf),$(stamps)/test) ## Run the benchmarks
-	@test -d tests/perf || { echo "make bench: there are no benchmarks yet (tests/perf does not exist)." >&2; exit 1; }
-	$(bin)/python -m pytest tests/perf $(PYTEST_ARGS)
+bench: $(stamps)/bench ## Compare with hand-written listeners and others; writes docs/performance.md
+	$(bin)/python -m pytest tests/perf $(bench_options) --write-docs $(PYTEST_ARGS)
 
 clean: ## Remove the virtual environment and everything that was built
 	rm -rf $(VENV) .ci/venv build dist docs/_build .hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -96,6 +98,11 @@ $(stamps)/lint: $(stamps)/venv pyproject.toml
 $(stamps)/types: $(stamps)/venv pyproject.toml
 	@echo "Installing what the type checks need into $(VENV)"
 	@$(call install_groups,types)
+	@touch $@
+
+$(stamps)/bench: $(stamps)/venv pyproject.toml
+	@echo "Installing what the benchmarks compare with into $(VENV)"
+	@$(call install_groups,bench)
 	@touch $@
 
 $(stamps)/docs: $(stamps)/venv pyproject.toml

@@ -6,14 +6,18 @@ itself, so that a send needs no lock and sees the receivers there were when it b
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import chain
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from blinker import ANY
 
+from ._sqlalchemy import is_mapped
 from .errors import AsyncReceiverError, ReceiverOptionError
 from .receivers import CALLS, Call, Receiver, describe_sender, identity, matches, sender_list
 
@@ -28,6 +32,8 @@ class Table:
         "_any",
         "_by_class",
         "_exact",
+        "_of_class",
+        "_wide",
         "commit",
         "durable",
         "outlasts_flush",
@@ -35,22 +41,31 @@ class Table:
     )
 
     def __init__(self, receivers: Iterable[Receiver]) -> None:
-        self.receivers: tuple[Receiver, ...] = tuple(
-            sorted(receivers, key=lambda receiver: receiver.serial)
-        )
+        self.receivers: tuple[Receiver, ...] = tuple(_in_order(receivers))
         self.commit: bool = any(r.call == "commit" for r in self.receivers)
         """Whether anybody waits for a commit of any sender, but for durable receivers."""
         self.durable: bool = any(r.durable for r in self.receivers)
         """Whether there is a durable receiver of any sender."""
         self.outlasts_flush: bool = any(r.call != "flush" for r in self.receivers)
         """Whether anybody waits for the end of a transaction."""
+        # Grouped once: a lookup asks those that may match, however many receivers there are.
         self._any = _by_call(r for r in self.receivers if r.sender is ANY)
+        self._wide: list[Receiver] = []
+        self._of_class: dict[Any, list[Receiver]] = defaultdict(list)
+        named: dict[Any, list[Receiver]] = defaultdict(list)
+        for r in self.receivers:
+            sender = r.sender
+            if isinstance(sender, type) and is_mapped(sender) and not r.propagate:
+                self._of_class[identity(sender)].append(r)
+                continue
+            self._wide.append(r)
+            if sender is not ANY and not isinstance(sender, type):
+                named[identity(sender)].append(r)
+        any_sender = [r for r in self._wide if r.sender is ANY]
         # Only senders that someone named are kept here, so the dictionary is bounded.
-        self._exact: dict[Any, dict[Call, tuple[Receiver, ...]]] = {}
-        for key in {identity(r.sender) for r in self.receivers if r.sender is not ANY}:
-            self._exact[key] = _by_call(
-                r for r in self.receivers if r.sender is ANY or identity(r.sender) == key
-            )
+        self._exact: dict[Any, dict[Call, tuple[Receiver, ...]]] = {
+            key: _by_call(_in_order(any_sender, of_sender)) for key, of_sender in named.items()
+        }
         self._by_class: WeakKeyDictionary[type, dict[Call, tuple[Receiver, ...]]] = (
             WeakKeyDictionary()
         )
@@ -64,10 +79,15 @@ class Table:
         if isinstance(sender, type):
             found = self._by_class.get(sender)
             if found is None:
-                found = _by_call(r for r in self.receivers if r.matches(sender))
+                may_match = _in_order(self._wide, self._of_class.get(identity(sender), ()))
+                found = _by_call(r for r in may_match if r.matches(sender))
                 self._by_class[sender] = found
             return found
         return self._exact.get(identity(sender), self._any)
+
+
+def _in_order(*groups: Iterable[Receiver]) -> list[Receiver]:
+    return sorted(chain(*groups), key=attrgetter("serial"))
 
 
 def _by_call(receivers: Iterable[Receiver]) -> dict[Call, tuple[Receiver, ...]]:

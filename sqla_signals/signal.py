@@ -262,8 +262,11 @@ class Signal(blinker.NamedSignal):
         :raises AsyncReceiverError: a receiver is async and no ``_async_wrapper`` was given; then
             no receiver was called at all.
         """
+        table = self._table or self.table
+        if not table.receivers:  # sending to nobody has to cost next to nothing
+            return []
         results: Results = []
-        receivers = self._lookup(sender)
+        receivers = dispatch.audible(self, sender, table.lookup(sender))
         if _async_wrapper is None:
             for receiver in receivers:
                 if receiver.is_async:
