@@ -110,7 +110,8 @@ def bench_growth(benchmark: Any, report: Report, blocks: int, kind: Kind) -> Non
         rows_at_once(ours, MANY),
         rows_at_once(plain, MANY),
         *[rows_at_once(ours, FEW), rows_at_once(plain, FEW)] * 5,
-        blocks=max(1, blocks // 2),
+        blocks=max(1, blocks // 3),
+        warm=False,
     )
 
     def growth(many: float, many_plain: float, *few: float) -> float:
@@ -165,5 +166,32 @@ def bench_memory(
         "not installed",
         Figure(value, value, value),
         goal=goal,
+        unit=" B",
+    )
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def bench_memory_held(benchmark: Any, report: Report, rows: int, kind: Kind) -> None:
+    """What stays allocated until the commit, after the rows were flushed."""
+
+    def held(surroundings: Surroundings) -> int:
+        with side(surroundings, partial(writing, kind, rows))() as work:
+            gc.collect()
+            tracemalloc.start()
+            work()
+            gc.collect()
+            found = tracemalloc.get_traced_memory()[0]
+            tracemalloc.stop()
+        return found
+
+    def added() -> float:
+        return (held(COMMIT) - held(plain)) / rows
+
+    value = benchmark.pedantic(added, rounds=1, warmup_rounds=1)
+    report.add(
+        f"memory held for commit receivers from the flush to the commit, per row: {kind}",
+        "not installed",
+        Figure(value, value, value),
+        goal=1_500,
         unit=" B",
     )

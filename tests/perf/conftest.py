@@ -57,21 +57,28 @@ class Report:
         reached: Figure,
         *,
         goal: float | None = None,
-        goal_text: str = "",
+        below: float | None = None,
         unit: str = "",
         micros: str = "",
     ) -> None:
-        """Add a row. A goal is an upper bound of the value; ``micros`` are the times behind it."""
+        """Add a row.
+
+        ``goal`` and ``below`` bound the value, which is bold if out of bounds; ``micros`` are the
+        times behind it.
+        """
         digits = 0 if unit else 2
         shown = f"{reached.value:.{digits}f}{unit}"
         if reached.high > reached.low:
             shown += f" ({reached.low:.{digits}f}–{reached.high:.{digits}f})"
+        seen = round(reached.value, digits)  # what is compared is what is shown
+        wanted = ""
         if goal is not None:
-            # What is compared is what is shown.
-            met = round(reached.value, digits) <= goal
-            shown = f"**{shown}**" if not met else shown
-            goal_text = goal_text or f"≤ {goal:.{digits}f}{unit}"
-        self.lines.append((case, against, goal_text, shown, micros))
+            wanted = f"≤ {goal:,.{digits}f}{unit}"
+        elif below is not None:
+            wanted = f"< {below:,.{digits}f}{unit}"
+        if (goal is not None and seen > goal) or (below is not None and seen >= below):
+            shown = f"**{shown}**"
+        self.lines.append((case, against, wanted, shown, micros))
 
     def compare(
         self,
@@ -80,6 +87,7 @@ class Report:
         times: Sequence[Times],
         *,
         goal: float | None = None,
+        below: float | None = None,
         rows: int | None = None,
     ) -> None:
         """Add how many times as long the first side takes as the second."""
@@ -87,7 +95,7 @@ class Report:
         ours = figure(times, lambda ours, theirs: ours).value * per_row
         other = figure(times, lambda ours, theirs: theirs).value * per_row
         micros = f"{ours:.2f} ÷ {other:.2f}"
-        self.add(case, against, figure(times, ratio), goal=goal, micros=micros)
+        self.add(case, against, figure(times, ratio), goal=goal, below=below, micros=micros)
 
     def table(self) -> str:
         head = ("case", "compared with", "goal", "reached", "µs per row (or call)")

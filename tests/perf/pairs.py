@@ -38,7 +38,7 @@ def seconds(side: Side) -> float:
         return time.process_time() - began
 
 
-def alternate(benchmark: Any, *sides: Side, blocks: int) -> list[Times]:
+def alternate(benchmark: Any, *sides: Side, blocks: int, warm: bool = True) -> list[Times]:
     """Run the sides in blocks and return their times, block by block.
 
     ``benchmark`` repeats the blocks, and saves the sides' times with its own; it has no clock for
@@ -53,8 +53,9 @@ def alternate(benchmark: Any, *sides: Side, blocks: int) -> list[Times]:
             times[i] += seconds(sides[i]) / 2
         measured.append(times)
 
-    for side in sides:  # what only the first run of a process does is nobody's cost
-        seconds(side)
+    if warm:  # what only the first run of a process does is nobody's cost
+        for side in sides:
+            seconds(side)
     benchmark.pedantic(block, rounds=blocks)
     benchmark.extra_info["seconds"] = measured
     return measured
