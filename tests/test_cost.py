@@ -114,7 +114,7 @@ def calls_per_row(surroundings: Surroundings, kind: Kind, *, commit: bool = Fals
 @each_kind
 @pytest.mark.parametrize(
     ("surroundings", "at_most"),
-    [(installed(), 45), (on(Other), 240)],
+    [(installed(), 30), (on(Other), 260)],
     ids=["none", "on_another_model"],
 )
 def test_where_nobody_listens_a_flush_costs_the_same_for_any_number_of_rows(

@@ -111,7 +111,7 @@ class Foresight:
         # As Session._flush sorts them: a top-level orphan is deleted, or was never to be added.
         pending = pending_states(session)
         self.inserts = list(pending if only is None else (s for s in pending if s in only))
-        if relations.matter_to({state.manager for state in self.inserts}):
+        if relations.matter_to(_managers(self.inserts)):
             self.inserts = [
                 state
                 for state in self.inserts
@@ -125,7 +125,7 @@ class Foresight:
                 if relations[state.manager].of_pending(state):
                     self.run.register_object(state)
         modified = modified_states(session)
-        self._changed = {state.manager for state in modified}
+        self._changed = _managers(modified)
         modified.difference_update(deleted)
         if only is not None:
             modified &= only
@@ -171,7 +171,7 @@ class Foresight:
     @property
     def updated_mappers(self) -> set[Mapper[Any]]:
         """The mappers of which a row may be updated."""
-        managers = self._changed.union(state.manager for state in self.run.assigns)
+        managers = self._changed | _managers(self.run.assigns)
         return {manager.mapper for manager in managers}
 
     def derived(self) -> Iterator[Derived]:
@@ -246,6 +246,12 @@ class _Relations(dict["ClassManager[Any]", Relations]):
     def matter_to(self, managers: Iterable[ClassManager[Any]]) -> bool:
         """Whether an instance of any of the classes can make a flush write more than itself."""
         return not all([self[manager].are_none for manager in managers])
+
+
+def _managers(states: Iterable[State]) -> set[ClassManager[Any]]:
+    """What the classes of the states are known by."""
+    # By way of their mappers: a manager's own __hash__ is in Python, and there are many states.
+    return {mapper.class_manager for mapper in {state.manager.mapper for state in states}}
 
 
 _relations: WeakKeyDictionary[Mapper[Any], Relations] = WeakKeyDictionary()

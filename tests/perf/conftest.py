@@ -17,6 +17,8 @@ import pytest
 from .models import database
 from .pairs import Figure, Times, figure, ratio
 
+collect_ignore = ["bench_durable.py"]  # a program of its own: it needs servers
+
 PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
 PACKAGES = [
     "sqla-signals",
