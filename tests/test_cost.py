@@ -100,8 +100,11 @@ def calls_in(work: Work) -> int:
 
 def calls(surroundings: Surroundings, kind: Kind, rows: int, *, commit: bool = False) -> int:
     """How many functions are called while ``rows`` rows are written."""
-    with surroundings(), writing(kind, rows, commit=commit) as work:
-        return calls_in(work)
+    with surroundings():
+        with writing(kind, 1, commit=commit) as work:
+            work()  # after a receiver was connected, the first flush looks at every mapper
+        with writing(kind, rows, commit=commit) as work:
+            return calls_in(work)
 
 
 def calls_per_row(surroundings: Surroundings, kind: Kind, *, commit: bool = False) -> float:
@@ -114,7 +117,7 @@ def calls_per_row(surroundings: Surroundings, kind: Kind, *, commit: bool = Fals
 @each_kind
 @pytest.mark.parametrize(
     ("surroundings", "at_most"),
-    [(installed(), 30), (on(Other), 260)],
+    [(installed(), 30), (on(Other), 300)],
     ids=["none", "on_another_model"],
 )
 def test_where_nobody_listens_a_flush_costs_the_same_for_any_number_of_rows(

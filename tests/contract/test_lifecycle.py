@@ -642,11 +642,14 @@ def calls(work: Callable[[], Any]) -> Counter[str]:
             found[argument.__qualname__] += 1
 
     work()  # whatever is cached, is
+    gc.collect()
+    gc.disable()  # what it finds is not in the count
     sys.setprofile(profile)
     try:
         work()
     finally:
         sys.setprofile(None)
+        gc.enable()
     return found
 
 
