@@ -120,8 +120,10 @@ Run = Callable[..., pytest.RunResult]
 
 
 @pytest.fixture
-def suite(pytester: pytest.Pytester) -> Run:
+def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run tests of the shop, given as their source; more arguments are for pytest."""
+    for name in ("CI", "BUILD_NUMBER"):  # where pytest repeats whole messages in its summary
+        monkeypatch.delenv(name, raising=False)
 
     def run(
         source: str, *arguments: str, conftest: str = CONFTEST, without: str = "asyncio"
