@@ -156,7 +156,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     terminalreporter.write_line(report.table())
     terminalreporter.write_line(report.versions())
     if config.getoption("--write-docs"):
-        written = f"{report.table()}\n\n{report.versions()}"
-        between = re.compile(r"(?<=<!-- measured -->\n).*(?=\n<!-- until here -->)", re.DOTALL)
+        written = f"{report.table()}\n\n{report.versions()}\n"
+        between = re.compile(r"(?<=<!-- measured -->\n).*(?=<!-- until here -->)", re.DOTALL)
         PAGE.write_text(between.sub(lambda _: written, PAGE.read_text("utf-8")), "utf-8")
         terminalreporter.write_line(f"written to {PAGE}")
