@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, registry
 from sybil import Sybil
 from sybil.parsers.myst import PythonCodeBlockParser
 from xdist.remote import Producer
@@ -44,6 +44,15 @@ def close_page(namespace: dict[str, Any]) -> None:
         session.close()
     for engine in [value for value in namespace.values() if isinstance(value, Engine)]:
         engine.dispose()
+    # Else the classes live on until they are collected, and two pages may have one of the same name.
+    for models in {registry_of(value) for value in list(namespace.values())} - {None}:
+        models.dispose(cascade=True)
+
+
+def registry_of(value: object) -> registry | None:
+    """The registry that a declarative class belongs to."""
+    found = getattr(value, "registry", None) if isinstance(value, type) else None
+    return found if isinstance(found, registry) else None
 
 
 pytest_collect_file = Sybil(
