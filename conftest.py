@@ -44,7 +44,7 @@ def close_page(namespace: dict[str, Any]) -> None:
         session.close()
     for engine in [value for value in namespace.values() if isinstance(value, Engine)]:
         engine.dispose()
-    # Else the classes live on until they are collected, and two pages may have one of the same name.
+    # Else the classes live on until they are collected; two pages may have one of the same name.
     for models in {registry_of(value) for value in list(namespace.values())} - {None}:
         models.dispose(cascade=True)
 
