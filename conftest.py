@@ -44,15 +44,15 @@ def close_page(namespace: dict[str, Any]) -> None:
         session.close()
     for engine in [value for value in namespace.values() if isinstance(value, Engine)]:
         engine.dispose()
-    # Else the classes live on until they are collected; two pages may have one of the same name.
-    for models in {registry_of(value) for value in list(namespace.values())} - {None}:
-        models.dispose(cascade=True)
+    # Else its classes live on until they are collected; two pages may have some of the same name.
+    for base in [value for value in namespace.values() if is_base_of_page(value)]:
+        base.registry.dispose(cascade=True)
 
 
-def registry_of(value: object) -> registry | None:
-    """The registry that a declarative class belongs to."""
-    found = getattr(value, "registry", None) if isinstance(value, type) else None
-    return found if isinstance(found, registry) else None
+def is_base_of_page(value: object) -> bool:
+    """Whether a declarative base was defined on the page, not imported."""
+    base = isinstance(value, type) and isinstance(value.__dict__.get("registry"), registry)
+    return base and value.__module__ == "__main__"
 
 
 pytest_collect_file = Sybil(
