@@ -6,6 +6,7 @@ stay on one worker of pytest-xdist, while all other tests go to whichever is fre
 
 from __future__ import annotations
 
+import gc
 from doctest import ELLIPSIS
 from typing import Any
 
@@ -62,6 +63,12 @@ pytest_collect_file = Sybil(
     setup=open_page,
     teardown=close_page,
 ).pytest()
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector the thousands of tests: each call of it would look at all."""
+    gc.collect()
+    gc.freeze()
 
 
 class PagesTogether(LoadScopeScheduling):

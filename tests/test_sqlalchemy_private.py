@@ -9,6 +9,7 @@ import ast
 import importlib
 import inspect
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -624,6 +625,7 @@ def sources() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
+@cache
 def own_names() -> set[str]:
     """The private names that the package itself defines."""
     names: set[str] = set()

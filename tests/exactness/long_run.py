@@ -18,7 +18,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from .commit_machine import CommitDatabase, CommitPrograms, CommitTally, signals_after_the_end
 from .machine import SessionPrograms
 from .order import drawn_orders, lost_states
-from .program import Mismatch, Tally, expected_warnings, signals_received
+from .program import Mismatch, Tally, expected_warnings, signals_received, spare_the_collector
 from .recorder import Database
 
 
@@ -38,6 +38,7 @@ def main() -> int:
     parser.add_argument("--mismatches", type=int, default=1, help="stop after so many")
     parser.add_argument("--tolerate", metavar="REGEX", help="do not report such mismatches")
     options = parser.parse_args()
+    spare_the_collector()
 
     commits = options.machine == "commit"
     tally = CommitTally() if commits else Tally()

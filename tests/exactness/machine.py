@@ -515,6 +515,3 @@ def one_row(cls: type[Base], n: int) -> str:
     keys = ", ".join(f"{name}.{c.key}" for c in inspect(cls).primary_key)
     statement = f"select({name}).order_by({keys}).offset({n % 4}).limit(1)"
     return f"session.scalars({statement}).first()"
-
-
-gc.freeze()

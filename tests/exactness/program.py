@@ -93,6 +93,12 @@ def expected_warnings() -> Iterator[None]:
         yield
 
 
+def spare_the_collector() -> None:
+    """Keep it from looking at what is here already: each program ends with a collection."""
+    gc.collect()
+    gc.freeze()
+
+
 class Program:
     """A session, its variables, and the lines that were run on them."""
 

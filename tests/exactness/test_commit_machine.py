@@ -13,7 +13,7 @@ from .commit_machine import (
     CommitTally,
     signals_after_the_end,
 )
-from .program import expected_warnings
+from .program import expected_warnings, spare_the_collector
 
 pytestmark = pytest.mark.timeout(1200)  # a loaded machine takes minutes, an idle one seconds
 
@@ -32,6 +32,7 @@ def run(url: str, programs: int) -> CommitTally:
         phases=[Phase.generate],  # Programs are made short by the machine itself.
         suppress_health_check=list(HealthCheck),
     )
+    spare_the_collector()
     try:
         with signals_after_the_end(), expected_warnings():
             run_state_machine_as_test(machine, settings=profile)

@@ -8,7 +8,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from .machine import SessionPrograms
 from .order import drawn_orders
-from .program import Tally, expected_warnings, signals_received
+from .program import Tally, expected_warnings, signals_received, spare_the_collector
 from .recorder import Database
 
 pytestmark = pytest.mark.timeout(1200)  # a loaded machine takes minutes, an idle one seconds
@@ -43,6 +43,7 @@ def run(
         phases=[Phase.generate],  # Programs are made short by the machine itself.
         suppress_health_check=list(HealthCheck),
     )
+    spare_the_collector()
     try:
         with signals_received(), expected_warnings(), drawn_orders():
             run_state_machine_as_test(machine, settings=profile)
