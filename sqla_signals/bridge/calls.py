@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Awaitable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from sqlalchemy.util import await_only
 
@@ -61,8 +61,9 @@ class Calls(dict["Mapper[Any]", "ModelCalls"]):
             session = self.session_for(signal, receiver, sender)
             result = fn(sender, **arguments, session=session, signal=signal)
             if result is not None and inspect.isawaitable(result):
-                error = unawaitable(signal, receiver, sender, PLAIN_SESSION)
-                wait_for(result, self.async_session is not None, error)
+                if self.async_session is None:
+                    cannot_await(result, unawaitable(signal, receiver, sender, PLAIN_SESSION))
+                await_only(result)
         except BaseException as error:
             _note(error, signal, receiver, sender)
             raise
@@ -76,11 +77,8 @@ class Calls(dict["Mapper[Any]", "ModelCalls"]):
         return self.async_session if receiver.is_async else self.session
 
 
-def wait_for(result: Awaitable[Any], awaits: bool, error: AsyncReceiverError) -> None:
-    """Await the result of a call; raise ``error`` where nothing can."""
-    if awaits:
-        await_only(result)
-        return
+def cannot_await(result: Awaitable[Any], error: AsyncReceiverError) -> NoReturn:
+    """Raise ``error`` for the result of a call that nothing here can await."""
     close = getattr(result, "close", None)
     if close is not None:  # a coroutine, which would complain otherwise
         close()
@@ -101,7 +99,7 @@ def send(
         try:
             result = fn(sender, **arguments, signal=signal)
             if result is not None and inspect.isawaitable(result):
-                wait_for(result, False, unawaitable(signal, receiver, sender, where))
+                cannot_await(result, unawaitable(signal, receiver, sender, where))
         except BaseException as error:
             _note(error, signal, receiver, sender)
             raise
@@ -228,8 +226,9 @@ class ModelCalls:
         return None if self._detached else self._async_session
 
     def _wait_for(self, result: Awaitable[Any], signal: Signal, receiver: Receiver) -> None:
-        error = unawaitable(signal, receiver, self.cls, PLAIN_SESSION)
-        wait_for(result, self._async_session is not None, error)
+        if self._async_session is None:
+            cannot_await(result, unawaitable(signal, receiver, self.cls, PLAIN_SESSION))
+        await_only(result)
 
     def using(self, instance: Any) -> Engine | Connection:
         """The bind that the row of an instance goes to."""

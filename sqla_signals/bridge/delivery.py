@@ -14,6 +14,8 @@ from functools import partial
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from sqlalchemy.util import await_only
+
 from .. import watching
 from .._sqlalchemy import current_task, detached_copy, ends_session_block, own_copies, state_of
 from ..changes import UNSET
@@ -23,8 +25,8 @@ from ..net import DELETED, NEVER_MUTED, UPDATED, Effect, Executed, Frame
 from ..receivers import Call, Receiver, is_async
 from ..signal import logger
 from ..signals import post_bulk, post_delete, post_save
-from .calls import PLAIN_SESSION, Calls, async_session_of, wait_for
-from .columns import columns_of
+from .calls import PLAIN_SESSION, Calls, async_session_of, cannot_await
+from .columns import ColumnsByMapper
 from .own_session import OwnSessions, call_for, failed, signal_of
 
 if TYPE_CHECKING:
@@ -108,11 +110,14 @@ def in_progress() -> bool:
 
 def keep_values(session: Session, frame: Frame) -> None:
     """Keep the committed values of the rows, before the instances are expired."""
+    columns = ColumnsByMapper()
     for effect in frame.effects:
-        effect.values = known_values(session, frame, effect)
+        effect.values = known_values(session, frame, effect, columns)
 
 
-def known_values(session: Session, frame: Frame, effect: Effect) -> Mapping[str, Any]:
+def known_values(
+    session: Session, frame: Frame, effect: Effect, columns: ColumnsByMapper
+) -> Mapping[str, Any]:
     """The column values of a row that are committed, or are going to be.
 
     Where the instance may not know them, they are left to be loaded.
@@ -126,7 +131,7 @@ def known_values(session: Session, frame: Frame, effect: Effect) -> Mapping[str,
         # Expunged: it misses what a rollback to a savepoint sets back.
         or (state.session_id is None and not frame.went_back)
     ):
-        return columns_of(state.manager.mapper).values(state)
+        return columns[state.manager.mapper].values(state)
     return {}
 
 
@@ -252,7 +257,9 @@ def _call_back(session: Session, fn: Callable[[], Any], what: str) -> None:
             raise error
         result = fn()
         if isawaitable(result):
-            wait_for(result, awaits, error)
+            if not awaits:
+                cannot_await(result, error)
+            await_only(result)
     except Exception as error:
         logger.exception("%s: callback %r failed", what, fn)
         if watching.watcher is not None:

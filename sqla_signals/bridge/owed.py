@@ -16,6 +16,7 @@ from ..mapping import outbox_of
 from ..net import Effect, Frame
 from ..signals import post_delete, post_save
 from . import delivery, transactions
+from .columns import ColumnsByMapper
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Mapper, Session
@@ -63,6 +64,7 @@ def _write(session: Session, frame: Frame, effects: Iterable[Effect]) -> None:
     """One statement for each outbox and bind, which is one in all but unusual applications."""
     events: dict[tuple[Any, Any], list[Owed]] = {}
     outboxes: dict[Mapper[Any], Any] = {}
+    columns = ColumnsByMapper()
     waiting = delivery.Waiting("durable")
     for effect in effects:
         receivers = waiting.for_effect(effect)
@@ -72,7 +74,7 @@ def _write(session: Session, frame: Frame, effects: Iterable[Effect]) -> None:
         outbox = outboxes.get(mapper)
         if outbox is None:
             outbox = outboxes[mapper] = outbox_of(mapper, receivers[0])
-        values = delivery.known_values(session, frame, effect)
+        values = delivery.known_values(session, frame, effect, columns)
         names = [receiver.name for receiver in receivers]
         events.setdefault((outbox, effect.source.using), []).append(Owed(effect, values, names))
     for (outbox, using), owed in events.items():

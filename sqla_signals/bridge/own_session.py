@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable
+from math import nan
 from typing import TYPE_CHECKING, Any, Final
 
 from .. import watching
@@ -49,6 +50,7 @@ class OwnSessions:
         """Those of a session that was used for nothing, and that nobody knows any more."""
         self._as_new: dict[str, Any] = {}
         self._info: dict[Any, Any] = {}
+        self._front_as_new: dict[str, Any] = {}
 
     def call(self, receiver: Receiver, effect: Effect | Executed) -> None:
         """Call one receiver in a transaction that is committed if it returns."""
@@ -58,7 +60,7 @@ class OwnSessions:
             calls, self._spare = self._spare or self._open(), None
             session = calls.session
             if isinstance(effect, Executed):
-                references = _references(session)
+                references = _references(calls)
                 calls.call(post_bulk, receiver, effect.sender, **effect.arguments)
             else:
                 mapper = state_of(effect.instance).manager.mapper
@@ -71,11 +73,11 @@ class OwnSessions:
                     instance = detached_copy(mapper, effect.was, values)
                 else:
                     instance = attached_copy(session, mapper, effect.row, values)
-                references = _references(session)
+                references = _references(calls)
                 call_for(effect, model, receiver, instance)
             if _has_begun(session):
                 session.commit()
-            elif self._is_as_new(session) and _references(session) == references:
+            elif self._is_as_new(calls) and _references(calls) == references:
                 if len(session.identity_map):
                     take_back(session, instance)
                 self._spare = calls
@@ -95,37 +97,45 @@ class OwnSessions:
     def _open(self) -> Calls:
         if self._unused is not None:
             sync = unused_copy(self._unused)
-            if self._async_session is not None:
-                return Calls(sync, async_session_like(self._async_session, sync))
             # With listeners of its own it cannot be seen what was added to them.
             self._as_new = {} if "dispatch" in sync.__dict__ else sync.__dict__.copy()
             self._info = sync.info.copy()
-            return Calls(sync)
+            if self._async_session is None:
+                return Calls(sync)
+            front = async_session_like(self._async_session, sync)
+            self._front_as_new = front.__dict__.copy()
+            return Calls(sync, front)
         assert self._factory is not None
         made = self._factory()
         sync = getattr(made, "sync_session", made)
         return Calls(sync, made if made is not sync else None)
 
-    def _is_as_new(self, session: Session) -> bool:
+    def _is_as_new(self, calls: Calls) -> bool:
         """Whether a session shows no trace of the call; then the next one may get it too.
 
         A session costs more than all the rest of a call, and most receivers need none.
         """
+        session, front = calls.session, calls.async_session
         try:
             return (
                 session.__dict__ == self._as_new
                 and session.info == self._info
                 and len(session.identity_map) < 2
+                and (front is None or front.__dict__ == self._front_as_new)
             )
         except Exception:  # what a receiver has put there cannot be compared
             return False
 
 
-def _references(session: Session) -> object:
+def _references(calls: Calls) -> float:
     """How many know a session; after a call more if the receiver has kept it."""
     if not _COUNTS_REFERENCES:
-        return object()  # nobody knows: never the same
-    return sys.getrefcount(session), weakref.getweakrefcount(session)
+        return nan  # nobody knows: equal to nothing
+    session, front = calls.session, calls.async_session
+    count = sys.getrefcount(session) + weakref.getweakrefcount(session)
+    if front is not None:
+        count += sys.getrefcount(front) + weakref.getweakrefcount(front)
+    return count
 
 
 def _has_begun(session: Session) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine, event, inspect, select, text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_object_session
 from sqlalchemy.orm import Session, object_session
 
 from sqla_signals import (
@@ -22,6 +24,7 @@ from sqla_signals import (
 
 from ..contract.models import Author
 from ..contract.observing import rows
+from .observing import asynchronous
 
 
 def names(session: Session) -> list[str]:
@@ -136,6 +139,96 @@ def test_a_session_with_a_trace_of_the_call_serves_no_other(
     assert [other[1:] for other in others] == [first[1:]] * 2
     assert "heard" not in kept
     assert names(session) == ["a", "b", "c"]
+
+
+@asynchronous
+async def test_behind_an_async_session_calls_that_use_none_share_one_too(
+    async_engine: AsyncEngine, witness: Engine
+):
+    """Async receivers and plain ones in turn, each with the session of its kind."""
+    found: list[tuple[str, Any]] = []
+
+    @receiver(post_save, sender=Author, on="commit")
+    async def awaited(sender, instance, session, **kwargs):
+        assert async_object_session(instance) is session
+        found.append(("async", session.sync_session.hash_key))
+        await asyncio.sleep(0)
+
+    @receiver(post_save, sender=Author, on="commit")
+    def plain(sender, instance, session, **kwargs):
+        assert object_session(instance) is session
+        found.append(("plain", session.hash_key))
+
+    async with AsyncSession(async_engine) as session:
+        session.add_all([Author(name=name) for name in "abc"])
+        await session.commit()
+    assert [kind for kind, _ in found] == ["async", "plain"] * 3
+    assert len({key for _, key in found}) == 1
+    assert sorted(rows(witness, Author.name)) == ["a", "b", "c"]
+
+
+async def reading(session: AsyncSession) -> None:
+    await session.scalars(select(Author))
+
+
+async def doing_nothing(session: AsyncSession) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [
+        lambda session: session.info.update(left=True),
+        lambda session: setattr(session, "left", True),
+        lambda session: setattr(session.sync_session, "left", True),
+        lambda session: kept.append(session),
+        lambda session: kept.append(session.sync_session),
+        lambda session: kept.append(session.execute),
+        lambda session: kept.append(asyncio.ensure_future(doing_nothing(session))),
+        lambda session: weakly.update({session: "left"}),
+        reading,
+    ],
+    ids=[
+        "info",
+        "attribute",
+        "sync_attribute",
+        "kept",
+        "sync_kept",
+        "method",
+        "task",
+        "weakly",
+        "statement",
+    ],
+)
+@asynchronous
+async def test_an_async_session_with_a_trace_of_the_call_serves_no_other(
+    async_engine: AsyncEngine, witness: Engine, leave: Callable[[AsyncSession], Any]
+):
+    """Nothing that one receiver leaves there reaches the next."""
+    kept.clear()
+    weakly.clear()
+    found: list[Any] = []
+
+    @receiver(post_save, sender=Author, on="commit")
+    async def fn(sender, session, **kwargs):
+        found.append(
+            (
+                session.sync_session.hash_key,
+                dict(session.info),
+                hasattr(session, "left") or hasattr(session.sync_session, "left"),
+                session in weakly,
+                len(session.sync_session.identity_map),
+            )
+        )
+        if len(found) == 1 and (left := leave(session)) is not None:
+            await left
+
+    async with AsyncSession(async_engine) as session:
+        session.add_all([Author(name=name) for name in "abc"])
+        await session.commit()
+    first, *others = found
+    assert first[0] not in {other[0] for other in others}
+    assert [other[1:] for other in others] == [first[1:]] * 2
+    assert sorted(rows(witness, Author.name)) == ["a", "b", "c"]
 
 
 def test_an_instance_that_outlives_its_call_is_detached(session: Session):
