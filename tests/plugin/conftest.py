@@ -142,6 +142,7 @@ def run_pytest(
 
     :param without: a plugin that is left out. That for asyncio warns where it is not configured.
     """
-    return pytester.runpytest_subprocess(
-        "-p", "no:cacheprovider", "-p", f"no:{without}", "-W", "error", *arguments, timeout=120
-    )
+    # What has nothing to do with it, and takes as long to import as the rest together.
+    others = ["cacheprovider", "faker", "hypothesispytest", "platformdirs"]
+    left_out = [option for name in [*others, without] for option in ("-p", f"no:{name}")]
+    return pytester.runpytest_subprocess(*left_out, "-W", "error", *arguments, timeout=120)
