@@ -43,7 +43,7 @@ from . import __version__, observe
 from .durable.message import UnknownModelError
 from .durable.naming import find_mapper
 from .durable.writing import header_sources
-from .mapping import known_outbox
+from .mapping import known_outbox, model_signals
 from .receivers import describe_sender
 
 if TYPE_CHECKING:
@@ -214,6 +214,8 @@ def _destination(message: Message) -> str:
 
 def _database(call: Call) -> Attributes:
     """Whose row the call is about, and what was done to it; nothing for signals of your own."""
+    if call.signal not in model_signals:
+        return {}
     using = call.arguments.get("using")
     dialect = getattr(using, "dialect", None)
     if dialect is None:

@@ -18,7 +18,7 @@ from blinker import ANY
 from sqlalchemy.orm import QueryableAttribute
 from sqlalchemy.schema import Table
 
-from ._sqlalchemy import column_keys, is_mapped
+from ._sqlalchemy import column_keys, is_mapped, state_of
 from .errors import ReceiverOptionError, ReceiverTypeError
 
 if TYPE_CHECKING:
@@ -278,7 +278,20 @@ def describe_sender(sender: Any) -> str:
     if isinstance(sender, type):
         return sender.__name__
     # The repr() of a table is its whole definition, that of an attribute an address.
-    return str(sender) if isinstance(sender, Table | QueryableAttribute) else repr(sender)
+    if isinstance(sender, Table | QueryableAttribute):
+        return str(sender)
+    try:
+        if is_mapped(type(sender)):  # its repr() may load what is expired
+            return _describe_instance(sender)
+        return repr(sender)
+    except Exception:  # whoever asks is about to say something more important
+        return object.__repr__(sender)
+
+
+def _describe_instance(instance: Any) -> str:
+    key = state_of(instance).identity
+    name = type(instance).__name__
+    return f"new {name}" if key is None else f"{name} {key[0] if len(key) == 1 else key}"
 
 
 def sender_list(sender: Any) -> list[Any]:

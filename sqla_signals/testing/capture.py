@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import inspect
 
 from .._sqlalchemy import current_task
-from ..changes import UNSET
+from ..changes import UNSET, Change
 from ..observe import Call, Observer
-from ..receivers import describe_sender
+from ..receivers import describe_sender, identity
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -42,7 +42,7 @@ class Sent:
         self.sender: Any = sender
         """What sent it: mostly the exact class."""
         self.arguments: dict[str, Any] = {
-            name: dict(value) if name == "changes" else value
+            name: dict(value) if name == "changes" and isinstance(value, Mapping) else value
             for name, value in arguments.items()
             if name not in ("session", "signal")  # a session that is held is not closed
         }
@@ -69,9 +69,14 @@ class Sent:
 
     def details(self) -> str:
         """What was changed, and who was called."""
+        given = self.arguments.get("changes")
+        found = given.items() if isinstance(given, Mapping) else ()
         changes = ", ".join(
-            f"{name}: {new!r}" if old is UNSET else f"{name}: {old!r} → {new!r}"
-            for name, (old, new) in self.arguments.get("changes", {}).items()
+            f"{name}: {change.new!r}"
+            if change.old is UNSET
+            else f"{name}: {change.old!r} → {change.new!r}"
+            for name, change in found
+            if isinstance(change, Change)  # not what a signal of one's own calls so
         )
         return f"{f'  {{{changes}}}' if changes else ''}  to {', '.join(self.receivers)}"
 
@@ -80,7 +85,7 @@ class Sent:
         if "created" in self.arguments:
             words.append("created" if self.created else "updated")
         words += [
-            self.arguments[name] for name in ("action", "operation") if name in self.arguments
+            str(self.arguments[name]) for name in ("action", "operation") if name in self.arguments
         ]
         if self.on != "flush":
             words.append("durable" if self.on == "durable" else f"on {self.on}")
@@ -170,7 +175,9 @@ def _here() -> tuple[int, Any]:
 
 def _is_same(before: Call, call: Call) -> bool:
     """Whether two calls that follow each other are two receivers of one signal that was sent."""
-    if (before.signal, before.on, before.sender) != (call.signal, call.on, call.sender):
+    if (before.signal, before.on) != (call.signal, call.on):
+        return False
+    if identity(before.sender) != identity(call.sender):
         return False
     assert before.receiver is not None
     assert call.receiver is not None

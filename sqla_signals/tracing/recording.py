@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from .._sqlalchemy import is_committing
 from ..mapping import model_signals
-from ..receivers import describe_sender
+from ..receivers import describe_sender, identity
 from .rows import Pending, association_rows, row_name, rows_of, state_or_none
 from .steps import Kind, TracedStep, Tracks, as_chrome, as_text
 
@@ -106,7 +106,8 @@ class Trace:
         assert call.signal is not None
         state = state_or_none(call.arguments.get("instance", call.sender))
         action = call.arguments.get("action", call.arguments.get("operation"))
-        about = (call.signal, call.on, state if state is not None else call.sender, action)
+        # By identity: a sender need not be comparable.
+        about = (call.signal, call.on, identity(call.sender if state is None else state), action)
         last = parent.children[-1] if parent.children else None
         if (
             last is not None

@@ -152,7 +152,7 @@ def test_a_sender_is_held_weakly_and_its_connections_end_with_it(paid: Signal):
     assert not paid.receivers
 
 
-def test_the_built_in_signals_may_be_sent_by_hand():
+def test_the_built_in_signals_may_be_sent_by_hand(installed: Any):
     """In a test of a receiver, for instance."""
     seen = []
 
@@ -279,6 +279,22 @@ def test_send_robust_lets_what_is_no_exception_pass(paid: Signal, error: type[Ba
 
     with pytest.raises(error):
         paid.send_robust("an order")
+
+
+def test_send_robust_survives_a_sender_that_cannot_be_shown(paid: Signal, caplog):
+    """Its ``repr()`` is not what was to be sent."""
+
+    class Detached:
+        def __repr__(self) -> str:
+            raise LookupError("not bound to a Session")
+
+    @paid.connect
+    def fails(sender, **kwargs):
+        raise ValueError("no")
+
+    ((_, result),) = paid.send_robust(Detached())
+    assert isinstance(result, ValueError)
+    assert "Detached object at" in caplog.text
 
 
 def test_send_robust_with_an_async_receiver_returns_the_error_for_it_alone(paid: Signal, caplog):

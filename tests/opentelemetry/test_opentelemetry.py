@@ -120,6 +120,20 @@ def test_the_operation_is_that_of_the_row(shop: Engine, spans: Spans):
     ]
 
 
+def test_a_signal_of_your_own_may_send_anything(shop: Engine, spans: Spans):
+    """What model signals call ``action`` may be something else; an instance is named by its key."""
+    own = Signal("own")
+    own.connect(lambda sender, **kwargs: None, weak=False)
+    with Session(shop) as session:
+        order = Order()
+        session.add(order)
+        session.commit()
+    own.send(order, using=shop, action=7)  # expired and detached
+    (span,) = spans.all()
+    assert attributes(span)["sqla_signals.sender"] == "Order 1"
+    assert not [name for name in attributes(span) if name.startswith("db.")]
+
+
 def test_a_commit_receiver_is_a_child_of_the_span_in_which_was_committed(
     shop: Engine, spans: Spans
 ):

@@ -102,6 +102,23 @@ def test_what_a_receiver_causes_comes_after_it_and_splits_nothing(
     ]
 
 
+def test_signals_of_your_own_are_sent_by_anything_with_any_arguments(
+    engine: Engine, installed: Any, signals: Signals
+):
+    """``changes`` and ``action`` may mean something else there, and no sender is loaded."""
+    mine = Signal("mine")
+    hear(mine, name="m")
+    with Session(engine) as session:
+        author = Author(name="x")
+        session.add(author)
+        session.commit()
+    mine.send(author)  # expired and detached
+    mine.send("x", action=None, changes=["all"])
+    mine.send("x", action=7, changes={"all": True}, operation=b"", created=None)
+    assert signals.lines == ["mine Author 1", "mine 'x' None", "mine 'x' updated 7 b''"]
+    assert "mine 'x' updated 7 b''  to m" in (signals.report() or "")
+
+
 def test_each_filter_narrows(session: Session, signals: Signals):
     """Signal, sender, phase, receiver, and the arguments by name."""
     one = hear(pre_save, post_save, name="one", sender=Author)

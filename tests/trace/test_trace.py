@@ -50,6 +50,29 @@ def entries(engine: Engine) -> list[str]:
         return list(session.scalars(select(Entry.text).order_by(Entry.id)))
 
 
+def test_senders_are_not_compared_and_no_instance_is_loaded_to_be_shown(shop: Engine):
+    """A signal of your own may be sent by an array, and by an instance that is expired."""
+    own = Signal("own")
+    own.connect(lambda sender, **kwargs: None, weak=False)
+
+    class Array:
+        def __eq__(self, other: object) -> bool:
+            raise ValueError("the truth value of an array is ambiguous")
+
+        def __repr__(self) -> str:
+            return "array"
+
+    with Session(shop) as session:
+        order = Order()
+        session.add(order)
+        session.commit()
+    with trace() as t:
+        own.send(Array())
+        own.send(Array())
+        own.send(order)  # detached
+    assert [step.detail for step in t.root.children] == ["array", "array", "Order 1"]
+
+
 def test_it_is_the_tree_of_flushes_signals_receivers_and_what_these_have_changed(shop: Engine):
     """A further signal, and a row to be written, stand below the receiver they are from."""
     numbered = Signal("numbered")
