@@ -39,18 +39,25 @@ def signals(request: pytest.FixtureRequest) -> Generator[Signals]:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """Fail the test itself, not its teardown, for what was only logged."""
-    try:
-        result = yield
-    except BaseException:
-        found = item.stash.get(_KEY, None)
-        report = found.report() if found is not None else None
-        if report is not None:
-            item.add_report_section("call", "signals", report)
-        raise
+    result = yield
     found = item.stash.get(_KEY, None)
     if found is not None:
         _fail_for(found)
     return result
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show what was sent below the failure of a test."""
+    report = yield
+    found = item.stash.get(_KEY, None)
+    if found is not None and report.when == "call" and report.failed:
+        told = found.report()
+        if told is not None:
+            report.sections.append(("Captured signals call", told))
+    return report
 
 
 def _fail_for(found: Signals) -> None:

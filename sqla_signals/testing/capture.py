@@ -56,8 +56,11 @@ class Sent:
         return [receiver.name for receiver in self.called]
 
     def __getattr__(self, name: str) -> Any:
+        arguments = self.__dict__.get("arguments")
+        if arguments is None:  # copy makes one without
+            raise AttributeError(name)
         try:
-            return self.__dict__["arguments"][name]
+            return arguments[name]
         except KeyError:
             raise AttributeError(f"{self} has no {name}") from None
 

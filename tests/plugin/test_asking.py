@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -117,6 +118,18 @@ def test_signals_of_your_own_are_sent_by_anything_with_any_arguments(
     mine.send("x", action=7, changes={"all": True}, operation=b"", created=None)
     assert signals.lines == ["mine Author 1", "mine 'x' None", "mine 'x' updated 7 b''"]
     assert "mine 'x' updated 7 b''  to m" in (signals.report() or "")
+
+
+def test_what_was_sent_can_be_copied(session: Session, signals: Signals):
+    """Like other values."""
+    hear(post_save, sender=Author)
+    session.add(Author(name="x"))
+    session.flush()
+    (sent,) = signals.sent()
+    copied = copy.copy(sent)
+    assert (str(copied), copied.instance) == (str(sent), sent.instance)
+    with pytest.raises(AttributeError, match="post_save Author created has no colour"):
+        copied.colour
 
 
 def test_each_filter_narrows(session: Session, signals: Signals):

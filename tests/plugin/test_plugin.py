@@ -117,9 +117,11 @@ def test_a_failure_that_is_only_logged_fails_the_test(suite: Run):
 
 
 def test_a_failed_test_shows_what_was_sent(suite: Run):
-    """In the message of the expectation, else below the failure; never twice."""
+    """In the message of the expectation, else below the failure, unittest's too; never twice."""
     result = suite(
         """
+        import unittest
+        import pytest
         from sqla_signals import post_save
         from shop import Order
 
@@ -132,9 +134,19 @@ def test_a_failed_test_shows_what_was_sent(suite: Run):
             session.add(Order(status="new"))
             session.commit()
             assert signals.lines == []
+
+        class TestOrders(unittest.TestCase):
+            @pytest.fixture(autouse=True)
+            def fixtures(self, signals, session):
+                self.signals, self.session = signals, session
+
+            def test_assertion_of_unittest(self):
+                self.session.add(Order(status="new"))
+                self.session.commit()
+                self.assertEqual(self.signals.lines, [])
         """
     )
-    result.assert_outcomes(failed=2)
+    result.assert_outcomes(failed=3)
     result.stdout.fnmatch_lines(
         [
             "E       AssertionError: expected once: post_save Order with created=False",
@@ -148,7 +160,7 @@ def test_a_failed_test_shows_what_was_sent(suite: Run):
             "     1. pre_save Order created*to shop.check",
         ]
     )
-    assert result.stdout.str().count("sent, in this order:") == 2
+    assert result.stdout.str().count("sent, in this order:") == 3
 
 
 ASYNC = """
