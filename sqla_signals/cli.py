@@ -6,7 +6,9 @@ Each command gets its options from a function here and imports what it needs whe
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import io
 import json
 import logging
 import os
@@ -60,6 +62,8 @@ def load(app: str | None, option: str = "--app ") -> Any:
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     module, _, path = app.partition(":")
+    if not module or module.startswith("."):
+        raise UsageError(f"{option}{app}: give MODULE or MODULE:OBJECT, as in package.module:name")
     try:
         found: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -261,7 +265,7 @@ def _add_explain(commands: Any) -> None:
         "what",
         metavar="MODULE[:OBJECT]",
         help="what to import, and what of it to explain: a model, a signal, a module; without "
-        ":OBJECT, every model that somebody listens to then",
+        ":OBJECT, everything that somebody listens to then",
     )
     explain.add_argument(
         "--format",
@@ -284,16 +288,20 @@ def _explain(options: argparse.Namespace) -> int:
     with warnings.catch_warnings():
         # The explanation says it as well.
         warnings.simplefilter("ignore", SignalsNotInstalledWarning)
-        target = load(options.what, "")
+        with contextlib.redirect_stdout(sys.stderr):  # it may print when it is imported
+            target = load(options.what, "")
         try:
             found = explain(target)
         except SignalsError as error:
             raise UsageError(f"{options.what}: {error}") from error
+    if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
+        # Files of these formats are UTF-8, and the text has characters that a code page has not.
+        sys.stdout.reconfigure(encoding="utf-8")
     if options.format == "text":
         _show(found)
     else:
         print(getattr(found, f"to_{options.format}")().rstrip())
-    never = not found.installed or any(notice.never for notice in found.notices)
+    never = found.not_installed or any(notice.never for notice in found.notices)
     return 1 if options.check and never else 0
 
 

@@ -60,10 +60,12 @@ class Installation:
         self,
         target: Any,
         behind: type | None,
+        whose: str,
         session_factory: Callable[[], Any] | None,
         policy: Policy,
     ) -> None:
         self._removed = False
+        self._whose = whose
         self.policy: Policy = policy
         self.serial: int = next(_serials)
         self._target = target
@@ -186,9 +188,7 @@ class Installation:
 
     def __str__(self) -> str:
         """Whose work it sends signals for."""
-        if self._target is Session and self._behind is None:
-            return "every Session"
-        return repr(self._behind or self._target)
+        return self._whose
 
     def __repr__(self) -> str:
         state = ", removed" if self._removed else ""
@@ -226,8 +226,19 @@ def install(
     if bulk not in POLICIES:
         raise InstallError(f"bulk={bulk!r} is not one of {', '.join(map(repr, POLICIES))}")
     _remove_leftovers()
-    sessions, behind = session_target(Session if target is None else target)
-    return Installation(sessions, behind, session_factory, bulk)
+    if target is None:
+        target = Session
+    sessions, behind = session_target(target)
+    return Installation(sessions, behind, _whose(target), session_factory, bulk)
+
+
+def _whose(target: Any) -> str:
+    """How the sessions that were given to :func:`install` are named."""
+    if target is Session:
+        return "every Session"
+    if isinstance(target, type):
+        return f"{target.__module__}.{target.__qualname__}"
+    return f"a {type(target).__name__}"
 
 
 def policy_for(session: Session) -> Policy:

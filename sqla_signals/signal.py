@@ -43,12 +43,16 @@ _signals: Final[weakref.WeakSet[Signal]] = weakref.WeakSet()
 _signals_lock: Final = threading.Lock()
 
 
+def known_signals() -> list[Signal]:
+    """Every signal that there is, a user's own as well, by name."""
+    with _signals_lock:
+        return sorted(_signals, key=lambda signal: signal.name)
+
+
 def watch(watcher: watching.Watcher | None) -> None:
     """Let the tables of all signals be made anew, with what ``watcher`` makes of the receivers."""
     watching.watcher = watcher
-    with _signals_lock:
-        signals = list(_signals)
-    for signal in signals:
+    for signal in known_signals():
         # A table that is being made by another thread does not know of the watcher.
         with signal._lock:
             signal._table = None

@@ -14,10 +14,10 @@ from ..bridge.m2m import association_of
 from ..dispatch import audible
 from ..errors import ReceiverOptionError
 from ..receivers import CALLS, Call, Receiver, describe_sender, unwrapped
-from ..signal import Signal
+from ..signal import Signal, known_signals
 from ..signals import receiver_failed
 from ..special import AssociationSignal
-from .explanation import Entry, Explanation, Group, Step, place_of
+from .explanation import Entry, Explanation, Group, Step, place_of, printable
 from .reasons import hears, is_meant, notices
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ def explain(target: Any = None) -> Explanation:
     """Show which receivers are called, when and in which order, and which never can be.
 
     :param target: a mapped class; an unmapped base class or mixin, for the models that inherit it;
-        a signal; a module or package, for its models and those that its receivers listen to;
-        ``None`` for every model that somebody listens to.
+        a signal; a module or package, for its models and what its receivers listen to; ``None`` for
+        everything that somebody listens to, signals of your own included.
     :returns: an :class:`~sqla_signals.explain.Explanation`: ``print()`` it, or call ``to_json()``,
         ``to_mermaid()``, ``to_dot()`` or ``to_svg()``.
     :raises ReceiverOptionError: ``target`` is nothing of that; or a receiver turns out to be
@@ -43,17 +43,26 @@ def explain(target: Any = None) -> Explanation:
     signals: list[Signal] = [*mapping.model_signals, receiver_failed]
     mappers = sorted(all_mappers(), key=lambda mapper: _dotted(mapper.class_))
     asked: list[Mapper[Any]] = []
+    others: list[Signal] = []  # may be sent by anything, installed or not
     if target is None:
-        subject = "every model"
+        subject = "everything"
+        others = [signal for signal in known_signals() if signal not in signals]
     elif isinstance(target, Signal):
         subject = target.name
         if target not in signals:
-            mappers = []  # it may be sent by anything
+            mappers = []
+            others = [target]
         signals = [target]
     elif isinstance(target, ModuleType):
         subject = target.__name__
         found = [(signal, r) for signal in signals for r in signal.table.receivers]
         own = [r for _, r in found if _is_in(target, _module_of(r))]
+        others = [
+            signal
+            for signal in known_signals()
+            if signal not in signals
+            and any(_is_in(target, _module_of(r)) for r in signal.table.receivers)
+        ]
         mappers = [
             mapper
             for mapper in mappers
@@ -78,12 +87,12 @@ def explain(target: Any = None) -> Explanation:
             f"a module, or nothing for every model"
         )
     groups = list(_merged(_groups(signals, mappers, asked)))
-    if isinstance(target, Signal):
-        groups = [*groups, *_other_senders(target, groups)]
+    more = list(_other_senders(signals if isinstance(target, Signal) else others, groups))
     return Explanation(
         subject,
         tuple(sorted(str(installation) for installation in mapping.installations)),
-        tuple(groups),
+        target not in others if isinstance(target, Signal) else bool(groups or not more),
+        (*groups, *more),
         tuple(
             notice
             for signal in signals
@@ -135,21 +144,30 @@ def _m2m_steps(signal: Signal, mapper: Mapper[Any]) -> Iterator[Step]:
             yield _step(signal, "flush", heard, association.table, association.table.fullname)
 
 
-def _other_senders(signal: Signal, groups: Iterable[Group]) -> Iterator[Group]:
-    """The receivers of a signal that no group of models shows."""
-    shown = {(e.receiver, e.sender) for group in groups for s in group.steps for e in s.receivers}
-    senders: dict[str, Any] = {}
-    for receiver in signal.table.receivers:
-        name = sender_name(receiver.sender)
-        if (receiver.name, name) not in shown:
-            senders[name] = receiver.sender
-    for name, sender in senders.items():
-        phases: dict[Call, list[Receiver]] = {call: [] for call in CALLS}
-        for receiver in signal.table.receivers:
-            if receiver.sender is sender or receiver.matches(sender):
-                phases[receiver.call].append(receiver)
-        steps = [_step(signal, call, phases[call], sender) for call in CALLS if phases[call]]
-        yield Group((name,), tuple(steps))
+def _other_senders(signals: Iterable[Signal], groups: Iterable[Group]) -> Iterator[Group]:
+    """The receivers of signals that no group of models shows, by what they listen to."""
+    shown = {
+        (step.signal, entry.receiver, entry.sender)
+        for group in groups
+        for step in group.steps
+        for entry in step.receivers
+    }
+    steps: dict[str, list[Step]] = {}
+    for signal in signals:
+        receivers = signal.table.receivers
+        senders = {
+            sender_name(receiver.sender): receiver.sender
+            for receiver in receivers
+            if (signal.name, printable(receiver.name), sender_name(receiver.sender)) not in shown
+        }
+        for name, sender in senders.items():
+            heard = [r for r in receivers if r.sender is sender or r.matches(sender)]
+            for call in CALLS:
+                called = [receiver for receiver in heard if receiver.call == call]
+                if called:
+                    steps.setdefault(name, []).append(_step(signal, call, called, sender))
+    for name, found in steps.items():
+        yield Group((name,), tuple(found))
 
 
 def _step(
@@ -162,7 +180,7 @@ def _step(
 def _entry(signal: Signal, receiver: Receiver, sender: Any) -> Entry:
     file, line = place_of(receiver.location)
     return Entry(
-        receiver.name,
+        printable(receiver.name),
         file,
         line,
         sender_name(receiver.sender),

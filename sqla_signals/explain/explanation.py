@@ -121,9 +121,16 @@ class Explanation:
     subject: str
     """What was asked about."""
     installed: tuple[str, ...]
-    """For which sessions ``install()`` was called; empty if nothing is ever sent."""
+    """For which sessions ``install()`` was called."""
+    needs_install: bool
+    """Whether anything of this is sent by an installation, and not by hand or by Alembic."""
     groups: tuple[Group, ...]
     notices: tuple[Notice, ...]
+
+    @property
+    def not_installed(self) -> bool:
+        """Whether nothing of this is ever sent, for want of an ``install()``."""
+        return self.needs_install and not self.installed
 
     def __str__(self) -> str:
         return "\n".join(_lines(self._tree()))
@@ -167,11 +174,11 @@ class Explanation:
         if len(self.groups) == 1 and self.groups[0].senders == (self.subject,) and groups[0].below:
             groups = list(groups[0].below)
         notices = [Node(f"! {notice}") for notice in self.notices]
-        where = ", ".join(self.installed)
-        if self.installed:
-            return Node(self.subject, f"installed for {where}", [*groups, *notices])
-        warning = Node(f"! {NOT_INSTALLED}")
-        return Node(self.subject, "not installed", [*groups, warning, *notices])
+        if self.not_installed:
+            warning = Node(f"! {NOT_INSTALLED}")
+            return Node(self.subject, "not installed", [*groups, warning, *notices])
+        where = f"installed for {', '.join(self.installed)}" if self.needs_install else ""
+        return Node(self.subject, where, [*groups, *notices])
 
     def to_dict(self) -> dict[str, Any]:
         """The same as lists and dictionaries, for ``json``."""
@@ -204,6 +211,11 @@ NOT_INSTALLED = (
     "nothing is sent, because sqla_signals is not installed. Add one line where the application "
     "starts: sqla_signals.install()"
 )
+
+
+def printable(name: str) -> str:
+    """The name without what would break a line, a terminal or a file format."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
 
 
 def place_of(location: str) -> tuple[str | None, int | None]:

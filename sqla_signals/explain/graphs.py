@@ -73,7 +73,7 @@ def _is_never(explanation: Explanation, step: Step, entry: Entry) -> bool:
 
 
 def _warnings(explanation: Explanation) -> list[str]:
-    missing = [] if explanation.installed else [NOT_INSTALLED]
+    missing = [NOT_INSTALLED] if explanation.not_installed else []
     return missing + [str(notice) for notice in explanation.notices]
 
 

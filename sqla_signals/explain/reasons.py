@@ -19,7 +19,7 @@ from ..bridge.m2m import association_of
 from ..dispatch import audible
 from ..receivers import Receiver
 from ..special import AssociationSignal
-from .explanation import Notice, place_of
+from .explanation import Notice, place_of, printable
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Mapper
@@ -45,7 +45,7 @@ def notices(signal: Signal, receiver: Receiver) -> Iterator[Notice]:
     file, line = place_of(receiver.location)
     where = f"{file}:{line}" if file else receiver.location
     for text in [never] if never else limits:
-        yield Notice(signal.name, receiver.name, where, never is not None, text)
+        yield Notice(signal.name, printable(receiver.name), where, never is not None, text)
 
 
 def hears(receiver: Receiver, mapper: Mapper[Any]) -> bool:

@@ -140,14 +140,13 @@ def svg(explanation: Explanation) -> str:
         + MARGIN
     )
 
-    where = ", ".join(explanation.installed)
     parts = [_text(MARGIN, 36, f"Signals of {explanation.subject}", ' class="title"')]
     y = 56.0
-    parts.append(
-        _text(MARGIN, y, f"installed for {where}", ' class="small"')
-        if where
-        else _text(MARGIN, y, "not installed", ' class="warning"')
-    )
+    if explanation.not_installed:
+        parts.append(_text(MARGIN, y, "not installed", ' class="warning"'))
+    elif explanation.needs_install:
+        where = ", ".join(explanation.installed)
+        parts.append(_text(MARGIN, y, f"installed for {where}", ' class="small"'))
     for phase, left in columns.items():
         parts.append(_text(left, y + 28, TITLES[phase], ' class="head"'))
     y += 42
@@ -187,7 +186,7 @@ def svg(explanation: Explanation) -> str:
 
 
 def _warnings(explanation: Explanation) -> list[str]:
-    texts = [] if explanation.installed else [NOT_INSTALLED]
+    texts = [NOT_INSTALLED] if explanation.not_installed else []
     return [
         f"{'' if number else '! '}{line}"
         for text in texts + [str(notice) for notice in explanation.notices]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from xml.etree import ElementTree
@@ -23,7 +24,7 @@ def test_a_module_is_imported_and_what_it_connects_is_explained():
     """As text where nobody looks at it; status 1 only where asked for."""
     done = run(APP)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("every model  installed for every Session\n")
+    assert done.stdout.startswith("everything  installed for every Session\n")
     assert "1. clinic.weigh  tests/explain/application.py:" in done.stdout
     assert "clinic.write (tests/explain/application.py:" in done.stdout
     assert run(APP, "--check").returncode == 1
@@ -38,6 +39,25 @@ def test_each_format_is_what_it_says():
     assert ElementTree.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
 
 
+def test_what_an_application_prints_when_it_is_imported_is_not_in_the_way(tmp_path):
+    """It goes to standard error, and what is asked for is UTF-8 whatever the machine writes."""
+    (tmp_path / "talking.py").write_text(
+        "print('hello')\nfrom tests.explain.application import Patient\n"
+        "from sqla_signals import post_save\n"
+        "post_save.connect(lambda sender, **kwargs: None, Patient, weak=False, name='größe')\n",
+        encoding="utf-8",
+    )
+    paths = os.pathsep.join([str(tmp_path), os.getcwd()])
+    env = {**os.environ, "PYTHONPATH": paths, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "sqla_signals", "explain", "talking:Patient", "--format"]
+    for form in ("text", "json", "mermaid", "dot", "svg"):
+        done = subprocess.run([*command, form], capture_output=True, env=env, timeout=60)
+        assert (done.returncode, done.stderr.decode()) == (0, f"hello{os.linesep}")
+        text = done.stdout.decode("utf-8")
+        assert ("gr\\u00f6\\u00dfe" if form == "json" else "größe") in text
+        assert "hello" not in text
+
+
 def test_nothing_installed_is_told_without_a_warning_besides():
     """The models of the clinic alone have no install()."""
     done = run("tests.explain.clinic:Patient", "--check")
@@ -49,6 +69,9 @@ def test_nothing_installed_is_told_without_a_warning_besides():
     ("what", "message"),
     [
         ("tests.explain.nowhere", "there is no module tests.explain.nowhere"),
+        (":Patient", "give MODULE or MODULE:OBJECT"),
+        (".models", "give MODULE or MODULE:OBJECT"),
+        ("tests/explain/application.py", "there is no module tests/explain/application"),
         (f"{APP}:nobody", "has no 'nobody'"),
         (f"{APP}:weigh", "give a mapped class"),
     ],

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
 import pytest
 from sqlalchemy import create_engine
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 import sqla_signals
 from sqla_signals import (
@@ -20,6 +21,7 @@ from sqla_signals import (
     m2m_changed,
     mute,
     post_delete,
+    post_migrate,
     post_save,
     pre_save,
     receiver,
@@ -29,6 +31,8 @@ from sqla_signals import (
 from . import clinic
 from .clinic import Doctor, Forgotten, Named, Patient, Person
 
+FORMATS = ["json", "mermaid", "dot", "svg"]
+
 pytestmark = pytest.mark.filterwarnings("ignore::sqla_signals.SignalsNotInstalledWarning")
 
 
@@ -36,6 +40,11 @@ def names(explanation: Any) -> dict[str, list[str]]:
     """The receivers of the only group, by signal and phase."""
     (group,) = explanation.groups
     return {step.title: [entry.receiver for entry in step.receivers] for step in group.steps}
+
+
+def names_of_models(explanation: Any) -> dict[str, list[str]]:
+    """The same of the first group, the only one of models."""
+    return names(replace(explanation, groups=explanation.groups[:1]))
 
 
 def notices(target: Any = None) -> list[str]:
@@ -125,7 +134,7 @@ def test_a_class_that_nobody_listens_to_says_so(installed):
 def test_everything_shows_each_model_that_is_listened_to_once(installed):
     """Those with the same receivers share a group."""
     connect(post_save, name="hear", sender=Named)
-    (group,) = explain().groups
+    group, *_ = explain().groups
     senders = [sender.rpartition(".")[2] for sender in group.senders]
     assert senders == ["Doctor", "Patient", "Person"]
 
@@ -158,6 +167,23 @@ def test_a_signal_shows_its_senders_only(installed):
     ]
     connect(receiver_failed, name="alarm", sender=Patient)
     assert names(explain(receiver_failed)) == {'receiver_failed on="flush"': ["alarm"]}
+    paid._clear_state()
+
+
+def test_signals_that_models_do_not_send_are_shown_below_these(installed):
+    """Those of Alembic, and of one's own; a module shows them where it listens to them."""
+    paid = Signal("paid")
+    connect(paid, post_migrate, name="hear")
+    connect(post_save, name="model", sender=Patient)
+    for target in (None, sys.modules[__name__]):
+        shown = explain(target).groups[-1]
+        assert shown.senders == ("any sender",)
+        steps = [(step.signal, [r.receiver for r in step.receivers]) for step in shown.steps]
+        assert ("paid", ["hear"]) in steps
+        assert ("post_migrate", ["hear"]) in steps
+        assert names_of_models(explain(target)) == {'post_save on="flush"': ["model"]}
+    assert len(explain(Patient).groups) == len(explain(clinic).groups) == 1
+    paid._clear_state()
 
 
 def test_what_cannot_be_explained_is_refused():
@@ -177,6 +203,41 @@ def test_a_forgotten_install_is_the_first_thing_to_be_said():
     assert "sqla_signals.install()" in str(explanation)
     sqla_signals.install()
     assert explain(Patient).installed == ("every Session",)
+
+
+def test_what_needs_no_install_does_not_miss_it():
+    """A signal of one's own is sent by whoever sends it, and Alembic's by ``env.py``."""
+    paid = Signal("paid")
+    connect(paid, post_migrate, name="hear")
+    for signal in (paid, post_migrate):
+        explanation = explain(signal)
+        for shown in (str(explanation), *(getattr(explanation, f"to_{f}")() for f in FORMATS)):
+            assert "hear" in shown
+            assert "not installed" not in shown
+    assert "not installed" in str(explain(post_save))
+    assert "not installed" in str(explain(clinic))
+    paid._clear_state()
+
+
+class MySession(Session):
+    """A class of one's own."""
+
+
+def test_it_says_for_which_sessions_something_is_installed():
+    """As they were given, not what SQLAlchemy makes of them."""
+    sqla_signals.install(sessionmaker())
+    sqla_signals.install(scoped_session(sessionmaker()))
+    sqla_signals.install(MySession)
+    with MySession() as session:
+        sqla_signals.install(session)
+        assert explain(Patient).installed == (
+            "a MySession",
+            "a scoped_session",
+            "a sessionmaker",
+            f"{__name__}.MySession",
+        )
+    sqla_signals.install(Session)
+    assert "every Session" in explain(Patient).installed
 
 
 def test_a_misspelt_sender_is_found_with_what_was_meant(installed):
@@ -297,6 +358,7 @@ def test_json_has_everything(installed):
 def awkward(installed) -> Any:
     """Names with everything that a format could take for its own."""
     connect(post_save, name='a"<b>&#;c\\d', sender=Patient, dispatch_uid="</svg>%{x}|]")
+    connect(post_save, name="\x00\x1b[31m\ud800", sender=Patient)
     connect(post_save, name="second", sender=Patient, on="commit")
     connect(post_save, name="lost", sender="Patiend")
     return explain()
