@@ -7,14 +7,16 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from blinker import ANY
-from sqlalchemy.orm import QueryableAttribute
+from sqlalchemy import Table
+from sqlalchemy.orm import QueryableAttribute, class_mapper
 
 from .. import mapping
-from .._sqlalchemy import all_mappers, secondary_relationship
+from .._sqlalchemy import all_mappers, is_mapped, secondary_relationship
 from ..changes import Change
 from ..errors import ReceiverOptionError
 from ..receivers import Receiver, describe_sender, matches
 from ..signal import Signal
+from ..special import AssociationSignal
 from .capture import Sent, row_of
 
 if TYPE_CHECKING:
@@ -45,6 +47,15 @@ class Wanted:
                 raise ReceiverOptionError(
                     f"{signal.name} has no argument {', '.join(sorted(unknown))}; it has "
                     f"{', '.join(signal.arguments)}"
+                )
+        if isinstance(sender, list | tuple | set | frozenset):
+            raise ReceiverOptionError(f"sender={sender!r}: ask for one sender at a time")
+        changes = self.arguments.get("changes")
+        if isinstance(changes, Mapping) and isinstance(sender, type) and is_mapped(sender):
+            unknown = changes.keys() - class_mapper(sender).column_attrs.keys()
+            if unknown:
+                raise ReceiverOptionError(
+                    f"{sender.__name__} has no column attribute {', '.join(sorted(unknown))}"
                 )
         self.signal = signal
         self.sender: Any = ANY if sender is None else sender
@@ -90,18 +101,24 @@ class Wanted:
         return any(
             self.on in (None, receiver.call)
             and (self.receiver is None or self._is_receiver(receiver))
-            and self._may_hear(receiver)
+            and self._may_hear(signal, receiver)
             for signal in signals
             for receiver in signal.table.receivers
         )
 
-    def _may_hear(self, receiver: Receiver) -> bool:
-        if self.sender is ANY or receiver.sender is ANY or receiver.matches(self.sender):
+    def _may_hear(self, signal: Signal, receiver: Receiver) -> bool:
+        """Whether what this sender sends may reach a receiver; not if it can send nothing."""
+        if self.sender is ANY:
             return True
-        if isinstance(self.sender, str | type):
-            classes = [mapper.class_ for mapper in all_mappers()]
-            return any(matches(self.sender, cls) and receiver.matches(cls) for cls in classes)
-        return _table_of(self.sender) is _table_of(receiver.sender)
+        if all(signal is not one for one in mapping.model_signals):
+            if receiver.matches(self.sender):  # it may be sent by anything
+                return True
+        elif isinstance(signal, AssociationSignal):
+            table = _table_of(self.sender)
+            wanted = _table_of(receiver.sender)
+            return isinstance(table, Table) and (wanted is ANY or wanted is table)
+        classes = [mapper.class_ for mapper in all_mappers()]
+        return any(matches(self.sender, cls) and receiver.matches(cls) for cls in classes)
 
     def _is_sender(self, sent: Sent) -> bool:
         if isinstance(self.sender, QueryableAttribute):

@@ -21,6 +21,7 @@ from sqla_signals import (
     post_save,
     pre_save,
     receiver,
+    receiver_failed,
 )
 from sqla_signals.testing import Signals
 
@@ -243,6 +244,26 @@ def test_nothing_is_expected_only_of_somebody_who_could_have_heard(
     signals.expect_nothing(post_save, Author, created=False)
 
 
+def test_a_sender_that_never_sends_is_not_expected_to_be_silent(session: Session, signals: Signals):
+    """Somebody who listens to every sender would not have heard a misspelt one either."""
+    hear(post_save, m2m_changed)
+    session.add(Author(name="x"))
+    session.flush()
+    for sender in ("Auhtor", type("Unmapped", (), {}), session):
+        told = message(signals.expect_nothing, post_save, sender)
+        assert "proves nothing: nobody listens to it" in told
+    assert "nobody listens" in message(signals.expect_nothing, m2m_changed, Author)
+    signals.expect_nothing(m2m_changed, book_tags)
+    signals.expect_nothing(m2m_changed, Book.tags)
+    for sender in (Book, "Book", Base):
+        signals.expect_nothing(post_save, sender, created=False)
+    mine = Signal("mine")
+    hear(mine)
+    signals.expect_nothing(mine, "anybody")
+    hear(receiver_failed, sender=Author)
+    signals.expect_nothing(receiver_failed, "Author")
+
+
 def test_listening_ends_with_the_test(session: Session):
     """A receiver that the test does not have, without a trace."""
     signals = Signals()
@@ -269,6 +290,10 @@ def test_what_is_not_an_argument_is_refused(signals: Signals):
     """A misspelt name would be found nowhere, and so nothing would be found."""
     with pytest.raises(ReceiverOptionError, match="has no argument create; it has instance, cre"):
         signals.sent(post_save, Author, create=True)
+    with pytest.raises(ReceiverOptionError, match="Author has no column attribute naem"):
+        signals.sent(post_save, Author, changes={"name": "x", "naem": "y"})
+    with pytest.raises(ReceiverOptionError, match="one sender at a time"):
+        signals.expect_nothing(post_save, [Author, Book])
     with pytest.raises(ReceiverOptionError, match="is not a signal"):
         signals.sent(Author)  # type: ignore[arg-type]
     with pytest.raises(ReceiverOptionError, match="expect_nothing"):
