@@ -8,7 +8,7 @@ for what they are: added, deleted, or changed in a column.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -31,7 +31,7 @@ from .._sqlalchemy import (
     reference_count,
     referenced_keys,
 )
-from .columns import NOTHING, columns_of
+from .columns import columns_of
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import ClassManager, InstanceState, Mapper, Session
@@ -196,10 +196,6 @@ class Foresight:
             stamp = Stamp.of(session, state, cause)
             assigns = run.assigns.get(state, {})
             yield Derived(state, state.obj(), is_delete, assigns, cause, stamp)
-
-    def assigns(self, state: State) -> Mapping[str, Any]:
-        """What the flush itself is going to assign to an instance."""
-        return self.run.assigns.get(state, NOTHING)
 
     def _is_deleted(self, state: State) -> bool:
         return bool(self.run.states.get(state, (False, False))[0])
