@@ -7,7 +7,7 @@ event, each for other receivers.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import insert, select, update
 
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from .tables import Outbox
+
+MAX_ERROR: Final = 4_000
+MAX_ERRORS: Final = 16_000
+"""Characters kept of one error, and of all of an event: MariaDB's TEXT takes 65,535 bytes."""
 
 
 def bury(connection: Connection, outbox: Outbox, event: Mapping[str, Any]) -> None:
@@ -41,7 +45,7 @@ def bury(connection: Connection, outbox: Outbox, event: Mapping[str, Any]) -> No
                 *(r for r in event["receivers"] if r not in known.receivers),
             ],
             attempts=max(known.attempts, event["attempts"]),
-            last_error=f"{known.last_error}\n{event['last_error']}",
+            last_error=f"{known.last_error}\n{event['last_error']}"[:MAX_ERRORS],
             dead_at=database_time(),
         )
     )
@@ -69,5 +73,18 @@ def bury_message(
 
 
 def reason(failures: Mapping[Message, Exception]) -> str:
-    """Why, in a line for each receiver."""
-    return "\n".join(f"{m.receiver}: {type(e).__name__}: {e}" for m, e in failures.items())
+    """Why, in a line for each receiver; as text that every database takes.
+
+    What an error says is anybody's, and must not keep its event from being put off or given up.
+    """
+    lines = [f"{message.receiver}: {_said(error)}" for message, error in failures.items()]
+    return "\n".join(lines)[:MAX_ERRORS]
+
+
+def _said(error: Exception) -> str:
+    try:
+        said = str(error)
+    except Exception:
+        said = ""
+    text = f"{type(error).__name__}: {said}".encode(errors="backslashreplace").decode()
+    return text.replace("\0", r"\x00")[:MAX_ERROR]

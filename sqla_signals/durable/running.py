@@ -13,11 +13,11 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import delete, insert
+from sqlalchemy import delete, event, insert
 from sqlalchemy.exc import IntegrityError
 
 from .. import watching
-from .._sqlalchemy import attached_copy, detached_copy
+from .._sqlalchemy import attached_copy, detached_copy, is_committing
 from ..bridge.calls import Calls
 from ..bridge.columns import columns_of
 from ..changes import Changes
@@ -58,7 +58,8 @@ class Worker:
         :param message: a :class:`Message`, or its JSON.
         :param attempt: which attempt this is, where the engine counts them; by default that of the
             message.
-        :returns: whether the receiver was called; ``False`` if it had done this event before.
+        :returns: ``True``; ``False`` if the receiver had done this event before. Then it was not
+            called, or, where it has ended the transaction by itself, it was called for nothing.
         :raises MessageError: the message cannot be run here, however often it is tried.
         :raises Exception: whatever the receiver raised, after it was logged and sent as
             ``receiver_failed``. Nothing of its work in the session remains.
@@ -103,26 +104,30 @@ class _Call:
         """Call the receiver in a transaction that is committed if it returns."""
         session, front = sessions.make()
         instance = begun = None
+
+        def before_commit(_: Session) -> None:
+            if begun is not None and session.get_transaction() is begun and is_committing(begun):
+                self._leave(session)
+
+        event.listen(session, "before_commit", before_commit)
         try:
             if not self._enter(session):
                 return False
             begun = session.get_transaction()
             instance = self._instance(session)
             self._call(Calls(session, front), instance)
-            if session.get_transaction() is not begun:
-                # The receiver has ended the transaction by itself, maybe by a rollback.
-                session.commit()
-                self._enter(session)
+            if session.get_transaction() is not begun and not self._enter(session):
+                # The receiver has ended the transaction by itself, and somebody was quicker then.
+                return False
+            begun = None
             session.commit()
             return True
         except Exception as error:
-            ended = begun is not None and session.get_transaction() is not begun
             session.rollback()
-            if ended:
-                self._leave(session)
             self._failed(instance, error)
             raise
         finally:
+            event.remove(session, "before_commit", before_commit)
             session.close()
 
     def _enter(self, session: Session) -> bool:
@@ -138,14 +143,13 @@ class _Call:
         return True
 
     def _leave(self, session: Session) -> None:
-        """Take back what a receiver has committed that failed in the end: it must run again."""
+        """Take that back: the receiver commits by itself, and may fail or be killed after that."""
         inbox = self.outbox.inbox.c
         session.execute(
             delete(self.outbox.inbox).where(
                 inbox.event_id == self.message.id, inbox.receiver == self.message.receiver
             )
         )
-        session.commit()
 
     def _instance(self, session: Session) -> Any:
         key = self._identity(self.mapper, self.types, self.message.data)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import enum
+from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import JSON, ForeignKey, Numeric, String, TypeDecorator
+from sqlalchemy import JSON, Double, ForeignKey, Numeric, String, TypeDecorator
 from sqlalchemy.ext.mutable import MutableDict
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
@@ -53,6 +54,39 @@ class PointType(TypeDecorator[Point]):
         return None if value is None else Point(*map(int, value.split(",")))
 
 
+@dataclass(frozen=True)
+class Money:
+    """A value that is stored as a number."""
+
+    amount: Decimal
+
+
+class MoneyType(TypeDecorator[Money]):
+    """As a ``Decimal``."""
+
+    impl = Numeric(22, 4)
+    cache_ok = True
+
+    def process_bind_param(self, value: Money | None, dialect: Any) -> Decimal | None:
+        return None if value is None else value.amount
+
+    def process_result_value(self, value: Decimal | None, dialect: Any) -> Money | None:
+        return None if value is None else Money(value)
+
+
+class RatioType(TypeDecorator[Money]):
+    """As a ``float``."""
+
+    impl = Double
+    cache_ok = True
+
+    def process_bind_param(self, value: Money | None, dialect: Any) -> float | None:
+        return None if value is None else float(value.amount)
+
+    def process_result_value(self, value: float | None, dialect: Any) -> Money | None:
+        return None if value is None else Money(Decimal(str(value)))
+
+
 class Order(Base):
     """What durable receivers are connected to."""
 
@@ -78,7 +112,7 @@ class Values(Base):
     __tablename__ = "values_of_types"
     id: Mapped[UUID] = mapped_column(primary_key=True)
     number: Mapped[int | None]
-    real: Mapped[float | None]
+    real: Mapped[float | None] = mapped_column(Double)
     yes: Mapped[bool | None]
     total: Mapped[Decimal | None] = mapped_column(Numeric(12, 4))
     at: Mapped[datetime | None]
@@ -88,6 +122,9 @@ class Values(Base):
     blob: Mapped[bytes | None]
     color: Mapped[Color | None]
     point: Mapped[Point | None] = mapped_column(PointType)
+    text: Mapped[str | None]
+    price: Mapped[Money | None] = mapped_column(MoneyType)
+    ratio: Mapped[Money | None] = mapped_column(RatioType)
     document: Mapped[dict[str, Any] | None] = mapped_column(MutableDict.as_mutable(JSON))
 
 

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import enum
 import json
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
+from functools import partial
 from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import PickleType, String, inspect
+from sqlalchemy import (
+    ARRAY,
+    DateTime,
+    Engine,
+    Enum,
+    Integer,
+    Numeric,
+    PickleType,
+    String,
+    Uuid,
+    create_engine,
+    inspect,
+)
 from sqlalchemy.ext.mutable import MutableDict
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, configure_mappers, mapped_column
 
@@ -24,7 +38,7 @@ from sqla_signals.durable import (
 )
 
 from .conftest import drain, events
-from .models import Color, Order, Point, Seat, Values
+from .models import Color, Money, Order, Point, Seat, Values
 
 EVERYTHING: dict[str, Any] = {
     "number": 10**9,
@@ -195,16 +209,120 @@ def test_a_secret_column_is_in_no_message(session: Session, relay: Relay):
     assert found == [(True, unknown, "4222"), (False, unknown, "4222")]
 
 
-def test_what_cannot_be_written_is_refused_before_the_commit(session: Session, relay: Relay):
+class Status(str, enum.Enum):
+    OPEN = "open"
+
+
+class Level(enum.IntEnum):
+    HIGH = 3
+
+
+class Frozen(datetime):
+    """Such as freezegun and pendulum have."""
+
+
+@pytest.mark.parametrize(
+    ("values", "stored"),
+    [
+        ({"text": Status.OPEN}, "open"),
+        ({"number": Level.HIGH}, 3),
+        ({"at": Frozen(2024, 2, 29, 12)}, datetime(2024, 2, 29, 12)),
+        ({"blob": bytearray(b"\x00\xff")}, b"\x00\xff"),
+        ({"blob": memoryview(b"\x00\xff")}, b"\x00\xff"),
+        ({"document": {"a": (1, 2), "of": Status.OPEN}}, {"a": [1, 2], "of": "open"}),
+        ({"document": {"at": {1: 2}}}, {"at": {"1": 2}}),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_what_the_database_takes_for_a_simpler_value_arrives_as_that(
+    session: Session, relay: Relay, values: dict[str, Any], stored: Any
+):
+    """A ``str`` that is an enum too, and the like: as if it was loaded."""
+    found = collect(Values)
+    session.add(Values(id=KEY, **values))
+    session.commit()
+    drain(relay)
+    (name,) = values
+    (call,) = found
+    assert (type(call["held"][name]), call["held"][name]) == (
+        MutableDict if name == "document" else type(stored),
+        stored,
+    )
+    assert call["changes"][name] == Change(UNSET, stored)
+    assert getattr(session.get_one(Values, KEY), name) == stored
+
+
+def test_numbers_of_a_custom_type_arrive_to_the_last_digit(session: Session, relay: Relay):
+    """``Decimal`` and ``float`` behind a ``TypeDecorator``, and floats beyond the integers."""
+    found = collect(Values)
+    price = Money(Decimal("12345678901234567.8901"))
+    session.add(Values(id=KEY, price=price, ratio=Money(Decimal("0.1")), real=1e300))
+    session.commit()
+    drain(relay)
+    held = found[0]["held"]
+    assert (held["price"], held["ratio"]) == (price, Money(Decimal("0.1")))
+    assert (held["real"], type(held["real"])) == (1e300, float)
+
+
+def test_what_cannot_be_written_is_refused_before_the_commit(shop: Engine, relay: Relay):
     """With the name of the attribute; nothing is committed."""
     collect(Values)
-
-    session.add(Values(id=KEY, real=1.0, document={"at": {1: 2}}))
-    with pytest.raises(UnserializableError, match=r"Values\.document holds"):
-        session.commit()
-    session.rollback()
-    assert session.get(Values, KEY) is None
+    engine = create_engine(shop.url, json_serializer=partial(json.dumps, default=str))
+    with Session(engine) as session:
+        session.add(Values(id=KEY, real=1.0, document={"at": datetime(2024, 2, 29)}))
+        with pytest.raises(UnserializableError, match=r"Values\.document holds"):
+            session.commit()
+        session.rollback()
+        assert session.get(Values, KEY) is None
+    engine.dispose()
     assert events(relay.engine) == []
+
+
+ARRAYS: dict[str, list[Any]] = {
+    "ids": [KEY, None],
+    "totals": [Decimal("12345678901234567.8901"), Decimal("1.0000")],
+    "moments": [datetime(2024, 2, 29, 12, tzinfo=UTC)],
+    "colors": [[Color.RED, Color.BLUE], [Color.BLUE, None]],
+    "numbers": [1, 2],
+    "nothing": [],
+}
+
+
+@pytest.mark.parametrize(
+    "url", [pytest.param("postgresql", marks=pytest.mark.postgresql)], indirect=True
+)
+def test_arrays_arrive_as_they_were(shop: Engine):
+    """PostgreSQL: also of what JSON does not know, and of several dimensions."""
+
+    class Arrays(DeclarativeBase): ...
+
+    outbox = outbox_table(Arrays.metadata, prefix="arrays")
+
+    class Lists(Arrays):
+        __tablename__ = "lists"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        ids: Mapped[list[Any]] = mapped_column(ARRAY(Uuid))
+        totals: Mapped[list[Any]] = mapped_column(ARRAY(Numeric(24, 4)))
+        moments: Mapped[list[Any]] = mapped_column(ARRAY(DateTime(timezone=True)))
+        colors: Mapped[list[Any]] = mapped_column(ARRAY(Enum(Color), dimensions=2))
+        numbers: Mapped[list[Any]] = mapped_column(ARRAY(Integer))
+        nothing: Mapped[list[Any]] = mapped_column(ARRAY(Numeric))
+
+    Arrays.metadata.create_all(shop)
+    found = collect(Lists)
+    with Session(shop) as session:
+        session.add(Lists(id=1, **ARRAYS))
+        session.commit()
+        drain(Relay(shop, outbox=outbox))
+        assert found[0]["held"] == {"id": 1, **ARRAYS}
+        assert found[0]["changes"] == {
+            name: Change(UNSET, value) for name, value in {"id": 1, **ARRAYS}.items()
+        }
+        session.get_one(Lists, 1).totals = [Decimal("2.0000")]
+        session.commit()
+    drain(Relay(shop, outbox=outbox))
+    assert found[1]["changes"] == {"totals": Change(ARRAYS["totals"], [Decimal("2.0000")])}
+    Arrays.metadata.drop_all(shop)
 
 
 def test_a_pickled_column_is_refused_when_mappers_are_configured():

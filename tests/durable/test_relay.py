@@ -112,6 +112,40 @@ def test_a_failed_message_is_put_off_and_the_others_are_forgotten(
     assert events(shop) == []
 
 
+class Speechless(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("not \0 text"), r"ValueError: not \x00 text"),
+        (FileNotFoundError("caf\udce9"), r"FileNotFoundError: caf\udce9"),
+        (Speechless(), "Speechless: "),
+        (ValueError("very " * 100_000), "ValueError: very very"),
+    ],
+    ids=["NUL", "surrogate", "speechless", "long"],
+)
+def test_whatever_an_error_says_the_event_is_put_off_and_given_up(
+    shop, relay, publisher, connected, error, said
+):
+    """Also where no database takes that as text; the events beside it are forgotten."""
+    place(shop, "a")
+    publisher.failing["shop.second"] = error
+    for _ in range(2):
+        assert relay.run_once() == 1
+        make_due(shop)
+        (row,) = events(shop)
+        assert said in row.last_error
+    assert relay.run_once() == 1
+    assert events(shop) == []
+    with shop.connect() as connection:
+        (dead,) = connection.execute(select(outbox.dead_letters)).all()
+    assert (dead.attempts, dead.receivers) == (3, ["shop.second"])
+    assert said in dead.last_error
+
+
 def test_the_pause_before_the_next_attempt_grows(shop, relay, publisher, connected):
     """About twice as long each time, by the clock of the database."""
     publisher.failing["shop.second"] = ValueError("no")

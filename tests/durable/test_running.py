@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, inspect, select
+from sqlalchemy import Engine, event, inspect, select
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import (
     DeclarativeBase,
@@ -155,6 +155,75 @@ def test_a_receiver_that_commits_by_itself_and_fails_runs_again(shop: Engine):
     assert worker.run(message, attempt=2) is True
     assert worker.run(message, attempt=3) is False
     assert ledger(shop) == ["first half", "first half", "second half"]
+
+
+class Killed(BaseException):
+    """What nobody handles."""
+
+
+def test_a_receiver_that_commits_by_itself_and_is_killed_runs_again(shop: Engine):
+    """What it has committed does not say that it is done."""
+
+    @receiver(post_save, sender=Order, durable=True, name="shop.fn")
+    def fn(sender, session, event, **kwargs):
+        session.add(Ledger(entry="first half"))
+        session.commit()
+        with shop.connect() as connection:
+            assert connection.execute(select(outbox.inbox)).all() == []
+        if event.attempt == 1:
+            raise Killed
+        session.add(Ledger(entry="second half"))
+
+    place(shop, "a")
+    (message,) = messages(shop)
+    worker = Worker(shop)
+    with pytest.raises(Killed):
+        worker.run(message, attempt=1)
+    assert worker.run(message, attempt=2) is True
+    assert worker.run(message, attempt=3) is False
+    assert ledger(shop) == ["first half", "first half", "second half"]
+
+
+def test_a_savepoint_of_the_receiver_keeps_the_note_that_it_is_done(shop: Engine):
+    """One transaction, so one commit: the receiver's work and the row in the inbox."""
+    commits: list[int] = []
+
+    @receiver(post_save, sender=Order, durable=True, name="shop.fn")
+    def fn(sender, session, **kwargs):
+        event.listen(session.connection(), "commit", lambda _: commits.append(1))
+        with session.begin_nested():
+            session.add(Ledger(entry="kept"))
+        with session.begin_nested() as savepoint:
+            session.add(Ledger(entry="undone"))
+            session.flush()
+            savepoint.rollback()
+
+    place(shop, "a")
+    (message,) = messages(shop)
+    worker = Worker(shop)
+    assert [worker.run(message) for _ in range(2)] == [True, False]
+    assert ledger(shop) == ["kept"]
+    assert commits == [1]
+
+
+def test_what_a_receiver_does_after_its_own_commit_is_there_once(shop: Engine):
+    """Another worker has done the event meanwhile: that one's work counts, ours is undone."""
+    others = 0
+
+    @receiver(post_save, sender=Order, durable=True, name="shop.fn")
+    def fn(sender, session, event, **kwargs):
+        session.commit()
+        nonlocal others
+        others += 1
+        if others == 1:
+            assert Worker(shop).run(message) is True
+        session.add(Ledger(entry="second half"))
+
+    place(shop, "a")
+    (message,) = messages(shop)
+    assert Worker(shop).run(message) is False
+    assert others == 2
+    assert ledger(shop) == ["second half"]
 
 
 def test_a_receiver_that_rolls_back_by_itself_is_done(shop: Engine):
