@@ -33,7 +33,7 @@ from .naming import find_mapper, find_receiver
 from .sessions import Sessions
 
 if TYPE_CHECKING:
-    from sqlalchemy.orm import Mapper, Session
+    from sqlalchemy.orm import Mapper, Session, SessionTransaction
 
     from .tables import Outbox
 
@@ -103,10 +103,11 @@ class _Call:
     def run(self, sessions: Sessions) -> bool:
         """Call the receiver in a transaction that is committed if it returns."""
         session, front = sessions.make()
-        instance = begun = None
+        instance: Any = None
+        begun: SessionTransaction | None = None
 
         def before_commit(_: Session) -> None:
-            if begun is not None and session.get_transaction() is begun and is_committing(begun):
+            if begun is not None and begun is session.get_transaction() and is_committing(begun):
                 self._leave(session)
 
         event.listen(session, "before_commit", before_commit)
