@@ -2,7 +2,8 @@
 
 A message holds plain JSON values, so that anybody can read them, and beside them the types of
 those that JSON does not know: ``{"total": "12.50"}`` and ``{"total": "decimal"}``. What is no
-value of Python's own goes through the type of its column, as if to the database.
+value of Python's own goes through the type of its column, as if to the database, and arrives as
+what the database would give back.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import PickleType, TypeDecorator
+from sqlalchemy import ARRAY, PickleType, TypeDecorator
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.schema import Column
 
@@ -47,6 +48,13 @@ class UnserializableError(SignalsError, TypeError):
 
 _PLAIN: Final = frozenset({type(None), bool, int, str})
 _MICROSECOND: Final = timedelta(microseconds=1)
+_LARGE: Final = 1e16
+"""From here on a float has no fraction, and PostgreSQL's JSONB writes it as an integer."""
+
+
+def _base64(value: bytes | bytearray | memoryview) -> str:
+    return base64.b64encode(value).decode("ascii")
+
 
 _ENCODERS: Final[dict[type, tuple[str, Callable[[Any], Any]]]] = {
     Decimal: ("decimal", str),
@@ -55,7 +63,9 @@ _ENCODERS: Final[dict[type, tuple[str, Callable[[Any], Any]]]] = {
     time: ("time", time.isoformat),
     timedelta: ("microseconds", lambda value: value // _MICROSECOND),
     UUID: ("uuid", str),
-    bytes: ("base64", lambda value: base64.b64encode(value).decode("ascii")),
+    bytes: ("base64", _base64),
+    bytearray: ("base64", _base64),
+    memoryview: ("base64", _base64),
 }
 _DECODERS: Final[dict[str, Callable[[Any], Any]]] = {
     "decimal": Decimal,
@@ -68,7 +78,9 @@ _DECODERS: Final[dict[str, Callable[[Any], Any]]] = {
     "float": float,
 }
 _COLUMN: Final = "column"
+_LIST: Final = "list"
 _dialect: Final = DefaultDialect()
+_dialect.supports_native_decimal = True  # floats would lose digits
 
 
 class Types:
@@ -143,44 +155,26 @@ class Codec:
 
     def encode(self, key: str, value: Any) -> tuple[str, Any]:
         """The tag of the type, empty for JSON's own, and the value as JSON."""
-        kind = type(value)
-        if kind in _PLAIN:
-            return "", value
-        if kind is float:
-            return ("", value) if math.isfinite(value) else ("float", repr(value))
-        if kind in _ENCODERS:
-            tag, encode = _ENCODERS[kind]
-            return tag, encode(value)
-        if isinstance(value, dict | list):
-            if not _is_json(value):
-                raise self._unserializable(key, value)
-            return "", value
-        return self._encode_by_column(key, value)
+        return _encoded(value) or self._encode_by_column(key, value)
 
     def _encode_by_column(self, key: str, value: Any) -> tuple[str, Any]:
-        process = self._types[key].dialect_impl(_dialect).bind_processor(_dialect)
         try:
-            bound = process(value) if process is not None else value
+            bound = _bound(self._types[key], value)
         except Exception as error:
             raise self._unserializable(key, value) from error
-        if type(bound) in _PLAIN:
-            return _COLUMN, bound
-        if type(bound) in _ENCODERS:
-            tag, encode = _ENCODERS[type(bound)]
-            return f"{_COLUMN}/{tag}", encode(bound)
-        raise self._unserializable(key, value)
+        found = _encoded(bound) or _encoded_as_base(bound)
+        if found is None:
+            raise self._unserializable(key, value)
+        tag, encoded = found
+        return f"{_COLUMN}/{tag}" if tag else _COLUMN, encoded
 
     def decode(self, key: str, value: Any, tag: str) -> Any:
         """The value that was encoded."""
-        if not tag:
-            return value
         by_column, _, inner = tag.rpartition("/")
         if inner != _COLUMN:
-            value = _DECODERS[inner](value)
+            value = _decoded(value, inner)
         if by_column or inner == _COLUMN:
-            kind = self._types[key]
-            process = kind.dialect_impl(_dialect).result_processor(_dialect, None)
-            return value if process is None else process(value)
+            return _loaded(self._types[key], value)
         return value
 
     def _unserializable(self, key: str, value: Any) -> UnserializableError:
@@ -190,6 +184,83 @@ class Codec:
             f"with mapped_column(info=sqla_signals.durable.SECRET), or give it a TypeDecorator "
             f"that turns it into text"
         )
+
+
+def _bound(kind: TypeEngine[Any], value: Any) -> Any:
+    """What a column type makes of a value for the database."""
+    if value is None:
+        return None
+    if isinstance(kind, ARRAY):
+        return [_bound(kind if isinstance(v, list | tuple) else kind.item_type, v) for v in value]
+    process = kind.dialect_impl(_dialect).bind_processor(_dialect)
+    return value if process is None else process(value)
+
+
+def _loaded(kind: TypeEngine[Any], value: Any) -> Any:
+    """What a column type makes of a value from the database."""
+    if value is None:
+        return None
+    if isinstance(kind, ARRAY):
+        items = [_loaded(kind if isinstance(v, list) else kind.item_type, v) for v in value]
+        return tuple(items) if kind.as_tuple else items
+    process = kind.dialect_impl(_dialect).result_processor(_dialect, None)
+    return value if process is None else process(value)
+
+
+def _encoded(value: Any) -> tuple[str, Any] | None:
+    """A value of Python's own as JSON, behind the tag of its type; else ``None``."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return "", value
+    if kind is float:
+        return ("", value) if abs(value) < _LARGE else ("float", repr(value))
+    if kind in _ENCODERS:
+        tag, encode = _ENCODERS[kind]
+        return tag, encode(value)
+    if isinstance(value, dict | list) and _is_json(value):
+        return "", value
+    return _encoded_list(value) if isinstance(value, list) else None
+
+
+def _encoded_list(values: list[Any]) -> tuple[str, Any] | None:
+    """The same for an ``ARRAY`` of values of one type."""
+    tags: set[str] = set()
+    items = []
+    for value in values:
+        found = _encoded(value)
+        if found is None:
+            return None
+        if value is not None:
+            tags.add(found[0])
+        items.append(found[1])
+    return (f"{_LIST}:{tags.pop()}", items) if len(tags) == 1 else None
+
+
+def _encoded_as_base(value: Any) -> tuple[str, Any] | None:
+    """The same for what is more than that: an enum that is a ``str`` too, say."""
+    for base, simple in _SIMPLE.items():
+        if isinstance(value, base):
+            return _encoded(simple(value))
+    for base, (tag, encode) in _ENCODERS.items():
+        if isinstance(value, base):
+            return tag, encode(value)
+    return None
+
+
+_SIMPLE: Final[dict[type, Callable[[Any], Any]]] = {
+    str: str.__str__,
+    int: int.__int__,
+    float: float.__float__,
+}
+
+
+def _decoded(value: Any, tag: str) -> Any:
+    if not tag:
+        return value
+    kind, _, of = tag.partition(":")
+    if kind == _LIST:
+        return [None if one is None else _decoded(one, of) for one in value]
+    return _DECODERS[kind](value)
 
 
 def _is_json(value: Any) -> bool:

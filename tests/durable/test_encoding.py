@@ -52,6 +52,9 @@ EVERYTHING: dict[str, Any] = {
     "blob": b"\x00\xff",
     "color": Color.BLUE,
     "point": Point(3, 4),
+    "text": "ü",
+    "price": Money(Decimal("9.5000")),
+    "ratio": Money(Decimal("0.25")),
     "document": {"a": [1, None, {"decimal": "x"}], "ü": 1.25},
 }
 KEY = UUID("00000000-0000-4000-8000-00000000002a")
@@ -209,7 +212,7 @@ def test_a_secret_column_is_in_no_message(session: Session, relay: Relay):
     assert found == [(True, unknown, "4222"), (False, unknown, "4222")]
 
 
-class Status(str, enum.Enum):
+class Status(enum.StrEnum):
     OPEN = "open"
 
 
@@ -228,7 +231,6 @@ class Frozen(datetime):
         ({"number": Level.HIGH}, 3),
         ({"at": Frozen(2024, 2, 29, 12)}, datetime(2024, 2, 29, 12)),
         ({"blob": bytearray(b"\x00\xff")}, b"\x00\xff"),
-        ({"blob": memoryview(b"\x00\xff")}, b"\x00\xff"),
         ({"document": {"a": (1, 2), "of": Status.OPEN}}, {"a": [1, 2], "of": "open"}),
         ({"document": {"at": {1: 2}}}, {"at": {"1": 2}}),
     ],
@@ -250,6 +252,16 @@ def test_what_the_database_takes_for_a_simpler_value_arrives_as_that(
     )
     assert call["changes"][name] == Change(UNSET, stored)
     assert getattr(session.get_one(Values, KEY), name) == stored
+
+
+def test_a_buffer_that_can_be_overwritten_arrives_as_its_bytes(session: Session, relay: Relay):
+    """In the changes; the instance, which might show what it holds later, loads its own."""
+    found = collect(Values)
+    session.add(Values(id=KEY, blob=memoryview(b"\x00\xff")))
+    session.commit()
+    drain(relay)
+    assert "blob" not in found[0]["held"]
+    assert found[0]["changes"]["blob"] == Change(UNSET, b"\x00\xff")
 
 
 def test_numbers_of_a_custom_type_arrive_to_the_last_digit(session: Session, relay: Relay):
@@ -278,12 +290,12 @@ def test_what_cannot_be_written_is_refused_before_the_commit(shop: Engine, relay
     assert events(relay.engine) == []
 
 
-ARRAYS: dict[str, list[Any]] = {
+ARRAYS: dict[str, Any] = {
     "ids": [KEY, None],
     "totals": [Decimal("12345678901234567.8901"), Decimal("1.0000")],
     "moments": [datetime(2024, 2, 29, 12, tzinfo=UTC)],
     "colors": [[Color.RED, Color.BLUE], [Color.BLUE, None]],
-    "numbers": [1, 2],
+    "numbers": (1, 2),
     "nothing": [],
 }
 
@@ -304,8 +316,10 @@ def test_arrays_arrive_as_they_were(shop: Engine):
         ids: Mapped[list[Any]] = mapped_column(ARRAY(Uuid))
         totals: Mapped[list[Any]] = mapped_column(ARRAY(Numeric(24, 4)))
         moments: Mapped[list[Any]] = mapped_column(ARRAY(DateTime(timezone=True)))
-        colors: Mapped[list[Any]] = mapped_column(ARRAY(Enum(Color), dimensions=2))
-        numbers: Mapped[list[Any]] = mapped_column(ARRAY(Integer))
+        colors: Mapped[list[Any]] = mapped_column(
+            ARRAY(Enum(Color, native_enum=False), dimensions=2)
+        )
+        numbers: Mapped[tuple[Any]] = mapped_column(ARRAY(Integer, as_tuple=True))
         nothing: Mapped[list[Any]] = mapped_column(ARRAY(Numeric))
 
     Arrays.metadata.create_all(shop)

@@ -11,6 +11,8 @@ import json
 import os
 import signal
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +79,10 @@ elif not OPTIONS.get("stranger"):
 
 
 def make_engine() -> Any:
+    options: dict[str, Any] = {"json_serializer": partial(json.dumps, default=str)}
     if DATABASE_URL.startswith("sqlite"):
-        return create_engine(DATABASE_URL, connect_args={"timeout": 30})
-    return create_engine(DATABASE_URL, pool_pre_ping=True)
+        return create_engine(DATABASE_URL, connect_args={"timeout": 30}, **options)
+    return create_engine(DATABASE_URL, pool_pre_ping=True, **options)
 
 
 def make_app() -> Celery:
@@ -167,8 +170,9 @@ def count(**kwargs: Any) -> None:
 
 
 def make_order(status: str) -> Order:
-    # A key that is no text does not come back from JSON as it was.
-    return Order(status=status, document={1: 2} if status == "unserializable" else None)
+    # The engine can write it, and nobody knows how to read that.
+    document = {"at": datetime.now(UTC)} if status == "unserializable" else None
+    return Order(status=status, document=document)
 
 
 def place(statuses: Sequence[str]) -> None:
