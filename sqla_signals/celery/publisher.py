@@ -25,6 +25,7 @@ from .sending import Parcel, Sender
 
 if TYPE_CHECKING:
     from celery import Celery
+    from sqlalchemy import Engine
 
     from ..durable import Outbox
 
@@ -196,9 +197,7 @@ class CeleryPublisher:
         """Make it a dead letter; return whether that worked."""
         sessions = self.worker.sessions
         try:
-            outbox = _outbox_of(message)
-            session, _ = sessions.make()
-            engine = session.get_bind(clause=outbox.table).engine
+            outbox, engine = self._outbox_of(message)
 
             def bury() -> None:
                 with engine.begin() as connection:
@@ -220,13 +219,16 @@ class CeleryPublisher:
             if known_outbox(mapper) is not None:
                 session.get_bind(mapper).engine.dispose(close=False)
 
-
-def _outbox_of(message: Message) -> Outbox:
-    try:
-        outbox: Outbox | None = known_outbox(find_mapper(message.model))
-    except UnknownModelError:
-        outbox = None
-    return outbox or the_outbox()
+    def _outbox_of(self, message: Message) -> tuple[Outbox, Engine]:
+        """The outbox that a message is from, and its engine."""
+        sessions = self.worker.sessions
+        try:
+            mapper = find_mapper(message.model)
+        except UnknownModelError:
+            outbox = the_outbox()
+            return outbox, sessions.engine_of(outbox)
+        session, _ = sessions.make()
+        return known_outbox(mapper), session.get_bind(mapper).engine
 
 
 def _parcel(messages: Sequence[tuple[Message, str]], **options: Any) -> Parcel:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
@@ -256,7 +257,8 @@ _SIMPLE: Final[dict[type, Callable[[Any], Any]]] = {
 
 def _decoded(value: Any, tag: str) -> Any:
     if not tag:
-        return value
+        # The message may be run for another receiver too, or written down again.
+        return deepcopy(value) if isinstance(value, dict | list) else value
     kind, _, of = tag.partition(":")
     if kind == _LIST:
         return [None if one is None else _decoded(one, of) for one in value]

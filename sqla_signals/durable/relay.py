@@ -37,9 +37,10 @@ LONGEST_PAUSE: Final = 30.0
 class Relay:
     """Takes events out of the outbox and hands them to a publisher.
 
-    :param sessions: what makes sessions on the database of the outbox: a ``sessionmaker``, an
-        ``async_sessionmaker``, an engine, or a function that returns a session. ``None``: the
-        ``session_factory`` given to :func:`sqla_signals.install`.
+    :param sessions: what makes sessions on the database of the outbox, which is that of the models
+        that write into it: a ``sessionmaker``, an ``async_sessionmaker``, an engine, or a function
+        that returns a session. ``None``: the ``session_factory`` given to
+        :func:`sqla_signals.install`.
     :param publisher: takes the messages; by default a :class:`LocalPublisher` with the same
         sessions, which runs the receivers right here.
     :param outbox: what :func:`outbox_table` returned; needed where there are several.
@@ -68,9 +69,8 @@ class Relay:
 
     @property
     def engine(self) -> Engine:
-        """The engine of the outbox."""
-        session, _ = self.sessions.make()
-        return session.get_bind(clause=self.outbox.table).engine
+        """The engine of the outbox: that of the models which write into it."""
+        return self.sessions.engine_of(self.outbox)
 
     def run_once(self) -> int:
         """Publish one batch of what is due now; return how many events it had.
@@ -96,6 +96,10 @@ class Relay:
         logger.info("relay of %r is running", self.outbox)
         try:
             self._work(waiting_for(self.outbox, self.engine, self._stopping))
+        except BaseException:
+            # In a thread nobody would hear of a SystemExit.
+            logger.exception("relay of %r: nothing more is delivered", self.outbox)
+            raise
         finally:
             logger.info("relay of %r has stopped", self.outbox)
 
@@ -146,7 +150,7 @@ class Relay:
 
     def start(self) -> None:
         """Do :meth:`run` in a thread of this process, until :meth:`stop`."""
-        if self._thread is None:
+        if self._thread is None or not self._thread.is_alive():
             self._stopping.clear()
             self._thread = threading.Thread(target=self.run, name="sqla_signals relay")
             self._thread.start()

@@ -8,6 +8,7 @@ however often the message comes.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -17,11 +18,11 @@ from sqlalchemy import delete, event, insert
 from sqlalchemy.exc import IntegrityError
 
 from .. import watching
-from .._sqlalchemy import attached_copy, detached_copy, is_committing
+from .._sqlalchemy import attached_copy, current_task, detached_copy, is_committing, own_copies
 from ..bridge.calls import Calls
 from ..bridge.columns import columns_of
 from ..changes import Changes
-from ..errors import AsyncReceiverError
+from ..errors import AsyncReceiverError, SignalsError
 from ..mapping import outbox_of
 from ..receivers import Receiver
 from ..signal import ModelSignal, logger
@@ -33,6 +34,7 @@ from .naming import find_mapper, find_receiver
 from .sessions import Sessions
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine
     from sqlalchemy.orm import Mapper, Session, SessionTransaction
 
     from .tables import Outbox
@@ -95,9 +97,10 @@ class _Call:
         self.types = Types(codec_of(self.mapper), message.data.get("types"))
         self.snapshot = {
             key: self.types.decode(key, value)
-            for key, value in message.data["snapshot"].items()
-            if key in columns_of(self.mapper).keys
+            for key, value in self._still_mapped(message.data["snapshot"]).items()
         }
+        self.using: Engine | Connection | None = None
+        """Where the row is, and so its outbox and its inbox."""
         self.event = Event(message.id, message.occurred_at, message.attempt, message.sequence)
 
     def run(self, sessions: Sessions) -> bool:
@@ -112,11 +115,13 @@ class _Call:
 
         event.listen(session, "before_commit", before_commit)
         try:
+            calls = Calls(session, front)
+            instance = self._instance(session)
+            self.using = calls[self.mapper].using(instance)
             if not self._enter(session):
                 return False
             begun = session.get_transaction()
-            instance = self._instance(session)
-            self._call(Calls(session, front), instance)
+            self._call(calls, instance)
             if session.get_transaction() is not begun and not self._enter(session):
                 # The receiver has ended the transaction by itself, and somebody was quicker then.
                 return False
@@ -137,7 +142,10 @@ class _Call:
         row = {"event_id": self.message.id, "receiver": self.message.receiver}
         try:
             # Waits for another worker that is doing the same, and learns what became of it.
-            session.execute(insert(inbox).values(done_at=database_time(), **row))
+            session.execute(
+                insert(inbox).values(done_at=database_time(), **row),
+                bind_arguments={"bind": self.using},
+            )
         except IntegrityError:
             session.rollback()
             return False
@@ -149,7 +157,8 @@ class _Call:
         session.execute(
             delete(self.outbox.inbox).where(
                 inbox.event_id == self.message.id, inbox.receiver == self.message.receiver
-            )
+            ),
+            bind_arguments={"bind": self.using},
         )
 
     def _instance(self, session: Session) -> Any:
@@ -175,13 +184,20 @@ class _Call:
         values = zip(codec_of(mapper).primary_key, key[1], strict=True)
         return detached_copy(mapper, key, dict(values))
 
+    def _still_mapped(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Without attributes that the model had only when the message was written."""
+        keys = columns_of(self.mapper).keys
+        return {key: value for key, value in values.items() if key in keys}
+
     def _arguments(self) -> dict[str, Any]:
         if self.deleted:
             return {"origin": self._origin()}
         data = self.message.data
-        encoded = data.get("changes", {})
-        changes = decode_changes(self.types, encoded, self.snapshot, self.created)
-        along = data.get("along", ())
+        encoded = self._still_mapped(data.get("changes", {}))
+        # Not those of the instance, which the receiver may change in place.
+        snapshot = own_copies(self.snapshot)
+        changes = decode_changes(self.types, encoded, snapshot, self.created)
+        along = self._still_mapped(dict.fromkeys(data.get("along", ())))
         return {
             "created": self.created,
             "changes": Changes(changes),
@@ -195,15 +211,23 @@ class _Call:
                 f"{self.signal.name}: receiver {self.receiver} is async, but the sessions of this "
                 f"worker are not. Give the Relay or the Worker an async_sessionmaker"
             )
-        calls.call(
-            self.signal,
-            self.receiver,
-            self.mapper.class_,
-            instance=instance,
-            **self._arguments(),
-            using=calls[self.mapper].using(instance),
-            event=self.event,
-        )
+        try:
+            calls.call(
+                self.signal,
+                self.receiver,
+                self.mapper.class_,
+                instance=instance,
+                **self._arguments(),
+                using=self.using,
+                event=self.event,
+            )
+        except asyncio.CancelledError as error:
+            task = current_task()
+            if task is not None and task.cancelling():
+                raise  # it is us who are cancelled
+            raise SignalsError(
+                f"{self.signal.name}: receiver {self.receiver} was cancelled by something in it"
+            ) from error
 
     def _failed(self, instance: Any, error: Exception) -> None:
         cls = self.mapper.class_

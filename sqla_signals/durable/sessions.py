@@ -7,17 +7,22 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from sqlalchemy import Engine
+from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.util import greenlet_spawn
 
 from .. import mapping
+from .._sqlalchemy import all_mappers
 from ..errors import InstallError
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
     from sqlalchemy.ext.asyncio import AsyncSession
+
+    from .tables import Outbox
 
 T = TypeVar("T")
 
@@ -46,9 +51,44 @@ class Sessions:
         sync = getattr(made, "sync_session", made)
         return sync, made if self.is_async else None
 
+    def engine_of(self, outbox: Outbox) -> Engine:
+        """The engine of the database that an outbox is in: where the rows of its models go.
+
+        Models without a durable receiver count only if none has one.
+
+        :raises InstallError: they go to several databases, or to none that the sessions know.
+        """
+        models = [one for one in all_mappers() if mapping.known_outbox(one) is outbox]
+        receivers = mapping.durable_receivers()
+        heard = [one for one in models if any(fn.matches(one.class_) for fn in receivers)]
+        session, _ = self.make()
+        engines = {
+            bind.engine
+            for mapper in heard or models
+            if (bind := _bind(session, mapper=mapper)) is not None
+        }
+        if not engines and (bind := _bind(session, clause=outbox.table)) is not None:
+            engines = {bind.engine}
+        if len(engines) == 1:
+            return engines.pop()
+        where = ", ".join(sorted(str(engine.url) for engine in engines))
+        raise InstallError(
+            f"the models of {outbox!r} are on several databases: {where}. Each of these has an "
+            f"outbox and needs a relay of its own: Relay(engine, LocalPublisher(sessions))"
+            if engines
+            else f"these sessions know no database for {outbox!r} and its models"
+        )
+
     def run(self, fn: Callable[[], T]) -> T:
         """Call ``fn``, which may use the sessions; asynchronous ones on a loop of their own."""
         return _loop().run(fn) if self.is_async else fn()
+
+
+def _bind(session: Session, **arguments: Any) -> Engine | Connection | None:
+    try:
+        return session.get_bind(**arguments)
+    except UnboundExecutionError:
+        return None
 
 
 def _factory(source: Any) -> Callable[[], Any]:
@@ -98,12 +138,23 @@ class _Loop:
     def run(self, fn: Callable[[], T]) -> T:
         if threading.current_thread() is self._thread:  # called by what we run
             return fn()
-        future = asyncio.run_coroutine_threadsafe(greenlet_spawn(fn), self._loop)
+        future = asyncio.run_coroutine_threadsafe(_call(fn), self._loop)
         try:
-            return future.result()
+            result, error = future.result()
         except BaseException:
             future.cancel()
             raise
+        if error is not None:
+            raise error
+        return cast("T", result)
+
+
+async def _call(fn: Callable[[], T]) -> tuple[T | None, BaseException | None]:
+    """Call ``fn``; return what would end the loop and not reach anybody, such as SystemExit."""
+    try:
+        return await greenlet_spawn(fn), None
+    except (SystemExit, KeyboardInterrupt) as error:
+        return None, error
 
 
 _running: _Loop | None = None

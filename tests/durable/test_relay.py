@@ -316,6 +316,30 @@ def test_a_relay_runs_in_a_thread_until_it_is_stopped(shop):
     assert events(shop) == []
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_a_relay_in_a_thread_that_a_receiver_has_ended_says_so_and_can_be_started(shop, caplog):
+    """Nobody sees a SystemExit that ends a thread."""
+    endings = [SystemExit("no")]
+
+    @receiver(post_save, sender=Order, durable=True, name="shop.fn")
+    def fn(sender, session, **kwargs):
+        if endings:
+            raise endings.pop()
+        session.add(Ledger(entry="done"))
+
+    place(shop, "a")
+    relay = Relay(shop)
+    relay.start()
+    assert relay._thread is not None
+    relay._thread.join(30)
+    assert "nothing more is delivered" in caplog.text
+    with relay:
+        while events(shop):
+            relay._stopping.wait(0.01)
+    assert ledger(shop) == ["done"]
+
+
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 def test_a_lease_that_has_run_out_is_taken_over(shop, publisher, connected):
     """SQLite: the relay died while it was publishing; the attempt counts."""

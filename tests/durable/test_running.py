@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import threading
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import Engine, event, inspect, select
@@ -21,7 +23,7 @@ from sqlalchemy.orm import (
 )
 
 import sqla_signals
-from sqla_signals import AsyncReceiverError, post_delete, post_save, receiver
+from sqla_signals import AsyncReceiverError, Change, post_delete, post_save, receiver
 from sqla_signals.durable import (
     Message,
     Relay,
@@ -32,7 +34,7 @@ from sqla_signals.durable import (
 )
 
 from .conftest import drain, events, ledger
-from .models import Ledger, Line, Order, outbox
+from .models import Color, Ledger, Line, Order, Values, outbox
 from .test_relay import Recording, place
 
 
@@ -302,6 +304,48 @@ def test_origin_is_the_deleted_parent(shop: Engine):
     assert found == [(Order, 1, True)]
 
 
+def test_what_a_receiver_changes_in_place_the_next_one_does_not_see(shop: Engine):
+    """Each has values of its own, also beside those in ``changes``."""
+    found: list[Any] = []
+
+    def fn(sender, instance, changes, **kwargs):
+        found.append((instance.document["list"], changes["document"].new["list"]))
+        instance.document["list"].append("mine")
+
+    for name in ("shop.one", "shop.two"):
+
+        def connected(sender, **kwargs):
+            fn(sender, **kwargs)
+
+        post_save.connect(connected, sender=Values, durable=True, name=name, weak=False)
+    with Session(shop) as session:
+        session.add(Values(id=uuid4(), document={"list": []}))
+        session.commit()
+    drain(Relay(shop))
+    assert found == [(["mine"], []), (["mine"], [])]
+
+
+def test_a_column_that_is_gone_meanwhile_is_left_out(shop: Engine):
+    """The message was written before the model lost it."""
+    calls: list[Any] = []
+
+    @receiver(post_save, sender=Values, durable=True, name="shop.fn")
+    def fn(sender, instance, changes, update_fields, **kwargs):
+        calls.append((dict(changes), update_fields))
+
+    with Session(shop) as session:
+        values = Values(id=uuid4(), color=Color.RED, number=1)
+        session.add(values)
+        session.commit()
+        session.refresh(values)
+        values.color, values.number = Color.BLUE, 2
+        session.commit()
+    _, message = messages(shop)
+    text = message.to_json().replace('"color', '"colour')
+    Worker(shop).run(text)
+    assert calls == [({"number": Change(1, 2)}, {"number"})]
+
+
 # -- what a worker refuses -------------------------------------------------------------------------
 
 
@@ -383,6 +427,60 @@ def test_a_relay_with_async_sessions_runs_both_kinds_of_receivers(shop: Engine):
     assert ledger(shop) == ["async", "sync"]
     assert events(shop) == []
     relay.sessions.run(engine.sync_engine.dispose)
+
+
+@pytest.fixture
+def async_worker(shop: Engine) -> Iterator[Worker]:
+    """A worker with asynchronous sessions."""
+    engine = create_async_engine(shop.url.set(drivername=DRIVERS[shop.dialect.name]))
+    worker = Worker(engine)
+    yield worker
+    worker.sessions.run(engine.sync_engine.dispose)
+
+
+@pytest.mark.parametrize(
+    "url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)], indirect=True
+)
+def test_a_receiver_that_something_in_it_cancels_has_failed(shop: Engine, async_worker: Worker):
+    """Like any other; nothing of its work remains, and the rest of the batch goes on."""
+
+    @receiver(post_save, sender=Order, durable=True, name="shop.async")
+    async def fn(sender, instance, session, **kwargs):
+        session.add(Ledger(entry=f"{instance.status}"))
+        await session.flush()
+        if instance.status == "bad":
+            task = asyncio.create_task(asyncio.sleep(60))
+            task.cancel()
+            await task
+
+    place(shop, "bad", "good")
+    relay = Relay(async_worker.sessions, outbox=outbox)
+    assert relay.run_once() == 2
+    assert ledger(shop) == ["good"]
+    (row,) = events(shop)
+    assert row.attempts == 1
+    assert "was cancelled" in row.last_error
+
+
+@pytest.mark.parametrize(
+    "url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)], indirect=True
+)
+def test_what_ends_the_process_passes_through_the_loop(shop: Engine, async_worker: Worker):
+    """To the thread that called; the next message can be run."""
+
+    @receiver(post_save, sender=Order, durable=True, name="shop.async")
+    async def fn(sender, instance, session, event, **kwargs):
+        session.add(Ledger(entry="done"))
+        await session.flush()
+        if event.attempt == 1:
+            raise SystemExit(3)
+
+    place(shop, "a")
+    (message,) = messages(shop)
+    with pytest.raises(SystemExit):
+        async_worker.run(message, attempt=1)
+    assert async_worker.run(message, attempt=2) is True
+    assert ledger(shop) == ["done"]
 
 
 def test_the_session_factory_of_install_is_the_default(shop: Engine):

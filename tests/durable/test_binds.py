@@ -1,0 +1,164 @@
+"""Sessions that know several databases: an event is where its row is, and so is its inbox."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+
+from sqla_signals import Installation, InstallError, post_save, receiver
+from sqla_signals.celery import CeleryPublisher
+from sqla_signals.durable import LocalPublisher, Relay, outbox_table
+
+from ..conftest import create_sqlite_engine
+
+
+class Sales(DeclarativeBase):
+    """One database."""
+
+
+class Stock(DeclarativeBase):
+    """Another one."""
+
+
+sales_outbox = outbox_table(Sales.metadata)
+stock_outbox = outbox_table(Stock.metadata, prefix="stock")
+
+
+class Sale(Sales):
+    __tablename__ = "sales"
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+class Return(Sales):
+    """Of the same base, and kept elsewhere in some tests."""
+
+    __tablename__ = "returns"
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+class Item(Stock):
+    __tablename__ = "items"
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+@pytest.fixture
+def sales(tmp_path: Path, installed: Installation) -> Iterator[Engine]:
+    engine = create_sqlite_engine(tmp_path / "sales.db")
+    Sales.metadata.create_all(engine)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def stock(tmp_path: Path) -> Iterator[Engine]:
+    engine = create_sqlite_engine(tmp_path / "stock.db")
+    Stock.metadata.create_all(engine)
+    yield engine
+    engine.dispose()
+
+
+def listen(*senders: type) -> list[tuple[str, Any]]:
+    """Connect a durable receiver."""
+    calls: list[tuple[str, Any]] = []
+
+    @receiver(post_save, sender=[*senders], durable=True, name="shop.fn")
+    def fn(sender, using, **kwargs):
+        calls.append((sender.__name__, using))
+
+    return calls
+
+
+def rows(engine: Engine, table: Any) -> int:
+    with engine.connect() as connection:
+        return len(connection.execute(select(table)).all())
+
+
+@pytest.mark.parametrize("default", [False, True])
+def test_a_relay_works_where_the_rows_of_the_models_are(sales, stock, default):
+    """Whatever other database the sessions know, by default or for other models."""
+    calls = listen(Sale, Item)
+    Stock.metadata.create_all(sales)  # nothing is looked for there
+    sessions = (
+        sessionmaker(sales, binds={Stock: stock})
+        if default
+        else sessionmaker(binds={Sales: sales, Stock: stock})
+    )
+    with sessions() as session:
+        session.add_all([Sale(), Item()])
+        session.commit()
+    for outbox, engine in ((sales_outbox, sales), (stock_outbox, stock)):
+        assert rows(engine, outbox.table) == 1
+        relay = Relay(sessions, outbox=outbox)
+        assert relay.engine is engine
+        assert [relay.run_once(), relay.run_once()] == [1, 0]
+        assert rows(engine, outbox.inbox) == 1
+    assert calls == [("Sale", sales), ("Item", stock)]
+    assert rows(sales, stock_outbox.inbox) == 0
+
+
+def test_an_outbox_on_several_databases_has_a_relay_for_each(sales, stock):
+    """The error says how; the receivers run with the sessions of the application."""
+    calls = listen(Sale, Return)
+    Sales.metadata.create_all(stock)
+    sessions = sessionmaker(binds={Sale: sales, Return: stock})
+    with sessions() as session:
+        session.add_all([Sale(), Return()])
+        session.commit()
+    with pytest.raises(InstallError, match=r"Relay\(engine, LocalPublisher\(sessions\)\)"):
+        Relay(sessions, outbox=sales_outbox)
+    for engine in (sales, stock):
+        relay = Relay(engine, LocalPublisher(sessions), outbox=sales_outbox)
+        assert [relay.run_once(), relay.run_once()] == [1, 0]
+        assert rows(engine, sales_outbox.inbox) == 1
+    assert calls == [("Sale", sales), ("Return", stock)]
+
+
+def test_a_model_that_nobody_listens_to_says_nothing_about_the_outbox(sales, stock):
+    """No event of it is written."""
+    calls = listen(Return)
+    Sales.metadata.create_all(stock)
+    sessions = sessionmaker(binds={Sale: sales, Return: stock})
+    with sessions() as session:
+        session.add_all([Sale(), Return()])
+        session.commit()
+    assert Relay(sessions, outbox=sales_outbox).run_once() == 1
+    assert calls == [("Return", stock)]
+
+
+def test_sessions_that_know_no_database_for_the_models_are_refused(stock):
+    """With what they lack."""
+    with pytest.raises(InstallError, match="know no database for"):
+        Relay(sessionmaker(binds={Stock: stock}), outbox=sales_outbox)
+
+
+def test_a_worker_of_celery_gives_an_event_up_where_its_row_is(sales, stock):
+    """As the relay does."""
+    from celery import Celery
+
+    @receiver(post_save, sender=[Sale, Item], durable=True, name="shop.fn")
+    def fn(sender, **kwargs):
+        raise ValueError("no")
+
+    sessions = sessionmaker(sales, binds={Stock: stock})
+    app = Celery("binds", broker="memory://")
+    publisher = CeleryPublisher(app, sessions, max_attempts=1)
+    with Session(stock) as session:
+        session.add(Item())
+        session.commit()
+
+    class Keeping(LocalPublisher):
+        def publish(self, messages: Any) -> Any:
+            texts.extend(message.to_json() for message in messages)
+            return {}
+
+    texts: list[str] = []
+    Relay(sessions, Keeping(sessions), outbox=stock_outbox).run_once()
+    assert publisher.task.apply(texts).state == "FAILURE"
+    assert rows(stock, stock_outbox.dead_letters) == 1
+    publisher.close()
+    app.close()
