@@ -110,9 +110,10 @@ def in_progress() -> bool:
 
 def keep_values(session: Session, frame: Frame) -> None:
     """Keep the committed values of the rows, before the instances are expired."""
-    columns = ColumnsByMapper()
+    columns, waiting = ColumnsByMapper(), Waiting("commit")
     for effect in frame.effects:
-        effect.values = known_values(session, frame, effect, columns)
+        if waiting.has_any(effect):
+            effect.values = known_values(session, frame, effect, columns)
 
 
 def known_values(
@@ -169,7 +170,11 @@ def _deliver(delivery: _Delivery, batch: Batch) -> None:
     try:
         # Settled now: what receivers connect and disconnect on the way is for the next delivery.
         waiting = Waiting("commit")
-        calls = [(effect, waiting.for_effect(effect)) for effect in batch.frame.occurrences]
+        calls = (
+            [(effect, waiting.for_effect(effect)) for effect in batch.frame.occurrences]
+            if any(signal.table.commit for signal in (post_save, post_delete, post_bulk))
+            else []
+        )
         calling: Receiver | None = None
         for effect, receivers in calls:
             for receiver in receivers:
@@ -284,6 +289,11 @@ class Waiting(dict["Mapper[Any]", "tuple[Sequence[Receiver], bool, Sequence[Rece
         deletes = post_delete.table.lookup(mapper.class_, self._on)
         found = self[mapper] = saves, any(one.fields for one in saves), deletes
         return found
+
+    def has_any(self, effect: Effect) -> bool:
+        """Whether anybody waits for such an effect, muted or not."""
+        saves, _, deletes = self[state_of(effect.instance).manager.mapper]
+        return bool(deletes if effect.kind is DELETED else saves)
 
     def for_effect(self, effect: Effect | Executed) -> Sequence[Receiver]:
         """Who is to be called for a net effect, or for a statement, in order."""

@@ -8,7 +8,7 @@ behind ours has changed something, is written with that flush.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from .._sqlalchemy import is_clean, is_committing, state_of
@@ -20,6 +20,8 @@ from .columns import ColumnsByMapper
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Mapper, Session
+
+    from ..receivers import Receiver
 
 _WRITTEN: Final = "sqla_signals.owed"
 """Kept on the root transaction once its events are in the outbox."""
@@ -66,6 +68,8 @@ def _write(session: Session, frame: Frame, effects: Iterable[Effect]) -> None:
     outboxes: dict[Mapper[Any], Any] = {}
     columns = ColumnsByMapper()
     waiting = delivery.Waiting("durable")
+    named: Sequence[Receiver] = ()
+    names: list[str] = []
     for effect in effects:
         receivers = waiting.for_effect(effect)
         if not receivers:
@@ -75,7 +79,8 @@ def _write(session: Session, frame: Frame, effects: Iterable[Effect]) -> None:
         if outbox is None:
             outbox = outboxes[mapper] = outbox_of(mapper, receivers[0])
         values = delivery.known_values(session, frame, effect, columns)
-        names = [receiver.name for receiver in receivers]
+        if receivers is not named:
+            named, names = receivers, [receiver.name for receiver in receivers]
         events.setdefault((outbox, effect.source.using), []).append(Owed(effect, values, names))
     for (outbox, using), owed in events.items():
         outbox.write(session.connection(bind_arguments={"bind": using}), owed)

@@ -11,16 +11,17 @@ from uuid import UUID
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Insert, Text, bindparam, cast, column, func, insert, literal, select
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSON, JSONB
 
 from .._sqlalchemy import state_of
 from ..net import CREATED, DELETED
 from .clock import database_time
-from .encoding import Types, codec_of, encode_changes
+from .encoding import Codec, Types, codec_of, encode_changes
 from .message import SCHEMA
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
+    from sqlalchemy.orm import Mapper
 
     from ..bridge.owed import Owed
     from .tables import Outbox
@@ -41,7 +42,8 @@ def insert_events(outbox: Outbox, connection: Connection, events: Sequence[Owed]
     headers: dict[str, str] = {}
     for source in header_sources:
         headers.update(source(outbox, len(events)))
-    rows = [_event(event) for event in events]
+    codecs = _Codecs()
+    rows = [_event(event, codecs) for event in events]
     if connection.dialect.name == "postgresql":
         _insert_as_json(outbox, connection, rows, headers)
         if outbox.notify:
@@ -79,7 +81,7 @@ _statements: WeakKeyDictionary[Outbox, Insert] = WeakKeyDictionary()
 def _insert_from_json(outbox: Outbox, names: list[str]) -> Insert:
     given = [outbox.table.c[name] for name in names]
     values = (
-        func.jsonb_to_recordset(cast(bindparam("events", type_=Text()), JSONB))
+        func.json_to_recordset(cast(bindparam("events", type_=Text()), JSON))
         .table_valued(*(column(one.name, one.type) for one in given))
         .render_derived(name="event", with_types=True)
     )
@@ -96,10 +98,17 @@ def _insert_from_json(outbox: Outbox, names: list[str]) -> Insert:
     )
 
 
-def _event(event: Owed) -> dict[str, Any]:
+class _Codecs(dict["Mapper[Any]", Codec]):
+    """:func:`codec_of`, for one pass over many rows: quicker than the weak references."""
+
+    def __missing__(self, mapper: Mapper[Any]) -> Codec:
+        self[mapper] = found = codec_of(mapper)
+        return found
+
+
+def _event(event: Owed, codecs: _Codecs) -> dict[str, Any]:
     effect = event.effect
-    mapper = state_of(effect.instance).manager.mapper
-    codec = codec_of(mapper)
+    codec = codecs[state_of(effect.instance).manager.mapper]
     types = Types(codec)
     deleted = effect.kind is DELETED
     identity: Any = effect.was if deleted else effect.row
