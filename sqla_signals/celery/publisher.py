@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -79,6 +80,7 @@ class CeleryPublisher:
         self.max_bytes: int = max_bytes
         self.batch_size: int = batch_size or max(100, 10 * events_per_message)
         self._sessions = sessions
+        self._pid = os.getpid()
 
         def run(task: Any, *texts: str) -> None:
             self._run(task, texts)
@@ -214,6 +216,8 @@ class CeleryPublisher:
 
     def _forked(self, **_: Any) -> None:
         """Leave the database connections that were open before the fork to the parent."""
+        if os.getpid() == self._pid:  # the pool is solo, which sends this as well
+            return
         session, _front = self.worker.sessions.make()
         for mapper in all_mappers():
             if known_outbox(mapper) is not None:

@@ -11,6 +11,7 @@ from uuid import uuid4, uuid5
 
 import pytest
 from celery import Celery
+from celery.signals import worker_process_init
 from sqlalchemy import Engine, select
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session
@@ -451,6 +452,18 @@ def test_good_settings_are_accepted():
     options = {"visibility_timeout": 60}
     CeleryPublisher(settings(broker_url="redis://h", broker_transport_options=options))
     CeleryPublisher(settings(broker_url="amqp://h", task_time_limit=9, task_soft_time_limit=5))
+
+
+@on_sqlite
+def test_a_worker_that_does_not_fork_keeps_its_connections(shop, publisher):
+    """Celery's pool ``solo`` says that a process begins, which is the one that there was."""
+    with shop.connect():
+        pass
+    pool = shop.pool
+    assert pool.checkedin() == 1
+    worker_process_init.send(sender="solo")
+    assert shop.pool is pool
+    assert pool.checkedin() == 1
 
 
 def test_a_message_takes_at_least_one_event():
