@@ -122,8 +122,8 @@ class Installation:
     ) -> None:
         if Flush.of_context(context) is not None or not self._is_mine(session):
             return
-        if watching.watcher is not None:
-            watching.watcher.session_event("before_flush", session, context)
+        if (watcher := watching.watcher) is not None:
+            watcher.session_event("before_flush", session, context)
         if not any(signal.table.receivers for signal in flushes.SIGNALS):
             return
         mapper_events.listen_where_needed()
@@ -138,32 +138,32 @@ class Installation:
         flush = Flush.of_context(context)
         if flush is not None:
             flush.after_flush(context)
-        if watching.watcher is not None and self._is_mine(session):
-            watching.watcher.session_event("after_flush", session, context)
+        if (watcher := watching.watcher) is not None and self._is_mine(session):
+            watcher.session_event("after_flush", session, context)
 
     def _after_flush_postexec(self, session: Session, context: UOWTransaction) -> None:
         flush = Flush.of_context(context)
         if flush is not None:
             flush.after_flush_postexec()
-        if watching.watcher is not None and self._is_mine(session):
-            watching.watcher.session_event("after_flush_postexec", session, context)
+        if (watcher := watching.watcher) is not None and self._is_mine(session):
+            watcher.session_event("after_flush_postexec", session, context)
 
     def _before_commit(self, session: Session) -> None:
         if self._is_mine(session):
-            if watching.watcher is not None:
-                watching.watcher.session_event("before_commit", session)
+            if (watcher := watching.watcher) is not None:
+                watcher.session_event("before_commit", session)
             owed.committing(session)
 
     def _after_commit(self, session: Session) -> None:
         if self._is_mine(session):
             transactions.committed(session)
-            if watching.watcher is not None:
-                watching.watcher.session_event("after_commit", session)
+            if (watcher := watching.watcher) is not None:
+                watcher.session_event("after_commit", session)
 
     def _after_transaction_end(self, session: Session, transaction: SessionTransaction) -> None:
         if self._is_mine(session):
-            if watching.watcher is not None:
-                watching.watcher.session_event("after_transaction_end", session, transaction)
+            if (watcher := watching.watcher) is not None:
+                watcher.session_event("after_transaction_end", session, transaction)
             transactions.ended(session, transaction, session_factory_for)
 
     def _do_orm_execute(self, context: ORMExecuteState) -> Result[Any] | None:

@@ -359,8 +359,8 @@ class Signal(blinker.NamedSignal):
             with self._lock:
                 self._prune()
                 receivers: Iterable[Receiver] = self._connected.values()
-                if watching.watcher is not None:
-                    receivers = watching.watcher.watched(self, receivers)
+                if (watcher := watching.watcher) is not None:
+                    receivers = watcher.watched(self, receivers)
                 table = self._table = dispatch.Table(receivers)
         return table
 

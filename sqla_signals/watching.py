@@ -80,4 +80,5 @@ class Watcher(Protocol):
         ...
 
 
+# Another thread may end it at any moment: look once, and ask what was found.
 watcher: Watcher | None = None

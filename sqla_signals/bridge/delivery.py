@@ -221,8 +221,8 @@ def rolled_back(session: Session, frame: Frame) -> None:
             failed(effect, receiver, instance, error, "rollback")
 
     call_back = _call_back
-    if watching.watcher is not None:
-        watched = watching.watcher.delivery(session, "rollback")
+    if (watcher := watching.watcher) is not None:
+        watched = watcher.delivery(session, "rollback")
         call, call_back = partial(watched.receiver, call), partial(watched.callback, call_back)
     waiting = Waiting("rollback")
     for effect in frame.occurrences:
@@ -267,8 +267,8 @@ def _call_back(session: Session, fn: Callable[[], Any], what: str) -> None:
             await_only(result)
     except Exception as error:
         logger.exception("%s: callback %r failed", what, fn)
-        if watching.watcher is not None:
-            watching.watcher.failed(error)
+        if (watcher := watching.watcher) is not None:
+            watcher.failed(error)
 
 
 class Waiting(dict["Mapper[Any]", "tuple[Sequence[Receiver], bool, Sequence[Receiver]]"]):

@@ -188,8 +188,8 @@ def failed(
         sender.__name__,
         exc_info=error,
     )
-    if watching.watcher is not None:
-        watching.watcher.failed(error)
+    if (watcher := watching.watcher) is not None:
+        watcher.failed(error)
     receiver_failed.send_robust(
         sender,
         receiver=receiver.fn,

@@ -71,7 +71,8 @@ class Worker:
         if attempt is not None:
             message = replace(message, attempt=attempt)
         run = partial(self._run, message)
-        return run() if watching.watcher is None else watching.watcher.message(run, message)
+        watcher = watching.watcher
+        return run() if watcher is None else watcher.message(run, message)
 
     def _run(self, message: Message) -> bool:
         call = _Call(message)
