@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from sqlalchemy.util import await_only
 
 from .. import watching
-from .._sqlalchemy import current_task, detached_copy, ends_session_block, own_copies, state_of
+from .._sqlalchemy import (
+    contains_state,
+    current_task,
+    detached_copy,
+    ends_session_block,
+    own_copies,
+    state_of,
+)
 from ..changes import UNSET
 from ..dispatch import was_audible
 from ..errors import AsyncReceiverError, SignalRecursionError
@@ -127,11 +134,12 @@ def known_values(
     if effect.kind is DELETED:  # the values that were committed, not what came in between
         values = {**(effect.values or {}), **effect.before}
         return {key: value for key, value in values.items() if value is not UNSET}
-    if state.key == effect.row and (
-        state.session_id == session.hash_key
-        # Expunged: it misses what a rollback to a savepoint sets back.
-        or (state.session_id is None and not frame.went_back)
-    ):
+    if frame.went_back:
+        # What was not in the session by then has missed that it was set back.
+        knows = contains_state(session, state)
+    else:
+        knows = state.session_id in (session.hash_key, None)
+    if knows and state.key == effect.row:
         return columns[state.manager.mapper].values(state)
     return {}
 

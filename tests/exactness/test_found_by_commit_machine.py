@@ -274,6 +274,26 @@ def test_an_instance_expunged_in_a_savepoint_that_was_undone_has_what_was_commit
     assert told[0].values.get("status", "open") == "open"
 
 
+def test_an_instance_lost_with_two_savepoints_at_once_has_what_was_committed(
+    session: Session, told: list[Told]
+):
+    """Rolling back the outer one, SQLAlchemy keeps what the inner one has deleted out of the
+    session, without setting it back."""
+    session.add(order := m.Order(status="open", n=1))
+    outer = session.begin_nested()
+    session.begin_nested()
+    order.status = "paid"
+    session.flush()
+    session.delete(order)
+    session.flush()
+    outer.rollback()
+    assert order not in session
+    session.commit()
+    assert [one.what for one in told] == ["created Order"]
+    assert written(session, m.Order.status) == "open"
+    assert told[0].values.get("status", "open") == "open"
+
+
 def test_an_instance_that_has_become_another_row_has_what_was_committed_of_the_first(
     session: Session, told: list[Told]
 ):
