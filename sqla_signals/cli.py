@@ -167,11 +167,19 @@ def _takes_sequences(command: argparse.ArgumentParser) -> Any:
 
 
 def _in_transaction(relay: Relay, fn: Any, *arguments: Any) -> Any:
+    from sqlalchemy.exc import DBAPIError
+
     def run() -> Any:
         with relay.engine.begin() as connection:
             return fn(connection, relay.outbox, *arguments)
 
-    return relay.sessions.run(run)
+    try:
+        return relay.sessions.run(run)
+    except DBAPIError as error:
+        raise UsageError(
+            f"{relay.engine.url.render_as_string()}: {error.orig}. Is this the database, and has it the tables of "
+            f"{relay.outbox!r}? Alembic or Base.metadata.create_all() creates them"
+        ) from error
 
 
 def _list(options: argparse.Namespace) -> int:

@@ -53,9 +53,10 @@ class CeleryPublisher:
         faster in the relay and the broker; they then run one after the other in one worker.
     :param max_attempts: after as many a receiver is given up for this event: a dead letter.
     :param max_bytes: larger messages are refused; they stay in the outbox and become dead letters.
-    :param name: the name of the task.
+    :param name: the name of the task; one for each publisher of an app.
     :param batch_size: how many events a relay claims at once.
     :raises InstallError: settings of the app would lose events; it says which, and what to set.
+    :raises ReceiverOptionError: the app has a task of that name.
 
     Make it where both the relay and the workers import it: it registers the task with the app.
     """
@@ -74,6 +75,11 @@ class CeleryPublisher:
     ) -> None:
         if events_per_message < 1:
             raise ReceiverOptionError(f"events_per_message must be 1 or more: {events_per_message}")
+        if name in app.tasks:
+            raise ReceiverOptionError(
+                f"the Celery app {app.main!r} has a task {name!r} already. A second publisher "
+                f"needs a name of its own: CeleryPublisher(..., name={name + '_too'!r})"
+            )
         self.app: Celery = app
         self.events_per_message: int = events_per_message
         self.max_attempts: int = max_attempts

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import Row, Select, bindparam, delete, exists, select, update
 
 from ..errors import InstallError
+from ..signal import logger
 from .clock import database_time
 from .dead_letters import bury, reason
 from .message import BusyError, Message
@@ -138,6 +139,15 @@ class Claims:
         self, connection: Connection, event: Claimed, receivers: list[str], reason: str
     ) -> None:
         delay = min(LAST_RETRY, FIRST_RETRY * 2 ** (event.attempt - 1)) * random.uniform(0.75, 1.25)
+        logger.warning(
+            "event %s, %s %s %s, is tried again in %.1f s: %s",
+            event.row.id,
+            event.row.aggregate_type,
+            event.row.aggregate_id,
+            event.row.event_type,
+            delay,
+            reason,
+        )
         connection.execute(
             update(self._events)
             .where(self._events.c.sequence == event.row.sequence)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import insert, select, update
 
+from ..signal import logger
 from .clock import database_time
 from .message import Message
 
@@ -29,6 +30,15 @@ def bury(connection: Connection, outbox: Outbox, event: Mapping[str, Any]) -> No
 
     :param event: the columns of the outbox.
     """
+    logger.error(
+        "event %s, %s %s %s, was given up after %d attempts: %s",
+        event["id"],
+        event["aggregate_type"],
+        event["aggregate_id"],
+        event["event_type"],
+        event["attempts"],
+        event["last_error"],
+    )
     dead = outbox.dead_letters
     same = dead.c.sequence == event["sequence"]
     known = connection.execute(select(dead).where(same).with_for_update()).first()

@@ -8,24 +8,18 @@ what the database would give back.
 
 from __future__ import annotations
 
-import base64
-import math
-from collections.abc import Callable, Mapping
-from copy import deepcopy
-from datetime import date, datetime, time, timedelta
-from decimal import Decimal
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
-from uuid import UUID
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import ARRAY, PickleType, TypeDecorator
-from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy import PickleType, TypeDecorator
 from sqlalchemy.schema import Column
 
 from ..changes import UNSET, Change, NewRow
 from ..errors import ReceiverOptionError, SignalsError
 from ..receivers import Receiver
 from .naming import model_name
+from .values import PLAIN, bound_value, decode_value, encode_as_base, encode_value, loaded_value
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Mapper
@@ -47,41 +41,8 @@ class UnserializableError(SignalsError, TypeError):
     """A column holds what cannot be written into a message; nothing was committed."""
 
 
-_PLAIN: Final = frozenset({type(None), bool, int, str})
-_MICROSECOND: Final = timedelta(microseconds=1)
-_LARGE: Final = 1e16
-"""From here on a float has no fraction, and PostgreSQL's JSONB writes it as an integer."""
-
-
-def _base64(value: bytes | bytearray | memoryview) -> str:
-    return base64.b64encode(value).decode("ascii")
-
-
-_ENCODERS: Final[dict[type, tuple[str, Callable[[Any], Any]]]] = {
-    Decimal: ("decimal", str),
-    datetime: ("datetime", datetime.isoformat),
-    date: ("date", date.isoformat),
-    time: ("time", time.isoformat),
-    timedelta: ("microseconds", lambda value: value // _MICROSECOND),
-    UUID: ("uuid", str),
-    bytes: ("base64", _base64),
-    bytearray: ("base64", _base64),
-    memoryview: ("base64", _base64),
-}
-_DECODERS: Final[dict[str, Callable[[Any], Any]]] = {
-    "decimal": Decimal,
-    "datetime": datetime.fromisoformat,
-    "date": date.fromisoformat,
-    "time": time.fromisoformat,
-    "microseconds": lambda value: value * _MICROSECOND,
-    "uuid": UUID,
-    "base64": base64.b64decode,
-    "float": float,
-}
 _COLUMN: Final = "column"
-_LIST: Final = "list"
-_dialect: Final = DefaultDialect()
-_dialect.supports_native_decimal = True  # floats would lose digits
+"""The tag, or the first part of it, of what went through the type of its column."""
 
 
 class Types:
@@ -107,7 +68,7 @@ class Types:
         for key, value in values.items():
             if key in secret:
                 continue
-            if type(value) not in _PLAIN:
+            if type(value) not in PLAIN:
                 tag, value = encode(key, value)
                 if tag:
                     self.known[key] = tag
@@ -156,14 +117,14 @@ class Codec:
 
     def encode(self, key: str, value: Any) -> tuple[str, Any]:
         """The tag of the type, empty for JSON's own, and the value as JSON."""
-        return _encoded(value) or self._encode_by_column(key, value)
+        return encode_value(value) or self._encode_by_column(key, value)
 
     def _encode_by_column(self, key: str, value: Any) -> tuple[str, Any]:
         try:
-            bound = _bound(self._types[key], value)
+            bound = bound_value(self._types[key], value)
         except Exception as error:
             raise self._unserializable(key, value) from error
-        found = _encoded(bound) or _encoded_as_base(bound)
+        found = encode_value(bound) or encode_as_base(bound)
         if found is None:
             raise self._unserializable(key, value)
         tag, encoded = found
@@ -173,9 +134,9 @@ class Codec:
         """The value that was encoded."""
         by_column, _, inner = tag.rpartition("/")
         if inner != _COLUMN:
-            value = _decoded(value, inner)
+            value = decode_value(value, inner)
         if by_column or inner == _COLUMN:
-            return _loaded(self._types[key], value)
+            return loaded_value(self._types[key], value)
         return value
 
     def _unserializable(self, key: str, value: Any) -> UnserializableError:
@@ -185,92 +146,6 @@ class Codec:
             f"with mapped_column(info=sqla_signals.durable.SECRET), or give it a TypeDecorator "
             f"that turns it into text"
         )
-
-
-def _bound(kind: TypeEngine[Any], value: Any) -> Any:
-    """What a column type makes of a value for the database."""
-    if value is None:
-        return None
-    if isinstance(kind, ARRAY):
-        return [_bound(kind if isinstance(v, list | tuple) else kind.item_type, v) for v in value]
-    process = kind.dialect_impl(_dialect).bind_processor(_dialect)
-    return value if process is None else process(value)
-
-
-def _loaded(kind: TypeEngine[Any], value: Any) -> Any:
-    """What a column type makes of a value from the database."""
-    if value is None:
-        return None
-    if isinstance(kind, ARRAY):
-        items = [_loaded(kind if isinstance(v, list) else kind.item_type, v) for v in value]
-        return tuple(items) if kind.as_tuple else items
-    process = kind.dialect_impl(_dialect).result_processor(_dialect, None)
-    return value if process is None else process(value)
-
-
-def _encoded(value: Any) -> tuple[str, Any] | None:
-    """A value of Python's own as JSON, behind the tag of its type; else ``None``."""
-    kind = type(value)
-    if kind in _PLAIN:
-        return "", value
-    if kind is float:
-        return ("", value) if abs(value) < _LARGE else ("float", repr(value))
-    if kind in _ENCODERS:
-        tag, encode = _ENCODERS[kind]
-        return tag, encode(value)
-    if isinstance(value, dict | list) and _is_json(value):
-        return "", value
-    return _encoded_list(value) if isinstance(value, list) else None
-
-
-def _encoded_list(values: list[Any]) -> tuple[str, Any] | None:
-    """The same for an ``ARRAY`` of values of one type."""
-    tags: set[str] = set()
-    items = []
-    for value in values:
-        found = _encoded(value)
-        if found is None:
-            return None
-        if value is not None:
-            tags.add(found[0])
-        items.append(found[1])
-    return (f"{_LIST}:{tags.pop()}", items) if len(tags) == 1 else None
-
-
-def _encoded_as_base(value: Any) -> tuple[str, Any] | None:
-    """The same for what is more than that: an enum that is a ``str`` too, say."""
-    for base, simple in _SIMPLE.items():
-        if isinstance(value, base):
-            return _encoded(simple(value))
-    for base, (tag, encode) in _ENCODERS.items():
-        if isinstance(value, base):
-            return tag, encode(value)
-    return None
-
-
-_SIMPLE: Final[dict[type, Callable[[Any], Any]]] = {
-    str: str.__str__,
-    int: int.__int__,
-    float: float.__float__,
-}
-
-
-def _decoded(value: Any, tag: str) -> Any:
-    if not tag:
-        # The message may be run for another receiver too, or written down again.
-        return deepcopy(value) if isinstance(value, dict | list) else value
-    kind, _, of = tag.partition(":")
-    if kind == _LIST:
-        return [None if one is None else _decoded(one, of) for one in value]
-    return _DECODERS[kind](value)
-
-
-def _is_json(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(type(key) is str and _is_json(one) for key, one in value.items())
-    if isinstance(value, list):
-        return all(map(_is_json, value))
-    return type(value) in _PLAIN or (type(value) is float and math.isfinite(value))
 
 
 def check_columns(mapper: Mapper[Any], receiver: Receiver) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy.orm import configure_mappers
+from sqlalchemy import inspect
+from sqlalchemy.orm import Mapper, configure_mappers
 
 from .._sqlalchemy import all_mappers
 from ..mapping import known_outbox, model_signals
@@ -12,8 +14,6 @@ from ..receivers import Receiver
 from .message import UnknownModelError, UnknownReceiverError
 
 if TYPE_CHECKING:
-    from sqlalchemy.orm import Mapper
-
     from ..signal import ModelSignal
 
 
@@ -23,7 +23,7 @@ def model_name(cls: type) -> str:
 
 
 def find_mapper(name: str) -> Mapper[Any]:
-    """The mapper of the class with that name, among those that have an outbox.
+    """The mapper of the class with that name, or that had it, among those that have an outbox.
 
     :raises UnknownModelError: there is none, or are several.
     """
@@ -33,6 +33,8 @@ def find_mapper(name: str) -> Mapper[Any]:
         for mapper in all_mappers()
         if model_name(mapper.class_) == name and known_outbox(mapper)
     ]
+    if not found and (moved := _moved(name)) is not None:
+        found = [moved]
     if len(found) == 1:
         return found[0]
     raise UnknownModelError(
@@ -40,6 +42,14 @@ def find_mapper(name: str) -> Mapper[Any]:
         f"this process; if the class was moved, keep its old name importable until the outbox is "
         f"empty"
     )
+
+
+def _moved(name: str) -> Mapper[Any] | None:
+    """The mapper of the class that a module which is imported has by that name."""
+    module, _, attribute = name.rpartition(".")
+    # Not imported here: who can write messages must not make us run code by that.
+    mapper: Any = inspect(getattr(sys.modules.get(module), attribute, None), raiseerr=False)
+    return mapper if isinstance(mapper, Mapper) and known_outbox(mapper) else None
 
 
 def find_receiver(name: str, signal: ModelSignal) -> Receiver:

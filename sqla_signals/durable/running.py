@@ -75,7 +75,11 @@ class Worker:
         return run() if watcher is None else watcher.message(run, message)
 
     def _run(self, message: Message) -> bool:
-        call = _Call(message)
+        try:
+            call = _Call(message)
+        except Exception as error:
+            logger.error("event %s cannot be run here: %s", message.id, error)
+            raise
         return self.sessions.run(lambda: call.run(self.sessions))
 
 

@@ -38,7 +38,10 @@ class Sessions:
 
     def __init__(self, source: Any = None) -> None:
         self._factory = _factory(source)
-        made = self._factory()
+        try:
+            made = self._factory()
+        except TypeError as error:
+            raise InstallError(f"{source!r} makes no sessions: {error}") from error
         sync = getattr(made, "sync_session", made)
         if not isinstance(sync, Session):
             raise InstallError(f"{source!r} makes no Session and no AsyncSession, but {made!r}")
@@ -71,7 +74,7 @@ class Sessions:
             engines = {bind.engine}
         if len(engines) == 1:
             return engines.pop()
-        where = ", ".join(sorted(str(engine.url) for engine in engines))
+        where = ", ".join(sorted(engine.url.render_as_string() for engine in engines))
         raise InstallError(
             f"the models of {outbox!r} are on several databases: {where}. Each of these has an "
             f"outbox and needs a relay of its own: Relay(engine, LocalPublisher(sessions))"

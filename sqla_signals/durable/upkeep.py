@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, delete, exists, func, insert, select, true
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from .tables import Outbox
+
+_AT_ONCE: Final = 500
+"""Dead letters put back with one statement, whose parameters every database limits."""
 
 
 @dataclass(frozen=True)
@@ -91,20 +94,24 @@ def retry(connection: Connection, outbox: Outbox, sequences: Sequence[int] | Non
     """
     dead, events = outbox.dead_letters, outbox.table
     gone = ~exists().where(events.c.sequence == dead.c.sequence)
-    rows = connection.execute(
-        select(dead).where(_named(dead.c.sequence, sequences), gone)
-    ).mappings()
-    revived = [
-        {key: value for key, value in row.items() if key not in ("dead_at", "available_at")}
-        | {"attempts": 0}
-        for row in rows
-    ]
-    if revived:
+    some = (
+        select(dead)
+        .where(_named(dead.c.sequence, sequences), gone)
+        .order_by(dead.c.sequence)
+        .limit(_AT_ONCE)
+    )
+    count = 0
+    while rows := connection.execute(some).mappings().all():
+        revived = [
+            {key: value for key, value in row.items() if key not in ("dead_at", "available_at")}
+            | {"attempts": 0}
+            for row in rows
+        ]
         connection.execute(
             insert(outbox.table).values(available_at=database_time()).inline(), revived
         )
-        purge(connection, outbox, [row["sequence"] for row in revived])
-    return len(revived)
+        count += purge(connection, outbox, [row["sequence"] for row in revived])
+    return count
 
 
 def purge(connection: Connection, outbox: Outbox, sequences: Sequence[int] | None = None) -> int:

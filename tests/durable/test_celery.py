@@ -134,6 +134,16 @@ def test_each_event_is_one_task_for_each_receiver(shop, app, publisher, relay, c
 
 
 @on_sqlite
+def test_a_second_publisher_of_the_same_name_is_refused(app, publisher, shop):
+    """Its messages would be run with the sessions of the first one."""
+    with pytest.raises(ReceiverOptionError, match=r"CeleryPublisher\(\.\.\., name="):
+        CeleryPublisher(app, shop)
+    other = CeleryPublisher(app, shop, name="sqla_signals.other")
+    assert other.task.name == "sqla_signals.other"
+    other.close()
+
+
+@on_sqlite
 def test_a_task_that_comes_again_calls_nobody(shop, app, publisher, relay, calls):
     """The inbox knows that it was done."""
     place(shop, "a")

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, String, create_engine, event, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sqla_signals import InstallError, post_save, receiver, receiver_failed
-from sqla_signals.durable import BusyError, Message, Relay, outbox_table
+from sqla_signals.durable import BusyError, Message, Relay, outbox_table, upkeep
 from sqla_signals.durable.clock import database_time
 from sqla_signals.durable.waiting import waiting_for
 
@@ -110,6 +110,43 @@ def test_a_failed_message_is_put_off_and_the_others_are_forgotten(
     assert statuses(publisher.published) == ["shop.first a", "shop.second a"]
     assert [message.attempt for message in publisher.published] == [1, 2]
     assert events(shop) == []
+
+
+def test_what_is_put_off_and_what_is_given_up_is_in_the_log(
+    shop, relay, publisher, connected, caplog
+):
+    """The publisher did not take it, and nobody else says so."""
+    publisher.failing["shop.second"] = ValueError("too large")
+    place(shop, "a")
+    for _ in range(3):
+        relay.run_once()
+        make_due(shop)
+    said = [(r.levelname, r.getMessage()) for r in caplog.records if "too large" in r.getMessage()]
+    assert [level for level, _ in said] == ["WARNING", "WARNING", "ERROR"]
+    assert "shop.second: ValueError: too large" in said[0][1]
+    assert "again in" in said[1][1]
+    assert "given up after 3 attempts" in said[2][1]
+
+
+def test_any_number_of_dead_letters_is_put_back(shop, relay, publisher, connected):
+    """In statements that no database finds too long."""
+    publisher.failing = dict.fromkeys(("shop.first", "shop.second"), ValueError("no"))
+    relay = Relay(shop, publisher, outbox=outbox, max_attempts=1)
+    place(shop, *map(str, range(1200)))
+    drain(relay)
+    longest = 0
+
+    @event.listens_for(shop, "before_cursor_execute")
+    def _execute(connection, cursor, statement, parameters, context, executemany) -> None:
+        nonlocal longest
+        if not executemany:
+            longest = max(longest, len(parameters))
+
+    with shop.begin() as connection:
+        assert upkeep.retry(connection, outbox) == 1200
+        assert upkeep.retry(connection, outbox) == 0
+    assert longest < 1000
+    assert sorted(row.sequence for row in events(shop)) == list(range(1, 1201))
 
 
 class Speechless(Exception):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import sys
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from types import ModuleType
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from sqlalchemy import Engine, event, inspect, select
+from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import (
     DeclarativeBase,
@@ -94,6 +97,32 @@ def test_the_instance_lives_in_the_session(shop: Engine):
     assert found == [(True, "a", 1)]
     with Session(shop) as session:
         assert session.scalars(select(Order.status)).all() == ["seen"]
+
+
+def test_the_row_may_be_another_one_meanwhile(shop: Engine):
+    """The instance shows the event; the receiver may ask for the row as it is now."""
+    found: list[Any] = []
+
+    @receiver(post_save, sender=Order, durable=True, name="shop.fn")
+    def fn(sender, instance, session, **kwargs):
+        found.append(instance.status)
+        try:
+            session.refresh(instance)
+        except InvalidRequestError:
+            found.append("gone")
+        else:
+            found.append(instance.status)
+
+    place(shop, "a", "b")
+    taken = messages(shop)
+    with Session(shop) as session:
+        first, second = session.scalars(select(Order).order_by(Order.id))
+        first.status = "later"
+        session.delete(second)
+        session.commit()
+    worker = Worker(shop)
+    assert [worker.run(message) for message in taken] == [True, True]
+    assert found == ["a", "later", "b", "gone"]
 
 
 def test_the_same_message_twice_has_its_effect_once(shop: Engine):
@@ -349,8 +378,8 @@ def test_a_column_that_is_gone_meanwhile_is_left_out(shop: Engine):
 # -- what a worker refuses -------------------------------------------------------------------------
 
 
-def test_a_receiver_that_is_not_connected_is_refused(shop: Engine):
-    """Whatever else of that name there is in the process."""
+def test_a_receiver_that_is_not_connected_is_refused(shop: Engine, caplog):
+    """Whatever else of that name there is in the process; the log says so each time."""
     write()
     place(shop, "a")
     (message,) = messages(shop)
@@ -358,6 +387,7 @@ def test_a_receiver_that_is_not_connected_is_refused(shop: Engine):
     for name in ("os.system", "shop.other"):
         with pytest.raises(UnknownReceiverError, match=r"connected here: shop\.fn"):
             worker.run(dataclasses.replace(message, receiver=name))
+        assert f"is named '{name}'" in caplog.text
     assert ledger(shop) == []
 
 
@@ -378,6 +408,26 @@ def test_a_class_that_is_not_mapped_is_refused(shop: Engine):
     (message,) = messages(shop)
     with pytest.raises(UnknownModelError, match=r"shop\.Gone"):
         Worker(shop).run(dataclasses.replace(message, model="shop.Gone"))
+
+
+def test_a_class_that_was_moved_is_found_by_its_old_name(shop: Engine, monkeypatch):
+    """Where that is still importable, and imported: nothing is imported for a message."""
+    calls = write()
+    place(shop, "a", "b", "c")
+    first, second, third = messages(shop)
+    old = ModuleType("shop.old_models")
+    old.Order, old.Plain, old.engine = Order, dict, shop  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "shop.old_models", old)
+    worker = Worker(shop)
+    assert worker.run(dataclasses.replace(first, model="shop.old_models.Order")) is True
+    assert [call["sender"] for call in calls] == [Order]
+    for name in ("Plain", "engine", "Order.id", "Other", ""):
+        with pytest.raises(UnknownModelError, match="keep its old name importable"):
+            worker.run(dataclasses.replace(second, model=f"shop.old_models.{name}"))
+    assert "this" not in sys.modules
+    with pytest.raises(UnknownModelError):
+        worker.run(dataclasses.replace(third, model="this.Order"))
+    assert "this" not in sys.modules
 
 
 def test_an_async_receiver_needs_async_sessions(shop: Engine):
