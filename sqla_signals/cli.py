@@ -177,8 +177,8 @@ def _in_transaction(relay: Relay, fn: Any, *arguments: Any) -> Any:
         return relay.sessions.run(run)
     except DBAPIError as error:
         raise UsageError(
-            f"{relay.engine.url.render_as_string()}: {error.orig}. Is this the database, and has it the tables of "
-            f"{relay.outbox!r}? Alembic or Base.metadata.create_all() creates them"
+            f"{relay.engine.url.render_as_string()}: {error.orig}. Is this the database, and has "
+            f"it the tables of {relay.outbox!r}? Alembic or Base.metadata.create_all() creates them"
         ) from error
 
 

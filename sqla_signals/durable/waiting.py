@@ -47,16 +47,21 @@ class Listening(Polling):
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._channel = channel
         self._connection: Connection | None = None
+        self._failing = False
 
     def wait(self, seconds: float) -> None:
         """Return after so many seconds, or when something was written."""
         try:
             driver = self._listen()
             for _ in driver.notifies(timeout=seconds, stop_after=1):
-                return
+                break
+            self._failing = False
         except Exception:
-            # The relay itself will say what is wrong with the database.
-            logger.debug("listening on %s failed", self._channel, exc_info=True)
+            if not self._failing:
+                logger.warning(
+                    "listening on %s failed; polling until it works", self._channel, exc_info=True
+                )
+            self._failing = True
             self.end()
             super().wait(seconds)
 
@@ -77,7 +82,9 @@ class Listening(Polling):
 def waiting_for(outbox: Outbox, engine: Engine, stopping: threading.Event) -> Waiting:
     """Listening where the outbox notifies and the driver, which is psycopg, can wait for it."""
     if outbox.notify and engine.dialect.name == "postgresql":
-        if engine.dialect.driver == "psycopg":
+        if engine.dialect.driver == "psycopg" and not engine.dialect.is_async:
             return Listening(stopping, engine, outbox.channel)
-        logger.warning("%r notifies, but a relay listens with psycopg only; polling", outbox)
+        logger.warning(
+            "%r notifies, but a relay listens with psycopg and plain sessions only; polling", outbox
+        )
     return Polling(stopping)

@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 from sqlalchemy import Connection, Engine, String, create_engine, event, select
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sqla_signals import InstallError, post_save, receiver, receiver_failed
 from sqla_signals.durable import BusyError, Message, Relay, outbox_table, upkeep
 from sqla_signals.durable.clock import database_time
-from sqla_signals.durable.waiting import waiting_for
+from sqla_signals.durable.waiting import Polling, waiting_for
 
 from .conftest import drain, engine_for, events, ledger, make_due
 from .models import Ledger, Order, outbox
@@ -510,6 +511,27 @@ def test_an_outbox_that_notifies_wakes_the_relay(shop):
     waiting.end()
     assert events(shop) == []
     assert Relay(shop, Recording(), outbox=loud).run_once() == 1
+
+
+@pytest.mark.parametrize(
+    "url", [pytest.param("postgresql", marks=pytest.mark.postgresql)], indirect=True
+)
+def test_a_relay_that_cannot_listen_says_so_once_and_polls(shop, caplog):
+    """PostgreSQL: with asynchronous sessions, or where listening fails."""
+    asynchronous = create_async_engine(shop.url)
+    assert type(waiting_for(loud, asynchronous.sync_engine, threading.Event())) is Polling
+    assert "psycopg and plain sessions only; polling" in caplog.text
+    caplog.clear()
+
+    waiting = waiting_for(loud, shop, threading.Event())
+    waiting._channel = 'no " channel'  # type: ignore[attr-defined]
+    for _ in range(2):
+        waiting.wait(0)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    waiting._channel = "channel"  # type: ignore[attr-defined]
+    waiting.wait(0)
+    waiting.end()
+    assert len(caplog.records) == 1
 
 
 def test_a_relay_whose_outbox_is_gone_goes_on_trying(shop, connected, caplog):
