@@ -75,7 +75,7 @@ class Outbox:
             name.format("inbox"),
             metadata,
             Column("event_id", Uuid(), primary_key=True),
-            Column("receiver", String(MAX_NAME), primary_key=True),
+            Column("receiver", _name(), primary_key=True),
             Column("done_at", _timestamp(), nullable=False),
             schema=schema,
         )
@@ -180,6 +180,11 @@ _JSONB.__module__ = postgresql.JSONB.__module__
 
 def _json() -> TypeEngine[Any]:
     return JSON().with_variant(_JSONB(), "postgresql")
+
+
+def _name() -> TypeEngine[Any]:
+    # Else "shop.Confirm" has done what "shop.confirm" did.
+    return String(MAX_NAME).with_variant(String(MAX_NAME, collation="utf8mb4_bin"), *MYSQL)
 
 
 def _timestamp() -> TypeEngine[Any]:

@@ -148,6 +148,16 @@ def test_each_receiver_does_an_event_once(shop: Engine):
     assert ledger(shop) == ["a", "a"]
 
 
+def test_names_of_receivers_that_differ_in_case_are_two(shop: Engine):
+    """Also on MariaDB, which compares text without it unless told otherwise."""
+    for name in ("shop.one", "shop.One", "shop.öne"):
+        write(name)
+    place(shop, "a")
+    worker = Worker(shop)
+    assert [worker.run(message) for message in messages(shop) * 2] == [True] * 3 + [False] * 3
+    assert ledger(shop) == ["a", "a", "a"]
+
+
 def test_a_receiver_that_fails_has_done_nothing(shop: Engine):
     """The message can be run again."""
 

@@ -66,7 +66,13 @@ def upgrade() -> None:
     op.create_table(
         "sqla_signals_inbox",
         sa.Column("event_id", sa.Uuid(), nullable=False),
-        sa.Column("receiver", sa.String(length=255), nullable=False),
+        sa.Column(
+            "receiver",
+            sa.String(length=255)
+            .with_variant(sa.String(length=255, collation="utf8mb4_bin"), "mariadb")
+            .with_variant(sa.String(length=255, collation="utf8mb4_bin"), "mysql"),
+            nullable=False,
+        ),
         sa.Column(
             "done_at",
             sa.DateTime(timezone=True)
