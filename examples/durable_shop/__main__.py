@@ -56,7 +56,7 @@ def tell(folder: Path) -> None:
     outbox("list")
 
     show.heading("3. A relay and a worker are started")
-    with process(WORKER, folder / "worker.log"):
+    with process(WORKER, folder / "worker.log") as worker:
         with process(RELAY, folder / "relay.log") as relay:
             wait("Ada's parcel", lambda: counting.parcels() == 1)
             show.line("Ada's order is confirmed, paid and packed.")
@@ -71,7 +71,7 @@ def tell(folder: Path) -> None:
             wait("the dead letter", lambda: counting.dead_letters() == 1)
             wait("two more parcels", lambda: counting.parcels() == 3)
             show.line("Grace's bank was busy at first: she was charged at the second attempt.")
-            show.line("Mallory's card has expired. After three attempts that is a dead letter:")
+            show.line("Mallory's card has expired. After two attempts that is a dead letter:")
             outbox("list")
 
             show.heading("6. Mallory has a new card; the dead letter is tried again")
@@ -80,6 +80,7 @@ def tell(folder: Path) -> None:
             wait("the last parcel", lambda: counting.parcels() == 4)
             wait("an empty outbox", lambda: counting.waiting() == 0)
             outbox("list")
+        worker.kill()  # it would go on polling for some seconds, and has nothing any more
 
     show.heading("What the database holds in the end: everything once")
     show.table(*counting.everything())

@@ -55,5 +55,5 @@ celery_app.conf.update(
 )
 
 sqla_signals.install()
-publisher = CeleryPublisher(celery_app, SessionLocal, max_attempts=3)
+publisher = CeleryPublisher(celery_app, SessionLocal, max_attempts=2)
 relay = Relay(SessionLocal, publisher)

@@ -1,4 +1,7 @@
-"""What ``sqla-signals`` says to operators whose command cannot work: what is wrong, in one line."""
+"""The commands for operators: what they say and do, and what is wrong where they cannot.
+
+In this process; see ``test_processes`` for one of their own.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,10 @@ from sqlalchemy.orm import sessionmaker
 
 from sqla_signals import post_save, receiver
 from sqla_signals.cli import main
+from sqla_signals.durable import Relay
 
-from .conftest import events
-from .models import Base, Order
+from .conftest import events, ledger, make_due
+from .models import Base, Ledger, Order
 from .test_relay import place
 
 
@@ -48,3 +52,40 @@ def test_what_makes_no_sessions_is_refused(shop, app, capsys):
     assert main(["relay", "--once", "--app", "shop_app:add"]) == 2
     assert "makes no sessions: " in capsys.readouterr().err
     assert len(events(shop)) == 1
+
+
+def test_dead_letters_are_listed_retried_and_purged(shop, app, capsys):
+    """With the last error; the status is 1 while there are any."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        return main([*arguments, "--app", "shop_app:relay"]), capsys.readouterr().out
+
+    @receiver(post_save, sender=Order, durable=True, name="shop.poisoned")
+    def poisoned(sender, session, **kwargs):
+        session.add(Ledger(entry="poisoned"))
+        session.flush()
+        raise ValueError("poison")
+
+    app.relay = Relay(shop)
+    place(shop, "a")
+    assert run("outbox", "list")[0] == 0
+    for _ in range(10):
+        make_due(shop)
+        assert run("relay", "--once")[0] == 0
+    assert (events(shop), ledger(shop)) == ([], [])
+    status, listed = run("outbox", "list")
+    assert status == 1
+    assert "dead letters: 1" in listed
+    assert "shop.poisoned: ValueError: poison" in listed
+    assert "after 10 attempts" in listed
+
+    assert run("outbox", "retry", "7")[0] == 1
+    assert run("outbox", "retry", "1") == (0, "put back 1 dead letters\n")
+    (row,) = events(shop)
+    assert (row.attempts, row.sequence) == (0, 1)
+    for _ in range(10):
+        make_due(shop)
+        run("relay", "--once")
+    assert run("outbox", "purge", "--all") == (0, "deleted 1 dead letters\n")
+    assert run("outbox", "list")[0] == 0
+    assert events(shop) == []
