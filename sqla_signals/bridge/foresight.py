@@ -277,8 +277,8 @@ def cascade_origins(session: Session, deletes: Iterable[State]) -> dict[State, A
     if len(taken) > 1:
         direct: set[State] = set()
         for head in (*marked, *(state for state in taken if state not in marked)):
-            if head in heads:
-                continue  # and so is all that its own cascade reaches
+            if head in heads or head not in taken:
+                continue  # in heads, and so is all that its own cascade reaches; or it was kept
             if head in marked:
                 direct.add(head)
             for _, _, state, _ in head.mapper.cascade_iterator("delete", head, heads.__contains__):
