@@ -371,6 +371,7 @@ class Signal(blinker.NamedSignal):
 
     def _check_receivers(self, receivers: Collection[Receiver]) -> None:
         """Overridden where options depend on the sender."""
+        refuse_fields(self, receivers)
 
     def _check_durable(self, receiver: Callable[..., Any], on: Phase, name: str) -> None:
         """Overridden where there is something to be durable."""
@@ -403,6 +404,16 @@ class Signal(blinker.NamedSignal):
             self._forgotten.clear()
             self._connected.clear()
             self._table = None
+
+
+def refuse_fields(signal: Signal, receivers: Collection[Receiver]) -> None:
+    """Refuse receivers that ask for changes of rows where there are none."""
+    for receiver in receivers:
+        if receiver.fields is not None:
+            raise ReceiverOptionError(
+                f"{signal.name}: receiver {receiver}: fields= selects changes of rows, as pre_save "
+                f"and post_save tell of, and {signal.name} does not. Leave it out."
+            )
 
 
 class ModelSignal(Signal):

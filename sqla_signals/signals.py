@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from .signal import ModelSignal, Signal
-from .special import AssociationSignal, BulkSignal, InstanceSignal
+from .special import AssociationSignal, BulkSignal, FailureSignal, InstanceSignal
 
 _SAVE_ARGUMENTS: Final = (
     "instance", "created", "changes", "update_fields", "raw", "using", "session", "signal",
@@ -15,11 +15,12 @@ _MIGRATE_ARGUMENTS: Final = (
     "connection", "plan", "direction", "heads", "using", "session", "signal",
 )  # fmt: skip
 
-receiver_failed: Final = Signal(
+receiver_failed: Final = FailureSignal(
     "receiver_failed",
     """Sent when a receiver that was called after the transaction raised an exception.
 
-    The exception was logged already; it does not reach the caller of ``commit()``.
+    The exception was logged already; it does not reach the caller of ``commit()``. Receivers are
+    plain functions, because nothing awaits them; what they raise is logged, and that is all.
 
     Arguments besides the sender, the model: ``receiver``, the function; ``signal``;
     ``instance``; ``exception``.

@@ -12,10 +12,28 @@ from . import mapping
 from ._sqlalchemy import secondary_relationship
 from .errors import ReceiverOptionError, ReceiverTypeError
 from .receivers import Phase, Receiver, describe, describe_sender
-from .signal import ModelSignal, Signal
+from .signal import ModelSignal, Signal, refuse_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+class FailureSignal(Signal):
+    """Tells of what has failed after a transaction, where nothing can be awaited."""
+
+    def _check_receivers(self, receivers: Collection[Receiver]) -> None:
+        refuse_async(self, receivers)
+        super()._check_receivers(receivers)
+
+
+def refuse_async(signal: Signal, receivers: Collection[Receiver]) -> None:
+    """Refuse receivers that would have to be awaited."""
+    for receiver in receivers:
+        if receiver.is_async:
+            raise ReceiverTypeError(
+                f"{signal.name}: receiver {receiver} is async, but what sends {signal.name} never "
+                f"awaits. Make it a plain function."
+            )
 
 
 class SpecialSignal(Signal):
@@ -44,12 +62,7 @@ class SpecialSignal(Signal):
             )
 
     def _check_receivers(self, receivers: Collection[Receiver]) -> None:
-        for receiver in receivers:
-            if receiver.fields is not None:
-                raise ReceiverOptionError(
-                    f"{self.name}: receiver {receiver}: fields= is for signals of one row, "
-                    f"pre_save and post_save; leave it out"
-                )
+        super()._check_receivers(receivers)
         mapping.connected(self, receivers)
 
     def forget_lookups(self) -> None:
@@ -89,16 +102,6 @@ class InstanceSignal(ModelSignal):
         super().__init__(name, doc, arguments=arguments, phases=("flush",))
 
     def _check_receivers(self, receivers: Collection[Receiver]) -> None:
-        for receiver in receivers:
-            who = f"{self.name}: receiver {receiver}"
-            if receiver.is_async:
-                raise ReceiverTypeError(
-                    f"{who} is async, but what sends {self.name} never awaits. "
-                    f"Make it a plain function."
-                )
-            if receiver.fields is not None:
-                raise ReceiverOptionError(
-                    f"{who}: fields= selects changes of rows, and {self.name} is sent for none. "
-                    f"Leave it out."
-                )
+        refuse_async(self, receivers)
+        refuse_fields(self, receivers)
         super()._check_receivers(receivers)

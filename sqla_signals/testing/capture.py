@@ -18,6 +18,7 @@ from .._sqlalchemy import current_task
 from ..changes import UNSET, Change
 from ..observe import Call, Observer
 from ..receivers import describe_sender, identity
+from ..signals import receiver_failed
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -107,15 +108,16 @@ class Failure:
         self.signal: Signal | None = call.signal
         """``None`` for a function given to ``on_commit()`` or ``on_rollback()``."""
         self.on: Way = call.on
-        """When: ``"commit"``, ``"rollback"`` or ``"durable"``."""
+        """When: ``"commit"``, ``"rollback"`` or ``"durable"``; ``"flush"`` if it was told of another
+        failure, by ``receiver_failed``."""
         self.sender: Any = call.sender
         """What has sent the signal: mostly the exact class."""
         self.function: Any = call.receiver.fn if call.receiver is not None else None
 
     def __str__(self) -> str:
         what = f"{self.signal.name} {describe_sender(self.sender)} " if self.signal else ""
-        when = "durable" if self.on == "durable" else f"on {self.on}"
-        return f"{what}{when}: {self.receiver} raised {self.exception!r}"
+        when = {"flush": "", "durable": "durable"}.get(self.on, f"on {self.on}")
+        return f"{f'{what}{when}'.rstrip()}: {self.receiver} raised {self.exception!r}"
 
     def __repr__(self) -> str:
         return f"<Failure {self}>"
@@ -150,7 +152,8 @@ class Capture(Observer):
                 noted = call.kept.get(self)
                 if noted is not None:
                     self._last[_here()] = (noted, call)
-                if call.error is not None and call.on != "flush":
+                logged = call.on != "flush" or call.signal is receiver_failed
+                if call.error is not None and logged:
                     self.failures.append(Failure(call))
 
     def called(self, call: Call) -> None:

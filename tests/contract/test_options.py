@@ -22,10 +22,12 @@ from sqla_signals import (
     Signal,
     SignalsError,
     post_delete,
+    post_migrate,
     post_save,
     pre_delete,
     pre_save,
     receiver,
+    receiver_failed,
 )
 
 from .models import Author, Base, Book, Named, Tag
@@ -525,6 +527,20 @@ def test_fields_that_are_not_attribute_names_are_refused(fields: object):
     """An empty list would never match, and is not meant as "all"."""
     with pytest.raises(ReceiverOptionError, match="attribute names"):
         receiver(post_save, sender=Author, fields=fields)(lambda sender, **kwargs: None)
+
+
+@pytest.mark.parametrize(
+    "signal", [Signal("own"), receiver_failed, post_migrate], ids=lambda s: s.name
+)
+def test_fields_are_refused_where_no_row_is_changed(signal: Signal):
+    """They would let everything through, which nobody means."""
+
+    def hear(sender, **kwargs):
+        pass
+
+    with pytest.raises(ReceiverOptionError, match=r"hear .*fields= selects changes of rows"):
+        signal.connect(hear, fields={"status"})
+    assert not signal.receivers
 
 
 def test_a_receiver_connected_twice_with_other_fields_gets_what_either_lets_through(

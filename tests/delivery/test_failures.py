@@ -11,7 +11,14 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 import sqla_signals
-from sqla_signals import on_commit, post_delete, post_save, receiver, receiver_failed
+from sqla_signals import (
+    ReceiverTypeError,
+    on_commit,
+    post_delete,
+    post_save,
+    receiver,
+    receiver_failed,
+)
 
 from ..contract.models import Author, Tag
 from ..contract.observing import rows
@@ -143,6 +150,17 @@ def test_each_failure_is_told_on_its_own(
     assert [str(arguments["exception"]) for _, arguments in failures] == expected
     assert [str(record.exc_info[1]) for record in records(caplog)] == expected
     assert rows(session.get_bind(), Author.name) == ["a", "b"]
+
+
+def test_nobody_awaits_who_is_told_of_failures():
+    """So it is refused when it is connected, not found in the log after the first failure."""
+
+    async def alarm(sender, **kwargs):
+        pass
+
+    with pytest.raises(ReceiverTypeError, match=r"alarm .* is async, .*Make it a plain function"):
+        receiver_failed.connect(alarm)
+    assert not receiver_failed.receivers
 
 
 def test_a_failing_receiver_of_receiver_failed_disturbs_nobody(

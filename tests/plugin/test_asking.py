@@ -333,6 +333,25 @@ def test_failures_that_are_only_logged_are_there_until_expected(session: Session
     assert signals.take_failures() is None
 
 
+def test_who_is_told_of_failures_may_not_fail_either(session: Session, signals: Signals):
+    """That is only logged as well; a test of the first failure does not hide the second."""
+
+    def fails(sender, **kwargs):
+        raise ValueError("no")
+
+    def alarm(sender, **kwargs):
+        raise ConnectionError("nobody at home")
+
+    hear(post_save, name="fails", fn=fails, sender=Author, on="commit")
+    hear(receiver_failed, name="alarm", fn=alarm)
+    with signals.expect_failure(ValueError):
+        session.add(Author(name="x"))
+        session.commit()
+    told = signals.take_failures() or ""
+    assert "receiver_failed Author: alarm raised ConnectionError('nobody at home')" in told
+    assert rows(session.get_bind(), Author.name) == ["x"]
+
+
 def test_a_failure_of_another_kind_is_not_the_expected_one(session: Session, signals: Signals):
     """It stays, and would fail the test."""
 
