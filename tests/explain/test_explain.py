@@ -176,8 +176,8 @@ def test_signals_that_models_do_not_send_are_shown_below_these(installed):
     connect(paid, post_migrate, name="hear")
     connect(post_save, name="model", sender=Patient)
     for target in (None, sys.modules[__name__]):
-        shown = explain(target).groups[-1]
-        assert shown.senders == ("any sender",)
+        # Signals of other tests may be there as well, until they are collected.
+        shown = {group.senders: group for group in explain(target).groups}["any sender",]
         steps = [(step.signal, [r.receiver for r in step.receivers]) for step in shown.steps]
         assert ("paid", ["hear"]) in steps
         assert ("post_migrate", ["hear"]) in steps
