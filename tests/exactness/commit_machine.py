@@ -918,6 +918,8 @@ class _Expected:
             else:
                 wrong = is_wrong(self.mapper, attribute, value, self.new)
                 doubtful = self.stale_after if attribute in call.values else set()
+                if call.key not in self.ending.loaded_after:  # expunged with what it knew
+                    doubtful = doubtful | self.stale
             if wrong and attribute in doubtful | self.cascaded:
                 tally.lenient["the session knew another value"] += 1
             elif wrong:
