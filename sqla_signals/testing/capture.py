@@ -108,8 +108,8 @@ class Failure:
         self.signal: Signal | None = call.signal
         """``None`` for a function given to ``on_commit()`` or ``on_rollback()``."""
         self.on: Way = call.on
-        """When: ``"commit"``, ``"rollback"`` or ``"durable"``; ``"flush"`` if that was in telling of
-        another failure, by ``receiver_failed``."""
+        """When: ``"commit"``, ``"rollback"`` or ``"durable"``; ``"flush"`` if told of
+        another failure by ``receiver_failed``."""
         self.sender: Any = call.sender
         """What has sent the signal: mostly the exact class."""
         self.function: Any = call.receiver.fn if call.receiver is not None else None
