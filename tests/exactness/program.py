@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 from sqlalchemy import exc, func, inspect, select
 from sqlalchemy.orm import Session
 
@@ -91,6 +93,24 @@ def expected_warnings() -> Iterator[None]:
         warnings.filterwarnings("error", "Identity map already had", exc.SAWarning)
         warnings.filterwarnings("ignore", "The `objects` parameter of `Session.flush`")
         yield
+
+
+def run_programs(machine: type[RuleBasedStateMachine], number: int) -> None:
+    """Run so many programs of a state machine, the same in every run."""
+    spare_the_collector()
+    with expected_warnings():
+        run_state_machine_as_test(
+            machine,
+            settings=settings(
+                max_examples=number,
+                stateful_step_count=30,
+                derandomize=True,
+                database=None,
+                deadline=None,
+                phases=[Phase.generate],  # Programs are made short by the machine itself.
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
 
 
 def spare_the_collector() -> None:

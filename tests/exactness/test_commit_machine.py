@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
-from hypothesis.stateful import run_state_machine_as_test
 
 from .commit_machine import (
     MODES,
@@ -13,7 +11,7 @@ from .commit_machine import (
     CommitTally,
     signals_after_the_end,
 )
-from .program import expected_warnings, spare_the_collector
+from .program import run_programs
 
 pytestmark = pytest.mark.timeout(1200)  # a loaded machine takes minutes, an idle one seconds
 
@@ -23,19 +21,9 @@ def run(url: str, programs: int) -> CommitTally:
     database = CommitDatabase(url)
     tally = CommitTally()
     machine = type("Machine", (CommitPrograms,), {"database": database, "tally": tally})
-    profile = settings(
-        max_examples=programs,
-        stateful_step_count=30,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],  # Programs are made short by the machine itself.
-        suppress_health_check=list(HealthCheck),
-    )
-    spare_the_collector()
     try:
-        with signals_after_the_end(), expected_warnings():
-            run_state_machine_as_test(machine, settings=profile)
+        with signals_after_the_end():
+            run_programs(machine, programs)
     finally:
         database.remove()
     return tally

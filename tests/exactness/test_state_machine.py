@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
-from hypothesis.stateful import run_state_machine_as_test
 
 from .machine import SessionPrograms
 from .order import drawn_orders
-from .program import Tally, expected_warnings, signals_received, spare_the_collector
+from .program import Tally, run_programs, signals_received
 from .recorder import Database
 
 pytestmark = pytest.mark.timeout(1200)  # a loaded machine takes minutes, an idle one seconds
@@ -34,19 +32,9 @@ def run(
             "meddling": meddling,
         },
     )
-    profile = settings(
-        max_examples=programs,
-        stateful_step_count=30,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],  # Programs are made short by the machine itself.
-        suppress_health_check=list(HealthCheck),
-    )
-    spare_the_collector()
     try:
-        with signals_received(), expected_warnings(), drawn_orders():
-            run_state_machine_as_test(machine, settings=profile)
+        with signals_received(), drawn_orders():
+            run_programs(machine, programs)
     finally:
         database.remove()
         if twin is not None:
