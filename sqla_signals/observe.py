@@ -8,7 +8,8 @@ the receivers themselves.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from asyncio import isfuture
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -228,7 +229,8 @@ def _telling(signal: Signal, receiver: Receiver) -> Callable[..., Any]:
         with _seen(this):
             _told(this)
             result = fn(sender, **arguments)
-            this.goes_on = isawaitable(result)
+            # A task goes on by itself, and whoever gets it may want to do more than await it.
+            this.goes_on = isawaitable(result) and not isfuture(result)
         return _Awaited(result, this) if this.goes_on else result
 
     async def call_async(sender: Any, /, **arguments: Any) -> Any:
@@ -265,19 +267,34 @@ def _told(call: Call) -> None:
         observer.called(call)
 
 
-class _Awaited:
+class _Awaited(Coroutine[Any, Any, Any]):
     """What a decorated ``async def`` has returned."""
 
     def __init__(self, result: Any, call: Call) -> None:
         self._result = result
         self._call = call
+        self._steps = self._run()
 
-    def __await__(self) -> Generator[Any, Any, Any]:
+    def _run(self) -> Generator[Any, Any, Any]:
         self._call.goes_on = False
         with _seen(self._call):
             return (yield from self._result.__await__())
 
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self._steps
+
+    def send(self, value: Any) -> Any:
+        return self._steps.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        if self._call.goes_on:  # a task that is cancelled before it has begun
+            self.close()
+        return self._steps.throw(*error)
+
     def close(self) -> None:
+        if not self._call.goes_on:
+            self._steps.close()
+            return
         self._call.goes_on = False
         with _seen(self._call):
             close = getattr(self._result, "close", None)

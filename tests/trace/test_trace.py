@@ -587,6 +587,43 @@ def test_a_trace_may_end_at_any_moment_of_what_other_threads_do(
         assert session.scalars(select(Order.id)).all() == [1]
 
 
+def test_what_receivers_return_may_be_used_as_without_a_trace():
+    """A task that they have started is that task, and what is to be awaited can be made one."""
+    own = Signal("own")
+    done = []
+
+    async def work(what: str) -> str:
+        await asyncio.sleep(0)
+        done.append(what)
+        return what
+
+    tasks = []
+
+    def starts(sender, **kwargs):
+        tasks.append(asyncio.create_task(work("started")))
+        return tasks[0]
+
+    own.connect(starts)
+    own.connect(lambda sender, **kwargs: work("returned"), weak=False)
+
+    async def main() -> None:
+        with trace() as t:
+            (_, started), (_, returned) = own.send()
+            assert started is tasks[0]
+            assert await asyncio.create_task(returned) == "returned"
+            assert await started == "started"
+            own.disconnect(starts)
+            ((_, returned),) = own.send()
+            cancelled = asyncio.create_task(returned)
+            cancelled.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await cancelled
+        assert [step.end_ns is None for step in t.root.walk()] == [False] * 6
+
+    asyncio.run(main())
+    assert sorted(done) == ["returned", "started"]
+
+
 def test_a_muted_receiver_is_not_called_and_not_in_it(shop: Engine):
     """A trace shows what happened."""
 
