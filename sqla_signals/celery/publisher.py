@@ -78,7 +78,7 @@ class CeleryPublisher:
         if name in app.tasks:
             raise ReceiverOptionError(
                 f"the Celery app {app.main!r} has a task {name!r} already. A second publisher "
-                f"needs a name of its own: CeleryPublisher(..., name={name + '_too'!r})"
+                f"needs a name of its own: CeleryPublisher(..., name='{name}.too')"
             )
         self.app: Celery = app
         self.events_per_message: int = events_per_message
