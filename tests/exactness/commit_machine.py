@@ -1115,6 +1115,7 @@ class CommitProgram(Program):
         recorder = self.recorder
         for key, error in recorder.failures:
             stale = {k for ending in commits for k, _ in ending.stale_after}
+            stale |= {k for ending in commits for group in ending.groups for k in group.lost}
             if error in recorder.expected_failures:
                 recorder.expected_failures.remove(error)
             elif key in stale or isinstance(error, ObjectDeletedError):
