@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from functools import partial
 from types import FrameType, MethodType
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -613,10 +614,13 @@ def _changes_of(
     history = context.get_attribute_history(state, key, _KNOWN)  # type: ignore[no-untyped-call]
     if not history:
         return
+    finds: Callable[[State], bool] = partial(contains_state, context.session)
+    if isinstance(context, DryRun):
+        finds = context.finds
     removed = history.non_added() if is_delete else history.deleted
     for added, others in ((False, removed), (True, () if is_delete else history.added)):
         for other in others:
-            if other is not None and contains_state(context.session, other):
+            if other is not None and finds(other):
                 yield other, added
 
 
@@ -752,6 +756,8 @@ class DryRun(UOWTransaction):
         super().__init__(session)
         self._only = only
         """Of a partial flush: what it was given."""
+        self.dropped: set[State] = set()
+        """New orphans, which the flush expunges before it registers anything."""
         self.assigns: dict[State, dict[str, Any]] = {}
         self.post_updates: set[State] = set()
         """What gets an extra UPDATE, if its foreign key has changed by then."""
@@ -759,6 +765,10 @@ class DryRun(UOWTransaction):
         """Foreign keys nulled after the child's UPDATE, and for no extra one: mostly lost."""
         self.causes: dict[State, State] = {}
         self._cause: State | None = None
+
+    def finds(self, state: State) -> bool:
+        """Whether the flush finds a state in its session."""
+        return state not in self.dropped and contains_state(self.session, state)
 
     def register_object(
         self,
@@ -770,7 +780,7 @@ class DryRun(UOWTransaction):
         prop: Any = None,
     ) -> bool:
         # The real run warns of objects outside of the session; warning twice would be noise.
-        if not contains_state(self.session, state):
+        if not self.finds(state):
             return False
         if self._cause is not None and self._cause is not state:
             self.causes.setdefault(state, self._cause)
@@ -900,7 +910,7 @@ class DryRun(UOWTransaction):
             for target in history.added:
                 if target is None:
                     self._clear(processor, processor.parent, state, state)
-                elif contains_state(self.session, target):
+                elif self.finds(target):
                     self._populate(
                         processor, target, processor.mapper, state, processor.parent, state
                     )

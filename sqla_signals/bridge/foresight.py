@@ -112,15 +112,14 @@ class Foresight:
         pending = pending_states(session)
         self.inserts = list(pending if only is None else (s for s in pending if s in only))
         if relations.matter_to(_managers(self.inserts)):
-            self.inserts = [
+            self.run.dropped = {
                 state
                 for state in self.inserts
-                if not (
-                    relations[state.manager].can_orphan
-                    and orphaned_outside_of_session(state)
-                    and is_orphan(state)
-                )
-            ]
+                if relations[state.manager].can_orphan
+                and orphaned_outside_of_session(state)
+                and is_orphan(state)
+            }
+            self.inserts = [state for state in self.inserts if state not in self.run.dropped]
             for state in self.inserts:
                 if relations[state.manager].of_pending(state):
                     self.run.register_object(state)

@@ -457,3 +457,28 @@ def test_one_that_was_deleted_and_then_kept_is_nobodys_origin(session: Session, 
     assert origins == {child: None, grandchild: child}
     remaining = session.connection().scalars(text("SELECT id FROM directories")).all()
     assert set(remaining) == {root.id, kept.id, other.id}
+
+
+@pytest.mark.parametrize("partial", [True, False])
+def test_what_hangs_on_a_new_orphan_is_not_foreseen_with_it(
+    session: Session, sent: Sent, partial: bool
+):
+    """SQLAlchemy forgets the orphan when the flush begins, though a collection still has it."""
+    session.add(old := m.Note(name="a"))
+    session.flush()
+    item, order = m.Item(), m.Order()
+    order.items = [item]
+    order.items.append(item)
+    order.items.remove(item)  # the second one is still there
+    session.add(order)
+    item.notes += [old, new := m.Note(name="b")]
+    sent.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # not in session; objects= is deprecated
+        session.flush([item, order] if partial else None)
+    expected = [order] if partial else [order, new]
+    for name in ("pre_save", "post_save"):
+        assert [one for what, one in names(sent) if what == name] == expected
+    assert len(sent) == 2 * len(expected)
+    found = session.connection().execute(text("SELECT item_id FROM notes")).scalars().all()
+    assert found == [None] * (1 if partial else 2)
