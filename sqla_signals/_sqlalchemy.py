@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from sqlalchemy import inspect
+from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.orm import (
     MANYTOONE,
     ColumnProperty,
@@ -342,6 +343,19 @@ def ends_session_block(task: asyncio.Task[Any]) -> bool:
     """Whether it is the task in which ``async with maker.begin()`` commits, shielded."""
     name = getattr(task.get_coro(), "__qualname__", "")
     return name == "_AsyncSessionContextManager.__aexit__.<locals>.go"
+
+
+# -- column types ------------------------------------------------------------------------------
+
+
+class PlainDialect(DefaultDialect):
+    """No database's: for what column types make of values by themselves."""
+
+    supports_native_decimal = True
+    """Floats would lose digits."""
+    _json_serializer = None
+    """In 2.0 only the dialects of databases have these two."""
+    _json_deserializer = None
 
 
 # -- statements about many rows ----------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy
-from sqlalchemy import ForeignKey, create_engine, event, update
+from sqlalchemy import JSON, ForeignKey, create_engine, event, update
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -618,6 +618,17 @@ def test_a_class_manager_dispatches_load():
 
 
 # -- nothing else --------------------------------------------------------------------------------
+
+
+def test_a_type_of_json_asks_its_dialect_for_a_serializer():
+    """One that has none serializes as the standard library does."""
+    dialect = _sqlalchemy.PlainDialect()
+    kind = JSON().dialect_impl(dialect)
+    write, read = kind.bind_processor(dialect), kind.result_processor(dialect, None)
+    assert write is not None
+    assert read is not None
+    assert read(write({"a": (1, 2)})) == {"a": [1, 2]}
+    assert {"_json_serializer", "_json_deserializer"} <= vars(sqlite.dialect()).keys()
 
 
 def sources() -> list[Path]:

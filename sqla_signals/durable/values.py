@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from sqlalchemy import ARRAY
-from sqlalchemy.engine.default import DefaultDialect
+
+from .._sqlalchemy import PlainDialect
 
 if TYPE_CHECKING:
     from sqlalchemy.types import TypeEngine
@@ -51,8 +52,7 @@ _DECODERS: Final[dict[str, Callable[[Any], Any]]] = {
     "float": float,
 }
 _LIST: Final = "list"
-_dialect: Final = DefaultDialect()
-_dialect.supports_native_decimal = True  # floats would lose digits
+_dialect: Final = PlainDialect()
 
 
 def bound_value(kind: TypeEngine[Any], value: Any) -> Any:
