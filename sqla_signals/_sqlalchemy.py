@@ -15,9 +15,10 @@ from copy import deepcopy
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from functools import partial
-from types import FrameType, MethodType
+from types import FrameType, MemberDescriptorType, MethodType
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import inspect
 from sqlalchemy.engine.default import DefaultDialect
@@ -303,7 +304,7 @@ def unused_copy(session: Session) -> Session:
 def _bare_copy(session: Session) -> Session:
     cls = type(session)
     new = cls.__new__(cls)
-    new.__dict__.update(session.__dict__)
+    _set_attributes(new, session)
     for name in ("dispatch", "info", "_trans_context_manager"):
         new.__dict__.pop(name, None)
     if _has_own_listeners(session):
@@ -312,6 +313,26 @@ def _bare_copy(session: Session) -> Session:
     if getattr(choose, "__self__", None) is session:
         new.connection_callable = MethodType(choose.__func__, new)  # type: ignore[union-attr]
     return new
+
+
+def _set_attributes(new: Session | AsyncSession, like: Session | AsyncSession) -> None:
+    new.__dict__.update(like.__dict__)
+    for name in slots_of(type(like)):
+        if hasattr(like, name):
+            setattr(new, name, getattr(like, name))
+
+
+_slots: WeakKeyDictionary[type, tuple[str, ...]] = WeakKeyDictionary()
+
+
+def slots_of(cls: type) -> tuple[str, ...]:
+    """The attributes of instances that are not in their ``__dict__``."""
+    found = _slots.get(cls)
+    if found is None:
+        members = {name: one for base in cls.__mro__ for name, one in vars(base).items()}
+        found = tuple(k for k, one in members.items() if isinstance(one, MemberDescriptorType))
+        _slots[cls] = found
+    return found
 
 
 def _has_own_listeners(session: Session) -> bool:
@@ -326,7 +347,7 @@ def async_session_like(async_session: AsyncSession, sync: Session) -> AsyncSessi
     """A new ``AsyncSession`` of the same class in front of another session."""
     cls = type(async_session)
     new = cls.__new__(cls)
-    new.__dict__.update(async_session.__dict__)
+    _set_attributes(new, async_session)
     new.sync_session = new._proxied = new._assign_proxied(sync)
     return new
 

@@ -15,6 +15,7 @@ from .._sqlalchemy import (
     detached_copy,
     own_copies,
     session_like,
+    slots_of,
     state_of,
     take_back,
     unused_copy,
@@ -49,7 +50,6 @@ class OwnSessions:
         self._spare: Calls | None = None
         """Those of a session that was used for nothing, and that nobody knows any more."""
         self._as_new: dict[str, Any] = {}
-        self._info: dict[Any, Any] = {}
         self._front_as_new: dict[str, Any] = {}
 
     def call(self, receiver: Receiver, effect: Effect | Executed) -> None:
@@ -65,6 +65,8 @@ class OwnSessions:
             else:
                 mapper = state_of(effect.instance).manager.mapper
                 model = calls[mapper]
+                # Before there is an instance: who hears of its loading may keep the session too.
+                references = _references(calls)
                 values = effect.values or NOTHING
                 if model.columns.mutable:
                     # A receiver may change it in place; the next one must not see that.
@@ -73,13 +75,14 @@ class OwnSessions:
                     instance = detached_copy(mapper, effect.was, values)
                 else:
                     instance = attached_copy(session, mapper, effect.row, values)
-                references = _references(calls)
                 call_for(effect, model, receiver, instance)
             if _has_begun(session):
                 session.commit()
             elif self._is_as_new(calls) and _references(calls) == references:
                 if len(session.identity_map):
                     take_back(session, instance)
+                # The receiver may have kept the one that was there.
+                session.__dict__["info"] = {**self._as_new["info"]}
                 self._spare = calls
         except Exception as error:
             if session is not None and _has_begun(session):
@@ -97,13 +100,13 @@ class OwnSessions:
     def _open(self) -> Calls:
         if self._unused is not None:
             sync = unused_copy(self._unused)
-            # With listeners of its own it cannot be seen what was added to them.
-            self._as_new = {} if "dispatch" in sync.__dict__ else sync.__dict__.copy()
-            self._info = sync.info.copy()
+            # What was added to listeners of its own cannot be seen, nor what is in slots.
+            hides = "dispatch" in sync.__dict__ or slots_of(type(sync))
+            self._as_new = {} if hides else {**sync.__dict__, "info": {**sync.info}}
             if self._async_session is None:
                 return Calls(sync)
             front = async_session_like(self._async_session, sync)
-            self._front_as_new = front.__dict__.copy()
+            self._front_as_new = {} if slots_of(type(front)) else front.__dict__.copy()
             return Calls(sync, front)
         assert self._factory is not None
         made = self._factory()
@@ -119,7 +122,6 @@ class OwnSessions:
         try:
             return (
                 session.__dict__ == self._as_new
-                and session.info == self._info
                 and len(session.identity_map) < 2
                 and (front is None or front.__dict__ == self._front_as_new)
             )
@@ -128,11 +130,12 @@ class OwnSessions:
 
 
 def _references(calls: Calls) -> float:
-    """How many know a session; after a call more if the receiver has kept it."""
+    """How many know a session or its instances; after a call more if the receiver has kept it."""
     if not _COUNTS_REFERENCES:
         return nan  # nobody knows: equal to nothing
     session, front = calls.session, calls.async_session
     count = sys.getrefcount(session) + weakref.getweakrefcount(session)
+    count += sys.getrefcount(session.identity_map)
     if front is not None:
         count += sys.getrefcount(front) + weakref.getweakrefcount(front)
     return count

@@ -12,11 +12,13 @@ from sqlalchemy import Engine, event, inspect, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_object_session
 from sqlalchemy.orm import Session, object_session
 
+import sqla_signals
 from sqla_signals import (
     SignalsError,
     install,
     on_commit,
     post_delete,
+    post_init,
     post_save,
     receiver,
     receiver_failed,
@@ -95,6 +97,7 @@ def heard(*_: Any) -> None:
         lambda session, arguments: kept.append(lambda: session),
         lambda session, arguments: kept.append(session.execute),
         lambda session, arguments: weakly.update({session: "left"}),
+        lambda session, arguments: kept.append(session.identity_map),
     ],
     ids=[
         "info",
@@ -106,6 +109,7 @@ def heard(*_: Any) -> None:
         "closure",
         "method",
         "weakly",
+        "identity_map_kept",
     ],
 )
 def test_a_session_with_a_trace_of_the_call_serves_no_other(
@@ -229,6 +233,113 @@ async def test_an_async_session_with_a_trace_of_the_call_serves_no_other(
     assert first[0] not in {other[0] for other in others}
     assert [other[1:] for other in others] == [first[1:]] * 2
     assert sorted(rows(witness, Author.name)) == ["a", "b", "c"]
+
+
+def test_what_a_receiver_has_kept_of_the_session_is_not_that_of_the_next(session: Session):
+    """A thread or a task of its own may go on with it."""
+    kept.clear()
+    found: list[dict[Any, Any]] = []
+
+    @receiver(post_save, sender=Author, on="commit")
+    def fn(sender, session, **kwargs):
+        for info in kept:
+            info["left"] = True
+        found.append(dict(session.info))
+        kept.append(session.info)
+
+    session.info["mine"] = True
+    session.add_all([Author(name=name) for name in "abc"])
+    session.commit()
+    assert found == [{"mine": True}] * 3
+    assert session.info == {"mine": True}
+    assert names(session) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("how", ["load", "post_init"])
+def test_a_session_kept_by_who_hears_of_the_loaded_instance_serves_no_other(
+    session: Session, how: str
+):
+    """They hear of it before the receiver is called."""
+    kept.clear()
+    keys: list[int] = []
+
+    def keep(instance: Author) -> None:
+        own = object_session(instance)
+        if own is not None:
+            kept.append(own)
+
+    if how == "load":
+        event.listen(Author, "load", loaded := lambda instance, context: keep(instance))
+    else:
+
+        @receiver(post_init, sender=Author)
+        def initialized(sender, instance, **kwargs):
+            keep(instance)
+
+    @receiver(post_save, sender=Author, on="commit")
+    def fn(sender, session, **kwargs):
+        assert session in kept
+        keys.append(session.hash_key)
+
+    session.add_all([Author(name=name) for name in "abc"])
+    session.commit()
+    if how == "load":
+        event.remove(Author, "load", loaded)
+    assert len(kept) == len(set(keys)) == 3
+    assert names(session) == ["a", "b", "c"]
+
+
+class WithSlots(Session):
+    """Has an attribute outside of its ``__dict__``."""
+
+    __slots__ = ("tenant",)
+
+
+class AsyncWithSlots(AsyncSession):
+    """The same in front."""
+
+    __slots__ = ("tenant",)
+
+
+def test_attributes_in_slots_are_the_sessions_own(
+    library: Engine, installed: sqla_signals.Installation
+):
+    """They come along, and what a receiver makes of them does not reach the next."""
+    found: list[str] = []
+
+    @receiver(post_save, sender=Author, on="commit")
+    def fn(sender, instance, session, **kwargs):
+        found.append(session.tenant)
+        session.tenant = instance.name
+
+    with WithSlots(library) as session:
+        session.tenant = "mine"
+        session.add_all([Author(name=name) for name in "ab"])
+        session.commit()
+        assert session.tenant == "mine"
+        assert found == ["mine", "mine"]
+        assert names(session) == ["a", "b"]
+
+
+@asynchronous
+async def test_attributes_in_slots_of_an_async_session_are_its_own(
+    async_engine: AsyncEngine, witness: Engine
+):
+    """They come along, and what a receiver makes of them does not reach the next."""
+    found: list[str] = []
+
+    @receiver(post_save, sender=Author, on="commit")
+    async def fn(sender, instance, session, **kwargs):
+        found.append(session.tenant)
+        session.tenant = instance.name
+
+    async with AsyncWithSlots(async_engine) as session:
+        session.tenant = "mine"
+        session.add_all([Author(name=name) for name in "ab"])
+        await session.commit()
+        assert session.tenant == "mine"
+    assert found == ["mine", "mine"]
+    assert sorted(rows(witness, Author.name)) == ["a", "b"]
 
 
 def test_an_instance_that_outlives_its_call_is_detached(session: Session):
