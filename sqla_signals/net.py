@@ -201,6 +201,7 @@ class Frame:
         "_next",
         "_reverted",
         "committed",
+        "missed",
         "on_commit",
         "on_rollback",
         "went_back",
@@ -218,6 +219,8 @@ class Frame:
         self.committed: bool = False
         self.went_back: bool = False
         """Whether a savepoint inside may have been rolled back."""
+        self.missed: set[Any] = set()
+        """The states of instances that were changed in it, and outside of the session by then."""
         self.on_commit: list[Any] = []
         self.on_rollback: list[Any] = []
 
@@ -305,3 +308,4 @@ class Frame:
                 else:
                     self.add([occurrence])
         self.went_back = self.went_back or child.went_back
+        self.missed |= child.missed

@@ -118,9 +118,13 @@ def in_progress() -> bool:
 def keep_values(session: Session, frame: Frame) -> None:
     """Keep the committed values of the rows, before the instances are expired."""
     columns, waiting = ColumnsByMapper(), Waiting("commit")
+    # Rows may have changed again by its turn, and nobody knows who is connected by then.
+    waits_its_turn = _current.get() is not None
     for effect in frame.effects:
-        if waiting.has_any(effect):
+        if waits_its_turn or effect.kind is DELETED or waiting.has_saves_of(effect):
             effect.values = known_values(session, frame, effect, columns)
+        else:
+            effect.values = None  # as of the flush: who is connected by then loads them
 
 
 def known_values(
@@ -136,7 +140,7 @@ def known_values(
         return {key: value for key, value in values.items() if value is not UNSET}
     if frame.went_back:
         # What was not in the session by then has missed that it was set back.
-        knows = contains_state(session, state)
+        knows = contains_state(session, state) and state not in frame.missed
     else:
         knows = state.session_id in (session.hash_key, None)
     if knows and state.key == effect.row:
@@ -298,10 +302,10 @@ class Waiting(dict["Mapper[Any]", "tuple[Sequence[Receiver], bool, Sequence[Rece
         found = self[mapper] = saves, any(one.fields for one in saves), deletes
         return found
 
-    def has_any(self, effect: Effect) -> bool:
-        """Whether anybody waits for such an effect, muted or not."""
-        saves, _, deletes = self[state_of(effect.instance).manager.mapper]
-        return bool(deletes if effect.kind is DELETED else saves)
+    def has_saves_of(self, effect: Effect) -> bool:
+        """Whether anybody waits for saves of such an instance, muted or not."""
+        saves, *_ = self[state_of(effect.instance).manager.mapper]
+        return bool(saves)
 
     def for_effect(self, effect: Effect | Executed) -> Sequence[Receiver]:
         """Who is to be called for a net effect, or for a statement, in order."""

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from .. import mapping
+from .._sqlalchemy import contains_state, state_of
 from ..errors import SignalsError
 from ..net import Frame
 from . import delivery
@@ -91,7 +92,7 @@ def ended(
         return
     frame = _known_frame(transaction)
     if transaction.nested and not (frame is not None and frame.committed):
-        _go_back(transaction)
+        _go_back(session, transaction, frame)
     if frame is None:
         return
     del transaction.__dict__[_FRAME]
@@ -106,13 +107,18 @@ def ended(
         delivery.committed(session, frame, factory_for(session))
 
 
-def _go_back(savepoint: SessionTransaction) -> None:
+def _go_back(session: Session, savepoint: SessionTransaction, undone: Frame | None) -> None:
     """Tell the frames around a savepoint that it may have been rolled back."""
+    effects = () if undone is None else undone.effects
+    states = [state_of(effect.instance) for effect in effects]
+    missed = {state for state in states if state.key and not contains_state(session, state)}
     transaction = savepoint.parent
     while transaction is not None:
-        frame = _known_frame(transaction)
-        if frame is not None:
-            frame.went_back = True
+        if transaction.nested or transaction.parent is None:
+            frame = _frame(transaction) if missed else _known_frame(transaction)
+            if frame is not None:
+                frame.went_back = True
+                frame.missed |= missed
         transaction = transaction.parent
 
 

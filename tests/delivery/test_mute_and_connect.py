@@ -6,7 +6,7 @@ import gc
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, inspect
+from sqlalchemy import Engine, event, inspect, select, update
 from sqlalchemy.orm import Session
 
 import sqla_signals
@@ -15,6 +15,10 @@ from sqla_signals import Change, mute, on_commit, post_delete, post_save, receiv
 from ..contract.models import Author, Tag
 from ..contract.observing import rows
 from .observing import Deliveries, Transaction, deliveries
+
+A_TO_AA = (
+    update(Author).where(Author.name == "A").values(name="AA").execution_options(signals="skip")
+)
 
 # -- mute ------------------------------------------------------------------------------------------
 
@@ -359,3 +363,74 @@ def test_overlapping_installations_deliver_once(library: Engine, installed):
     assert log.calls[1].changes == {"name": Change("a", "b")}
     assert called == [True]
     assert rows(library, Author.name) == ["a"]
+
+
+def test_who_connects_while_a_commit_waits_its_turn_gets_the_values_that_it_committed(
+    session: Session,
+):
+    """Whatever has become of the rows in between."""
+    found: list[tuple[str, Any]] = []
+    session.add_all([Author(name="a"), Author(name="b")])
+    session.commit()
+    # So that what happens to authors is kept, though nobody waits for its commit.
+    post_save.connect(lambda sender, **kwargs: None, sender=Author, on="rollback", weak=False)
+    post_delete.connect(lambda sender, **kwargs: None, sender=Author, on="rollback", weak=False)
+
+    def saved(sender, instance, **kwargs):
+        found.append(("saved", instance.name))
+
+    def deleted(sender, instance, **kwargs):
+        found.append(("deleted", instance.name))
+
+    @receiver(post_save, sender=Tag, on="commit")
+    def fn(sender, session, **kwargs):
+        with Session(session.get_bind()) as other:
+            author, another = other.scalars(select(Author).order_by(Author.name))
+            author.name = "A"
+            another.name = "never committed"
+            other.flush()
+            other.execute(A_TO_AA)
+            other.delete(another)
+            other.commit()
+            post_save.connect(saved, sender=Author, on="commit", weak=False)
+            post_delete.connect(deleted, sender=Author, on="commit", weak=False)
+            other.delete(author)
+            other.commit()
+
+    session.add(Tag(name="t"))
+    session.commit()
+    assert found == [("saved", "AA"), ("deleted", "b"), ("deleted", "AA")]
+    assert rows(session.get_bind(), Author.name) == []
+
+
+@pytest.mark.parametrize("when", ["before_commit", "after_commit"])
+def test_who_connects_on_the_way_to_the_delivery_gets_the_committed_values(
+    session: Session, when: str
+):
+    """Also where nobody else waits for that commit."""
+    found: list[tuple[str, Any]] = []
+    session.add_all([author := Author(name="a"), another := Author(name="b")])
+    session.commit()
+    post_save.connect(lambda sender, **kwargs: None, sender=Author, on="rollback", weak=False)
+    post_delete.connect(lambda sender, **kwargs: None, sender=Author, on="rollback", weak=False)
+
+    def saved(sender, instance, **kwargs):
+        found.append(("saved", instance.name))
+
+    def deleted(sender, instance, **kwargs):
+        found.append(("deleted", instance.name))
+
+    @event.listens_for(session, when)
+    def connect(session: Session) -> None:
+        post_save.connect(saved, sender=Author, on="commit", weak=False)
+        post_delete.connect(deleted, sender=Author, on="commit", weak=False)
+
+    assert (author.name, another.name) == ("a", "b")
+    author.name = "A"
+    another.name = "never committed"
+    session.flush()
+    session.execute(A_TO_AA)
+    session.delete(another)
+    session.commit()
+    assert found == [("saved", "AA"), ("deleted", "b")]
+    assert rows(session.get_bind(), Author.name) == ["AA"]

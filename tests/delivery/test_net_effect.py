@@ -426,6 +426,34 @@ def test_an_object_that_was_expunged_is_delivered_with_its_committed_values(sess
     assert rows(session.get_bind(), Author.name) == ["a"]
 
 
+def test_an_object_that_missed_the_rollback_of_a_savepoint_is_delivered_with_committed_values(
+    session: Session,
+):
+    """It was outside of the session just then, and holds what was undone."""
+    found = []
+
+    @receiver(post_save, sender=Author, on="commit")
+    def fn(sender, instance, changes, **kwargs):
+        found.append((instance.name, instance.age, sorted(changes)))
+
+    session.add_all([told := Author(name="a"), untold := Author(name="b")])
+    session.commit()
+    found.clear()
+    told.age = 1
+    session.flush()
+    with session.begin_nested() as savepoint:
+        told.name = untold.name = "undone"
+        session.flush()
+        session.expunge(told)
+        session.expunge(untold)
+        savepoint.rollback()
+    session.add_all([told, untold])
+    untold.age = 2
+    session.commit()
+    assert found == [("a", 1, ["age"]), ("b", 2, ["age"])]
+    assert sorted(rows(session.get_bind(), Author.name)) == ["a", "b"]
+
+
 def test_instances_that_are_equal_are_different_rows(session: Session):
     """A model may define ``__eq__`` without ``__hash__``, as dataclasses do."""
 
