@@ -287,6 +287,7 @@ def session_like(session: Session) -> Session:
     for name in ("binds", "_Session__binds", "execution_options"):  # the first two: 2.1, 2.0
         if name in session.__dict__:
             new.__dict__[name] = session.__dict__[name]
+    _own_binds(new)
     return new
 
 
@@ -307,12 +308,19 @@ def _bare_copy(session: Session) -> Session:
     _set_attributes(new, session)
     for name in ("dispatch", "info", "_trans_context_manager"):
         new.__dict__.pop(name, None)
+    _own_binds(new)
     if _has_own_listeners(session):
         new.dispatch._update(session.dispatch, only_propagate=False)
     choose = session.connection_callable
     if getattr(choose, "__self__", None) is session:
         new.connection_callable = MethodType(choose.__func__, new)  # type: ignore[union-attr]
     return new
+
+
+def _own_binds(session: Session) -> None:
+    binds = session.__dict__.get("_Session__binds")  # 2.0, which changes it in place
+    if binds:
+        session.__dict__["_Session__binds"] = {**binds}
 
 
 def _set_attributes(new: Session | AsyncSession, like: Session | AsyncSession) -> None:

@@ -102,7 +102,11 @@ class OwnSessions:
             sync = unused_copy(self._unused)
             # What was added to listeners of its own cannot be seen, nor what is in slots.
             hides = "dispatch" in sync.__dict__ or slots_of(type(sync))
-            self._as_new = {} if hides else {**sync.__dict__, "info": {**sync.info}}
+            # Dictionaries, such as ``info``, may be changed in place.
+            self._as_new = {
+                key: {**value} if type(value) is dict else value
+                for key, value in ({} if hides else sync.__dict__).items()
+            }
             if self._async_session is None:
                 return Calls(sync)
             front = async_session_like(self._async_session, sync)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event, inspect, select, text
+from sqlalchemy import Engine, create_engine, event, inspect, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_object_session
 from sqlalchemy.orm import Session, object_session
 
@@ -24,7 +24,7 @@ from sqla_signals import (
     receiver_failed,
 )
 
-from ..contract.models import Author
+from ..contract.models import Author, Tag
 from ..contract.observing import rows
 from .observing import asynchronous
 
@@ -287,6 +287,26 @@ def test_a_session_kept_by_who_hears_of_the_loaded_instance_serves_no_other(
         event.remove(Author, "load", loaded)
     assert len(kept) == len(set(keys)) == 3
     assert names(session) == ["a", "b", "c"]
+
+
+def test_what_a_receiver_binds_its_session_to_is_for_that_session_alone(session: Session):
+    """Neither the next call nor the session that did the work is sent elsewhere."""
+    elsewhere = create_engine("sqlite://")
+    found: list[Any] = []
+
+    @receiver(post_save, sender=Author, on="commit")
+    def fn(sender, session, **kwargs):
+        found.append(session.get_bind(Author))
+        session.bind_mapper(Author, elsewhere)
+        assert session.get_bind(Author) is elsewhere
+
+    session.bind_mapper(Tag, session.get_bind())
+    session.add_all([Author(name=name) for name in "ab"])
+    session.commit()
+    assert found == [session.get_bind()] * 2
+    assert session.get_bind(Author) is session.get_bind()
+    assert names(session) == ["a", "b"]
+    elsewhere.dispose()
 
 
 class WithSlots(Session):
