@@ -72,7 +72,8 @@ def _insert_as_json(
     statement = _statements.get(outbox)
     if statement is None:
         statement = _statements[outbox] = _insert_from_json(outbox, list(rows[0]))
-    connection.execute(statement, {"events": json.dumps(rows), "headers": json.dumps(headers)})
+    events = json.dumps(rows, separators=(",", ":"))
+    connection.execute(statement, {"events": events, "headers": json.dumps(headers)})
 
 
 _statements: WeakKeyDictionary[Outbox, Insert] = WeakKeyDictionary()
