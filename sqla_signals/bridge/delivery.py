@@ -173,6 +173,17 @@ def _deliver(delivery: _Delivery, batch: Batch) -> None:
     if depth > MAX_DEPTH:
         _log_recursion(batch)
         return
+    # Settled now: what receivers connect and disconnect on the way is for the next delivery.
+    calls: list[tuple[Effect | Executed, Sequence[Receiver]]] = []
+    if any(signal.table.commit for signal in (post_save, post_delete, post_bulk)):
+        waiting = Waiting("commit")
+        calls = [
+            (effect, receivers)
+            for effect in batch.frame.occurrences
+            if (receivers := waiting.for_effect(effect))
+        ]
+    if not calls and not batch.frame.on_commit:
+        return
     own = OwnSessions(batch.session, batch.async_session, batch.session_factory)
     call, call_back = own.call, _call_back
     if batch.watched is not None:
@@ -180,13 +191,6 @@ def _deliver(delivery: _Delivery, batch: Batch) -> None:
         call_back = partial(batch.watched.callback, call_back)
     outer = _current.set(None)
     try:
-        # Settled now: what receivers connect and disconnect on the way is for the next delivery.
-        waiting = Waiting("commit")
-        calls = (
-            [(effect, waiting.for_effect(effect)) for effect in batch.frame.occurrences]
-            if any(signal.table.commit for signal in (post_save, post_delete, post_bulk))
-            else []
-        )
         calling: Receiver | None = None
         for effect, receivers in calls:
             for receiver in receivers:

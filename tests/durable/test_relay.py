@@ -527,11 +527,11 @@ def test_a_relay_that_cannot_listen_says_so_once_and_polls(shop, caplog):
     waiting._channel = 'no " channel'  # type: ignore[attr-defined]
     for _ in range(2):
         waiting.wait(0)
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert caplog.text.count("listening on") == 1
     waiting._channel = "channel"  # type: ignore[attr-defined]
     waiting.wait(0)
     waiting.end()
-    assert len(caplog.records) == 1
+    assert caplog.text.count("listening on") == 1
 
 
 def test_a_relay_whose_outbox_is_gone_goes_on_trying(shop, connected, caplog):
