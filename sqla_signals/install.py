@@ -21,7 +21,7 @@ from sqlalchemy.orm import (
 from . import mapping, watching
 from ._sqlalchemy import is_listener
 from .bridge import bulk as statements
-from .bridge import delivery, lifecycle, mapper_events, owed, transactions
+from .bridge import delivery, instances, mapper_events, owed, transactions
 from .bridge import flush as flushes
 from .bridge.bulk import POLICIES, Policy
 from .bridge.calls import RAW, async_session_of
@@ -82,7 +82,7 @@ class Installation:
         for on, name, listener in self._listeners:
             event.listen(on, name, listener)
         mapper_events.start_listening()
-        lifecycle.start_listening()
+        instances.start_listening()
         mapping.installed(self)
         for signal in mapping.model_signals:
             if signal.receivers:
@@ -115,7 +115,7 @@ class Installation:
             event.remove(on, name, listener)
         if not mapping.installations:
             mapper_events.stop_listening()
-            lifecycle.stop_listening()
+            instances.stop_listening()
 
     def _before_flush(
         self, session: Session, context: UOWTransaction, objects: Sequence[object] | None

@@ -204,7 +204,7 @@ class Frame:
         "missed",
         "on_commit",
         "on_rollback",
-        "went_back",
+        "savepoint_undone",
     )
 
     def __init__(self) -> None:
@@ -217,7 +217,7 @@ class Frame:
         self._reverted: dict[Hashable, Effect] = {}
         """The last effect on a row that is what it was before."""
         self.committed: bool = False
-        self.went_back: bool = False
+        self.savepoint_undone: bool = False
         """Whether a savepoint inside may have been rolled back."""
         self.missed: set[Any] = set()
         """The states of instances that were changed in it, and outside of the session by then."""
@@ -307,5 +307,5 @@ class Frame:
                     self.add_executed(occurrence)
                 else:
                     self.add([occurrence])
-        self.went_back = self.went_back or child.went_back
+        self.savepoint_undone = self.savepoint_undone or child.savepoint_undone
         self.missed |= child.missed

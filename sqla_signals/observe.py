@@ -17,7 +17,7 @@ from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ._sqlalchemy import state_of
-from .bridge.own_session import signal_of
+from .bridge.effect_calls import signal_of
 from .net import CREATED, DELETED, Effect, Executed
 from .receivers import Receiver, default_name
 from .signal import watch

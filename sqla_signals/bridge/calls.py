@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 RAW: Final = "sqla_signals.raw"
 """Key in ``Session.info`` while inside :func:`sqla_signals.raw`."""
 
-WAITING: Final = "sqla_signals.waiting"
+UNBEGUN: Final = "sqla_signals.unbegun"
 """Key in ``Session.info`` of a frame with callbacks for a transaction that has not begun."""
 
 

@@ -34,7 +34,8 @@ from ..signal import logger
 from ..signals import post_bulk, post_delete, post_save
 from .calls import PLAIN_SESSION, Calls, async_session_of, cannot_await
 from .columns import ColumnsByMapper
-from .own_session import OwnSessions, call_for, failed, signal_of
+from .effect_calls import call_for, failed, signal_of
+from .own_session import OwnSessions
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -117,11 +118,11 @@ def in_progress() -> bool:
 
 def keep_values(session: Session, frame: Frame) -> None:
     """Keep the committed values of the rows, before the instances are expired."""
-    columns, waiting = ColumnsByMapper(), Waiting("commit")
+    columns, audience = ColumnsByMapper(), Audience("commit")
     # Rows may have changed again by its turn, and nobody knows who is connected by then.
     waits_its_turn = _current.get() is not None
     for effect in frame.effects:
-        if waits_its_turn or effect.kind is DELETED or waiting.has_saves_of(effect):
+        if waits_its_turn or effect.kind is DELETED or audience.has_saves_of(effect):
             effect.values = known_values(session, frame, effect, columns)
         else:
             effect.values = None  # as of the flush: who is connected by then loads them
@@ -138,7 +139,7 @@ def known_values(
     if effect.kind is DELETED:  # the values that were committed, not what came in between
         values = {**(effect.values or {}), **effect.before}
         return {key: value for key, value in values.items() if value is not UNSET}
-    if frame.went_back:
+    if frame.savepoint_undone:
         # What was not in the session by then has missed that it was set back.
         knows = contains_state(session, state) and state not in frame.missed
     else:
@@ -158,11 +159,11 @@ def committed(session: Session, frame: Frame, session_factory: Callable[[], Any]
         return
     delivery = _Delivery()
     _open.add(delivery)
-    waiting: Batch | None = batch
+    following: Batch | None = batch
     try:
-        while waiting is not None:
-            _deliver(delivery, waiting)
-            waiting = delivery.next()
+        while following is not None:
+            _deliver(delivery, following)
+            following = delivery.next()
     finally:
         delivery.end()
         _open.discard(delivery)
@@ -176,11 +177,11 @@ def _deliver(delivery: _Delivery, batch: Batch) -> None:
     # Settled now: what receivers connect and disconnect on the way is for the next delivery.
     calls: list[tuple[Effect | Executed, Sequence[Receiver]]] = []
     if any(signal.table.commit for signal in (post_save, post_delete, post_bulk)):
-        waiting = Waiting("commit")
+        audience = Audience("commit")
         calls = [
             (effect, receivers)
             for effect in batch.frame.occurrences
-            if (receivers := waiting.for_effect(effect))
+            if (receivers := audience.for_effect(effect))
         ]
     if not calls and not batch.frame.on_commit:
         return
@@ -240,9 +241,9 @@ def rolled_back(session: Session, frame: Frame) -> None:
     if (watcher := watching.watcher) is not None:
         watched = watcher.delivery(session, "rollback")
         call, call_back = partial(watched.receiver, call), partial(watched.callback, call_back)
-    waiting = Waiting("rollback")
+    audience = Audience("rollback")
     for effect in frame.occurrences:
-        for receiver in waiting.for_effect(effect):
+        for receiver in audience.for_effect(effect):
             call(receiver, effect)
     for fn in frame.on_rollback:
         call_back(session, fn, "on_rollback")
@@ -254,11 +255,11 @@ def forgotten(frame: Frame) -> None:
     The garbage collector may run in any thread, in the middle of anything: no place to call
     receivers.
     """
-    waiting = Waiting("rollback")
+    audience = Audience("rollback")
     names = {
         str(receiver): None
         for effect in frame.occurrences
-        for receiver in waiting.for_effect(effect)
+        for receiver in audience.for_effect(effect)
     }
     names.update((repr(fn), None) for fn in frame.on_rollback)
     if names:
@@ -287,7 +288,7 @@ def _call_back(session: Session, fn: Callable[[], Any], what: str) -> None:
             watcher.failed(error)
 
 
-class Waiting(dict["Mapper[Any]", "tuple[Sequence[Receiver], bool, Sequence[Receiver]]"]):
+class Audience(dict["Mapper[Any]", "tuple[Sequence[Receiver], bool, Sequence[Receiver]]"]):
     """Who waits for the end of a transaction.
 
     For each mapper: those who wait for saves, whether any of them has ``fields``, and those who

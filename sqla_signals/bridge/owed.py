@@ -67,11 +67,11 @@ def _write(session: Session, frame: Frame, effects: Iterable[Effect]) -> None:
     events: dict[tuple[Any, Any], list[Owed]] = {}
     outboxes: dict[Mapper[Any], Any] = {}
     columns = ColumnsByMapper()
-    waiting = delivery.Waiting("durable")
+    audience = delivery.Audience("durable")
     named: Sequence[Receiver] = ()
     names: list[str] = []
     for effect in effects:
-        receivers = waiting.for_effect(effect)
+        receivers = audience.for_effect(effect)
         if not receivers:
             continue
         mapper = state_of(effect.instance).manager.mapper

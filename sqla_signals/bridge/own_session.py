@@ -8,7 +8,6 @@ from collections.abc import Callable
 from math import nan
 from typing import TYPE_CHECKING, Any, Final
 
-from .. import watching
 from .._sqlalchemy import (
     async_session_like,
     attached_copy,
@@ -20,11 +19,12 @@ from .._sqlalchemy import (
     take_back,
     unused_copy,
 )
-from ..net import CREATED, DELETED, NOTHING, Effect, Executed
-from ..receivers import Phase, Receiver
-from ..signal import Signal, logger
-from ..signals import post_bulk, post_delete, post_save, receiver_failed
-from .calls import WAITING, Calls, ModelCalls
+from ..net import DELETED, NOTHING, Effect, Executed
+from ..receivers import Receiver
+from ..signal import logger
+from ..signals import post_bulk
+from .calls import UNBEGUN, Calls
+from .effect_calls import call_for, failed
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -147,7 +147,7 @@ def _references(calls: Calls) -> float:
 
 def _has_begun(session: Session) -> bool:
     """Whether there is anything to commit or to roll back."""
-    if WAITING in session.info and not session.in_transaction():
+    if UNBEGUN in session.info and not session.in_transaction():
         session.begin()  # for the callbacks, which are work as well
     return session.in_transaction()
 
@@ -159,48 +159,3 @@ def _close(session: Session) -> None:
         # Cancelled again while rolling back: let the pool throw the connection away.
         session.invalidate()
         raise
-
-
-def signal_of(effect: Effect | Executed) -> Signal:
-    """The signal that tells of a net effect, or of a statement."""
-    if isinstance(effect, Executed):
-        return post_bulk
-    return post_delete if effect.kind is DELETED else post_save
-
-
-def call_for(effect: Effect, model: ModelCalls, receiver: Receiver, instance: Any) -> None:
-    """Call one receiver for a net effect."""
-    source = effect.source
-    if effect.kind is DELETED:
-        model.delete(post_delete, (receiver,), instance, effect.origin, source.using)
-        return
-    created = effect.kind is CREATED
-    # A receiver may change what is mutable; the next one must not see it.
-    changes = model.columns.own_changes(effect.changes)
-    fields = effect.written()
-    model.save(post_save, (receiver,), instance, created, changes, fields, source.raw, source.using)
-
-
-def failed(
-    effect: Effect | Executed, receiver: Receiver, instance: Any, error: Exception, on: Phase
-) -> None:
-    """Log and tell that a receiver has raised an exception."""
-    signal = signal_of(effect)
-    sender = effect.sender if isinstance(effect, Executed) else type(effect.instance)
-    logger.error(
-        "%s on=%r: receiver %s failed for %s; nothing but its own work is undone by that",
-        signal.name,
-        on,
-        receiver,
-        sender.__name__,
-        exc_info=error,
-    )
-    if (watcher := watching.watcher) is not None:
-        watcher.failed(error)
-    receiver_failed.send_robust(
-        sender,
-        receiver=receiver.fn,
-        signal=signal,
-        instance=instance,
-        exception=error,
-    )

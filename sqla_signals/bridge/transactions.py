@@ -8,7 +8,7 @@ a frame that was not committed by then was rolled back, or closed, which is the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from .. import mapping
@@ -16,7 +16,7 @@ from .._sqlalchemy import contains_state, state_of
 from ..errors import SignalsError
 from ..net import Frame
 from . import delivery
-from .calls import WAITING
+from .calls import UNBEGUN
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -42,24 +42,24 @@ class _Frame(Frame):
 
 
 def frame_of(session: Session) -> Frame:
-    """The frame of the transaction or savepoint that the session is in."""
-    transaction = session.get_nested_transaction() or session.get_transaction()
+    """The frame of the transaction or savepoint that the session is in, made if there is none."""
+    transaction = _current(session)
     if transaction is None:
-        frame: Frame = session.info.setdefault(WAITING, _Frame())
+        frame: Frame = session.info.setdefault(UNBEGUN, _Frame())
         return frame
     return _frame(transaction)
 
 
 def _frame(transaction: SessionTransaction) -> _Frame:
-    frame = _known_frame(transaction)
+    frame = _find_frame(transaction)
     return frame if frame is not None else _opened(transaction, _Frame())
 
 
-def _known_frame(transaction: SessionTransaction) -> _Frame | None:
-    """The frame of a transaction, if it has one by now."""
+def _find_frame(transaction: SessionTransaction) -> _Frame | None:
+    """The frame of a transaction, if it has one; a root takes over one that waited for it."""
     frame: _Frame | None = transaction.__dict__.get(_FRAME)
-    if frame is None and transaction.parent is None and WAITING in transaction.session.info:
-        frame = _opened(transaction, transaction.session.info.pop(WAITING))
+    if frame is None and transaction.parent is None and UNBEGUN in transaction.session.info:
+        frame = _opened(transaction, transaction.session.info.pop(UNBEGUN))
     return frame
 
 
@@ -69,12 +69,25 @@ def _opened(transaction: SessionTransaction, frame: _Frame) -> _Frame:
     return frame
 
 
+def _current(session: Session) -> SessionTransaction | None:
+    """The savepoint that the session is in, or else its root transaction."""
+    return session.get_nested_transaction() or session.get_transaction()
+
+
+def _outwards(transaction: SessionTransaction | None) -> Iterator[SessionTransaction]:
+    """The transaction and those around it, without subtransactions; the root comes last."""
+    while transaction is not None:
+        if transaction.nested or transaction.parent is None:
+            yield transaction
+        transaction = transaction.parent
+
+
 def committed(session: Session) -> None:
     """``after_commit``: the current root was committed, or the current savepoint released."""
-    transaction = session.get_nested_transaction() or session.get_transaction()
+    transaction = _current(session)
     if transaction is None:
         return
-    frame = _known_frame(transaction)
+    frame = _find_frame(transaction)
     if frame is not None:
         frame.committed = True
         if not transaction.nested:
@@ -87,65 +100,53 @@ def ended(
     transaction: SessionTransaction,
     factory_for: Callable[[Session], Callable[[], Any] | None],
 ) -> None:
-    """``after_transaction_end``: hand the frame to the parent, or to delivery."""
+    """``after_transaction_end``: hand the frame on.
+
+    A released savepoint's is merged into the one around it, that of a committed root is delivered,
+    and what was undone is told as undone.
+    """
     if transaction.parent is not None and not transaction.nested:
         return
-    frame = _known_frame(transaction)
-    if transaction.nested and not (frame is not None and frame.committed):
-        _go_back(session, transaction, frame)
-    if frame is None:
+    frame = _find_frame(transaction)
+    if frame is not None:
+        del transaction.__dict__[_FRAME]
+        frame.is_open = False
+    if frame is not None and frame.committed:
+        if transaction.nested:
+            _frame(next(_outwards(transaction.parent))).merge(frame)
+        elif frame:
+            delivery.committed(session, frame, factory_for(session))
         return
-    del transaction.__dict__[_FRAME]
-    frame.is_open = False
-    if frame.committed and transaction.nested:
-        _frame(_enclosing(transaction)).merge(frame)
-    elif not frame:
-        return
-    elif not frame.committed:
+    if transaction.nested:
+        _note_undone_savepoint(session, transaction, frame)
+    if frame:
         delivery.rolled_back(session, frame)
-    else:
-        delivery.committed(session, frame, factory_for(session))
 
 
-def _go_back(session: Session, savepoint: SessionTransaction, undone: Frame | None) -> None:
+def _note_undone_savepoint(
+    session: Session, savepoint: SessionTransaction, undone: Frame | None
+) -> None:
     """Tell the frames around a savepoint that it may have been rolled back."""
     effects = () if undone is None else undone.effects
     states = [state_of(effect.instance) for effect in effects]
     missed = {state for state in states if state.key and not contains_state(session, state)}
-    transaction = savepoint.parent
-    while transaction is not None:
-        if transaction.nested or transaction.parent is None:
-            frame = _frame(transaction) if missed else _known_frame(transaction)
-            if frame is not None:
-                frame.went_back = True
-                frame.missed |= missed
-        transaction = transaction.parent
+    for transaction in _outwards(savepoint.parent):
+        frame = _frame(transaction) if missed else _find_frame(transaction)
+        if frame is not None:
+            frame.savepoint_undone = True
+            frame.missed |= missed
 
 
 def net_frame(session: Session) -> Frame:
     """What the root transaction comes to, should it and its open savepoints be committed now."""
-    frames: list[Frame] = []
-    transaction = session.get_nested_transaction() or session.get_transaction()
-    while transaction is not None:
-        if transaction.nested or transaction.parent is None:
-            known = _known_frame(transaction)
-            if known is not None:
-                frames.append(known)
-        transaction = transaction.parent
+    found = [_find_frame(transaction) for transaction in _outwards(_current(session))]
+    frames = [frame for frame in found if frame is not None]
     if len(frames) == 1:
         return frames[0]
     net = Frame()
     for frame in reversed(frames):
         net.take_over(frame)
     return net
-
-
-def _enclosing(savepoint: SessionTransaction) -> SessionTransaction:
-    transaction = savepoint.parent
-    while transaction is not None and not transaction.nested and transaction.parent is not None:
-        transaction = transaction.parent
-    assert transaction is not None
-    return transaction
 
 
 def on_commit(session: Session | AsyncSession, fn: Callable[[], Any]) -> None:

@@ -1,4 +1,4 @@
-"""A shop whose tables have triggers, and what the contract's tests have."""
+"""A shop whose tables have triggers, and what the tests of the flush have."""
 
 from collections.abc import Iterator
 

@@ -1,1 +1,1 @@
-"""Sections 1 to 3 of the contract: each sentence has a test named after it."""
+"""What is promised of connecting, installing and flushing: each rule has a test named after it."""

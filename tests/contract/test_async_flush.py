@@ -1,4 +1,4 @@
-"""Sections 3 and 5: async receivers in a flush."""
+"""Async receivers in a flush."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Section 2: a signal is a blinker signal, without blinker's known defects."""
+"""A signal is a blinker signal, without blinker's known defects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sections 3 and 10: exceptions of flush receivers, and what a receiver must not call."""
+"""Exceptions of flush receivers, and what a receiver must not call."""
 
 from __future__ import annotations
 

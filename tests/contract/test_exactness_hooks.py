@@ -1,4 +1,4 @@
-"""Section 3, exactness: beside the user's own listeners."""
+"""Beside the user's own listeners."""
 
 from __future__ import annotations
 

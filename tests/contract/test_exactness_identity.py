@@ -1,4 +1,4 @@
-"""Section 3, exactness: instances, keys, and which row is whose."""
+"""Instances, keys, and which row is whose."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Section 3, exactness: one event per instance, however many tables it has."""
+"""One event per instance, however many tables it has."""
 
 from __future__ import annotations
 

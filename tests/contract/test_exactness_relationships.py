@@ -1,4 +1,4 @@
-"""Section 3, exactness: what one row's change does to others."""
+"""What one row's change does to others."""
 
 from __future__ import annotations
 

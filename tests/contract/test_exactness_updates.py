@@ -1,4 +1,4 @@
-"""Section 3, exactness: which UPDATEs there are, and what they wrote."""
+"""Which UPDATEs there are, and what they wrote."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Section 1: which sessions are listened to, and for how long."""
+"""Which sessions are listened to, and for how long."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Section 1: a forgotten install is never silent."""
+"""A forgotten install is never silent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Section 2: the options of a connection."""
+"""The options of a connection."""
 
 from __future__ import annotations
 

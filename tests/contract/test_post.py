@@ -1,4 +1,4 @@
-"""Section 3: ``post_save`` and ``post_delete``, at the end of a flush."""
+"""``post_save`` and ``post_delete``, at the end of a flush."""
 
 from __future__ import annotations
 

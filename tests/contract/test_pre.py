@@ -1,4 +1,4 @@
-"""Section 3: ``pre_save`` and ``pre_delete``, before the first statement of a flush."""
+"""``pre_save`` and ``pre_delete``, before the first statement of a flush."""
 
 from __future__ import annotations
 

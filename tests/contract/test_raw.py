@@ -1,4 +1,4 @@
-"""Section 3: ``raw``, for loading fixtures."""
+"""``raw``, for loading fixtures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Section 2: what can be a receiver, and how receivers are called."""
+"""What can be a receiver, and how receivers are called."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Section 5: async receivers at the end of a transaction."""
+"""Async receivers at the end of a transaction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Section 4: ``on_commit`` and ``on_rollback``, ad-hoc callbacks with the savepoint rules."""
+"""``on_commit`` and ``on_rollback``, ad-hoc callbacks with the savepoint rules."""
 
 from __future__ import annotations
 

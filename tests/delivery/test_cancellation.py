@@ -1,4 +1,4 @@
-"""Section 5: cancellation leaves no half-delivered state behind.
+"""Cancellation leaves no half-delivered state behind.
 
 A task is stopped at a known place, cancelled there, and then the next transaction on the same
 engine must deliver exactly its own events.

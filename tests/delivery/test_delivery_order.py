@@ -1,4 +1,4 @@
-"""Section 4: when and in which order ``on="commit"`` receivers are called, and with what."""
+"""When and in which order ``on="commit"`` receivers are called, and with what."""
 
 from __future__ import annotations
 

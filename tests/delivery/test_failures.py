@@ -1,4 +1,4 @@
-"""Section 4: what happens when a commit receiver raises."""
+"""What happens when a commit receiver raises."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Section 4 with Flask-SQLAlchemy 3: its sessions have an ``__init__`` and binds of their own."""
+"""Flask-SQLAlchemy 3: its sessions have an ``__init__`` and binds of their own."""
 
 from __future__ import annotations
 

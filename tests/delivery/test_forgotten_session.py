@@ -1,4 +1,4 @@
-"""Section 4: a session that is garbage collected in the middle of a transaction."""
+"""A session that is garbage collected in the middle of a transaction."""
 
 from __future__ import annotations
 

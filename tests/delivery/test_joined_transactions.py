@@ -1,4 +1,4 @@
-"""Section 4: sessions that join a transaction on their Connection, in every mode there is."""
+"""Sessions that join a transaction on their Connection, in every mode there is."""
 
 from __future__ import annotations
 

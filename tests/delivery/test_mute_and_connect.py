@@ -1,4 +1,4 @@
-"""Sections 2 and 4: who is called, when that changes between the change and its delivery."""
+"""Who is called, when that changes between the change and its delivery."""
 
 from __future__ import annotations
 

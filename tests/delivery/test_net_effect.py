@@ -1,4 +1,4 @@
-"""Section 4, "Net effect": one call per receiver, instance and root transaction."""
+"""One call per receiver, instance and root transaction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Section 4, "Net effect": what a transaction did to each row in the end. No database here."""
+"""What a transaction did to each row in the end. No database here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Section 4: each call has its own session and transaction, and an instance that lives in it."""
+"""Each call has its own session and transaction, and an instance that lives in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Section 4: what commit receivers commit themselves is queued behind, not nested."""
+"""What commit receivers commit themselves is queued behind, not nested."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Section 4: ``on="rollback"``, for work that was undone."""
+"""``on="rollback"``, for work that was undone."""
 
 from __future__ import annotations
 

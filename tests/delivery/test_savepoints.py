@@ -1,4 +1,4 @@
-"""Section 4: state belongs to the transaction, and to the savepoint."""
+"""State belongs to the transaction, and to the savepoint."""
 
 from __future__ import annotations
 

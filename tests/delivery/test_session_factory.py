@@ -1,4 +1,4 @@
-"""Section 1: ``session_factory=``, what commit receivers get as their session."""
+"""``session_factory=``, what commit receivers get as their session."""
 
 from __future__ import annotations
 

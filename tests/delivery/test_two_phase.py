@@ -1,4 +1,4 @@
-"""Section 4: two-phase sessions work. PostgreSQL, with prepared transactions allowed."""
+"""Two-phase sessions work. PostgreSQL, with prepared transactions allowed."""
 
 from __future__ import annotations
 

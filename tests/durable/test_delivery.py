@@ -1,4 +1,4 @@
-"""Section 7: what is committed is delivered, and nothing else."""
+"""What is committed is delivered, and nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the signals of one flush are those that the contract promises for the rows it wrote."""
+"""Whether the signals of one flush are those that are promised for the rows it wrote."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Section 9: ``explain`` says what happens; a flush shows that it does."""
+"""``explain`` says what happens; a flush shows that it does."""
 
 from __future__ import annotations
 

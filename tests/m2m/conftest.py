@@ -1,4 +1,4 @@
-"""The databases and the log of statements that the contract's tests have."""
+"""The databases and the log of statements that the tests of the flush have."""
 
 from tests.contract.conftest import async_engine, statements
 

@@ -1,4 +1,4 @@
-"""Section 8: ``pre_migrate`` and ``post_migrate``, sent by real Alembic commands."""
+"""``pre_migrate`` and ``post_migrate``, sent by real Alembic commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Section 9: ``trace()``, the tree of what really happened."""
+"""``trace()``, the tree of what really happened."""
 
 from __future__ import annotations
 

@@ -1,0 +1,57 @@
+"""One call for one net effect, after a commit or a rollback, and what is done where it fails."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import watching
+from ..net import CREATED, DELETED, Effect, Executed
+from ..receivers import Phase, Receiver
+from ..signal import Signal, logger
+from ..signals import post_bulk, post_delete, post_save, receiver_failed
+from .calls import ModelCalls
+
+
+def signal_of(effect: Effect | Executed) -> Signal:
+    """The signal that tells of a net effect, or of a statement."""
+    if isinstance(effect, Executed):
+        return post_bulk
+    return post_delete if effect.kind is DELETED else post_save
+
+
+def call_for(effect: Effect, model: ModelCalls, receiver: Receiver, instance: Any) -> None:
+    """Call one receiver for a net effect."""
+    source = effect.source
+    if effect.kind is DELETED:
+        model.delete(post_delete, (receiver,), instance, effect.origin, source.using)
+        return
+    created = effect.kind is CREATED
+    # A receiver may change what is mutable; the next one must not see it.
+    changes = model.columns.own_changes(effect.changes)
+    fields = effect.written()
+    model.save(post_save, (receiver,), instance, created, changes, fields, source.raw, source.using)
+
+
+def failed(
+    effect: Effect | Executed, receiver: Receiver, instance: Any, error: Exception, on: Phase
+) -> None:
+    """Log and tell that a receiver has raised an exception."""
+    signal = signal_of(effect)
+    sender = effect.sender if isinstance(effect, Executed) else type(effect.instance)
+    logger.error(
+        "%s on=%r: receiver %s failed for %s; nothing but its own work is undone by that",
+        signal.name,
+        on,
+        receiver,
+        sender.__name__,
+        exc_info=error,
+    )
+    if (watcher := watching.watcher) is not None:
+        watcher.failed(error)
+    receiver_failed.send_robust(
+        sender,
+        receiver=receiver.fn,
+        signal=signal,
+        instance=instance,
+        exception=error,
+    )
