@@ -7,6 +7,7 @@ engine must deliver exactly its own events.
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -195,6 +196,9 @@ async def test_after_a_cancellation_the_next_transaction_delivers_exactly_its_ow
     assert rows(witness, Author.name) == (["first", "next"] if committed else ["next"])
 
 
+# Cancelled while SQLAlchemy resets a connection of aiosqlite, that is dropped and not closed, with
+# or without signals; Python 3.13 warns of it.
+@pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")
 @asynchronous
 async def test_a_cancellation_at_any_step_of_the_event_loop_leaves_nothing_behind(
     async_engine: AsyncEngine, witness: Engine, log: Deliveries
@@ -264,6 +268,7 @@ async def test_a_cancellation_at_any_step_of_the_event_loop_leaves_nothing_behin
         assert async_engine.pool.checkedout() == 0
     assert sorted(rows(witness, Author.name)) == sorted(expected)
     assert {(False, 0), (True, 2)} <= ends
+    gc.collect()  # as long as that is not an error
 
 
 @cancelled_by
