@@ -8,10 +8,13 @@ where the version of kombu can do that.
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ..durable import BusyError, Message
@@ -65,6 +68,7 @@ class Sender:
         self._pid = 0
         self._producer: Any = None
         self._confirms: _Confirms | None = None
+        self._staging: _Staging | None = None
 
     def send(self, parcels: Sequence[Parcel]) -> Failures:
         """Send the tasks, and return those that the broker has not taken, with the reason.
@@ -89,9 +93,14 @@ class Sender:
 
     def close(self) -> None:
         """Close the connection; the next :meth:`send` opens another."""
-        producer, self._producer, self._confirms = self._producer, None, None
-        if producer is not None and self._pid == os.getpid():
+        producer, staging = self._producer, self._staging
+        self._producer = self._confirms = self._staging = None
+        if self._pid != os.getpid():
+            return  # they are those of the parent
+        if producer is not None:
             _close(producer.connection)
+        if staging is not None:
+            staging.remove()
 
     def _open(self) -> bool:
         """Connect unless that is done; return whether it was not."""
@@ -101,6 +110,8 @@ class Sender:
         # forgotten here.
         self._pid = os.getpid()
         connection = self._app.connection_for_write()
+        driver = connection.transport.driver_type
+        self._staging = _Staging(connection) if driver == "filesystem" else None
         connection.connect()
         self._producer = self._app.amqp.Producer(connection, auto_declare=False)
         transport = connection.transport
@@ -115,6 +126,8 @@ class Sender:
         with nullcontext() if batch is None else batch():
             for parcel in parcels:
                 self._send_one(parcel)
+        if self._staging is not None:
+            self._staging.hand_over()
         return {}
 
     def _send_one(self, parcel: Parcel, **options: Any) -> None:
@@ -198,6 +211,28 @@ class _Confirms:
                     f"no queue for the exchange {exchange!r} and the routing key {routing_key!r}: "
                     f"{error}. Declare one in task_queues, or start a worker that does"
                 )
+
+
+class _Staging:
+    """Where tasks for ``filesystem://`` are written, so that workers find each as a whole.
+
+    They take a file as soon as it is there, and what has not been written by then is lost.
+    """
+
+    def __init__(self, connection: Any) -> None:
+        options = connection.transport_options
+        self._folder = Path(options["data_folder_out"])
+        self._staged = Path(tempfile.mkdtemp(prefix="staged_", dir=self._folder))
+        connection.transport_options = {**options, "data_folder_out": str(self._staged)}
+
+    def hand_over(self) -> None:
+        """Let the workers have what was sent."""
+        for path in sorted(self._staged.iterdir()):
+            path.replace(self._folder / path.name)
+
+    def remove(self) -> None:
+        """Remove the place, with what was not handed over."""
+        shutil.rmtree(self._staged, ignore_errors=True)
 
 
 def _close(connection: Any) -> None:

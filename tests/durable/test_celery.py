@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -12,6 +13,7 @@ from uuid import uuid4, uuid5
 import pytest
 from celery import Celery
 from celery.signals import worker_process_init
+from kombu.transport import filesystem
 from sqlalchemy import Engine, select
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session
@@ -107,6 +109,34 @@ def work(app: Celery, publisher: CeleryPublisher) -> list[str]:
 def dead(engine: Engine) -> list[Any]:
     with engine.connect() as connection:
         return list(connection.execute(select(outbox.dead_letters)))
+
+
+@on_sqlite
+def test_a_worker_never_finds_half_a_file(shop, calls, tmp_path, monkeypatch):
+    """With ``filesystem://`` it takes a file as soon as it is there, written or not."""
+    folder = tmp_path / "queue"
+    folder.mkdir()
+    options = {name: str(folder) for name in ("data_folder_in", "data_folder_out")}
+    options["control_folder"] = str(tmp_path / "control")
+    app = Celery("shop", broker="filesystem://")
+    app.conf.broker_transport_options = options
+    found = []
+
+    def looks(file: Any, flags: int) -> None:
+        if str(file.name).endswith(".msg"):  # created, and nothing is written yet
+            found.append(len(sent(app)))
+
+    monkeypatch.setattr(filesystem, "lock", looks)
+    publisher = CeleryPublisher(app, shop)
+    place(shop, "a", "b")
+    assert Relay(shop, publisher, outbox=outbox).run_once() == 2
+    assert found == [0] * 4
+    publisher.close()
+    assert {path.suffix for path in folder.iterdir()} == {".msg"}
+    shadows = Counter(message.headers["shadow"] for message in sent(app))
+    assert shadows == {"shop.first": 2, "shop.second": 2}
+    assert list(folder.iterdir()) == []
+    app.close()
 
 
 @on_sqlite
