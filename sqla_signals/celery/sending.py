@@ -110,11 +110,10 @@ class Sender:
         # forgotten here.
         self._pid = os.getpid()
         connection = self._app.connection_for_write()
-        driver = connection.transport.driver_type
-        self._staging = _Staging(connection) if driver == "filesystem" else None
+        transport = connection.transport
+        self._staging = _Staging(connection) if transport.driver_type == "filesystem" else None
         connection.connect()
         self._producer = self._app.amqp.Producer(connection, auto_declare=False)
-        transport = connection.transport
         if (transport.driver_type, transport.driver_name) == ("amqp", "py-amqp"):
             self._confirms = _Confirms(self._producer.channel)
         return True

@@ -365,6 +365,25 @@ def test_overlapping_installations_deliver_once(library: Engine, installed):
     assert rows(library, Author.name) == ["a"]
 
 
+def keep_what_happens_to_authors() -> None:
+    """Though nobody waits for its commit."""
+    for signal in (post_save, post_delete):
+        signal.connect(lambda sender, **kwargs: None, sender=Author, on="rollback", weak=False)
+
+
+def connect_late(found: list[tuple[str, Any]]) -> None:
+    """Note from now on which authors a commit has saved and deleted."""
+
+    def saved(sender, instance, **kwargs):
+        found.append(("saved", instance.name))
+
+    def deleted(sender, instance, **kwargs):
+        found.append(("deleted", instance.name))
+
+    post_save.connect(saved, sender=Author, on="commit", weak=False)
+    post_delete.connect(deleted, sender=Author, on="commit", weak=False)
+
+
 def test_who_connects_while_a_commit_waits_its_turn_gets_the_values_that_it_committed(
     session: Session,
 ):
@@ -372,15 +391,7 @@ def test_who_connects_while_a_commit_waits_its_turn_gets_the_values_that_it_comm
     found: list[tuple[str, Any]] = []
     session.add_all([Author(name="a"), Author(name="b")])
     session.commit()
-    # So that what happens to authors is kept, though nobody waits for its commit.
-    post_save.connect(lambda sender, **kwargs: None, sender=Author, on="rollback", weak=False)
-    post_delete.connect(lambda sender, **kwargs: None, sender=Author, on="rollback", weak=False)
-
-    def saved(sender, instance, **kwargs):
-        found.append(("saved", instance.name))
-
-    def deleted(sender, instance, **kwargs):
-        found.append(("deleted", instance.name))
+    keep_what_happens_to_authors()
 
     @receiver(post_save, sender=Tag, on="commit")
     def fn(sender, session, **kwargs):
@@ -392,8 +403,7 @@ def test_who_connects_while_a_commit_waits_its_turn_gets_the_values_that_it_comm
             other.execute(A_TO_AA)
             other.delete(another)
             other.commit()
-            post_save.connect(saved, sender=Author, on="commit", weak=False)
-            post_delete.connect(deleted, sender=Author, on="commit", weak=False)
+            connect_late(found)
             other.delete(author)
             other.commit()
 
@@ -411,19 +421,11 @@ def test_who_connects_on_the_way_to_the_delivery_gets_the_committed_values(
     found: list[tuple[str, Any]] = []
     session.add_all([author := Author(name="a"), another := Author(name="b")])
     session.commit()
-    post_save.connect(lambda sender, **kwargs: None, sender=Author, on="rollback", weak=False)
-    post_delete.connect(lambda sender, **kwargs: None, sender=Author, on="rollback", weak=False)
-
-    def saved(sender, instance, **kwargs):
-        found.append(("saved", instance.name))
-
-    def deleted(sender, instance, **kwargs):
-        found.append(("deleted", instance.name))
+    keep_what_happens_to_authors()
 
     @event.listens_for(session, when)
     def connect(session: Session) -> None:
-        post_save.connect(saved, sender=Author, on="commit", weak=False)
-        post_delete.connect(deleted, sender=Author, on="commit", weak=False)
+        connect_late(found)
 
     assert (author.name, another.name) == ("a", "b")
     author.name = "A"
