@@ -34,10 +34,11 @@ from sqlalchemy.orm import (
     SynonymProperty,
     UOWTransaction,
     attributes,
+    bulk_persistence,
     dependency,
 )
 from sqlalchemy.orm import session as session_module
-from sqlalchemy.orm.exc import ObjectDeletedError
+from sqlalchemy.orm.exc import ObjectDeletedError, UnmappedColumnError
 from sqlalchemy.orm.mapper import _all_registries
 from sqlalchemy.schema import Column
 from sqlalchemy.sql import Select
@@ -56,6 +57,9 @@ _NEW: Final = "_" if hasattr(dependency, "_OneToManyDP") else ""
 OneToManyDP: Final[type[Any]] = getattr(dependency, f"{_NEW}OneToManyDP")
 ManyToOneDP: Final[type[Any]] = getattr(dependency, f"{_NEW}ManyToOneDP")
 ManyToManyDP: Final[type[Any]] = getattr(dependency, f"{_NEW}ManyToManyDP")
+_expand: Final[Any] = getattr(
+    bulk_persistence, "_expand_other_attrs" if _NEW else "_expand_composites"
+)
 DetectKeySwitch: Final[type[Any]] = getattr(dependency, f"{_NEW}DetectKeySwitch")
 
 PASSIVE_OFF: Final = PassiveFlag.PASSIVE_OFF
@@ -426,8 +430,20 @@ def set_values(statement: Any, mapper: Mapper[Any]) -> dict[str, Any]:
         column = target
         while isinstance(column, BinaryExpression):  # column["key"], a part of its value
             column, value = column.left, target
-        found[mapper.get_property_by_column(column).key] = _plain(value)
+        name = _attribute_of(column, mapper)
+        if name is not None:
+            found[name] = _plain(value)
     return found
+
+
+def _attribute_of(column: Any, mapper: Mapper[Any]) -> str | None:
+    """The attribute of a column, given by its own name too; ``None`` if there is none."""
+    if isinstance(column, str):
+        column = mapper.local_table.c.get(column)
+    try:
+        return None if column is None else mapper.get_property_by_column(column).key
+    except UnmappedColumnError:
+        return None
 
 
 def inserted_values(statement: Any, mapper: Mapper[Any]) -> list[dict[str, Any]] | None:
@@ -438,14 +454,20 @@ def inserted_values(statement: Any, mapper: Mapper[Any]) -> list[dict[str, Any]]
         return [set_values(statement, mapper)]
     return [
         {
-            (column if isinstance(column, str) else mapper.get_property_by_column(column).key): (
-                _plain(value)
-            )
+            name: _plain(value)
             for column, value in row.items()
+            if (name := _attribute_of(column, mapper)) is not None
         }
         for rows in statement._multi_values
         for row in rows
     ]
+
+
+def by_column(parameters: Iterable[Mapping[str, Any]], mapper: Mapper[Any]) -> list[dict[str, Any]]:
+    """Lists of values with what SQLAlchemy takes apart, such as composites, by their columns."""
+    expanded = [dict(one) for one in parameters]
+    _expand(mapper, expanded)
+    return expanded
 
 
 def has_many_values(statement: Any) -> bool:
@@ -459,8 +481,9 @@ class Upsert:
     def __init__(self, clause: Any, mapper: Mapper[Any]) -> None:
         table: Any = mapper.local_table
         self.updates: frozenset[str] = frozenset(
-            mapper.get_property_by_column(table.c[name] if isinstance(name, str) else name).key
-            for name in dict(getattr(clause, "update_values_to_set", ()))
+            name
+            for column in dict(getattr(clause, "update_values_to_set", ()))
+            if (name := _attribute_of(column, mapper)) is not None
         )
         """The attributes that it sets; none if it leaves the row alone."""
         columns: list[Any] = [

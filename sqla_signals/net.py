@@ -64,6 +64,7 @@ class Effect:
         "origin",
         "row",
         "source",
+        "unknown",
         "values",
         "was",
     )
@@ -78,6 +79,7 @@ class Effect:
         was: Hashable = None,
         changes: Mapping[str, Change] = NOTHING,
         along: frozenset[str] = frozenset(),
+        unknown: frozenset[str] | None = None,
         fields: frozenset[str] | None = None,
         values: Mapping[str, Any] | None = None,
         origin: Any = None,
@@ -92,6 +94,8 @@ class Effect:
         self.changes: Mapping[str, Change] = changes
         self.along: frozenset[str] = along
         """What an UPDATE wrote besides: versions and ``onupdate`` columns."""
+        self.unknown: frozenset[str] = along if unknown is None else unknown
+        """What of that may have changed; the rest was set to what it was."""
         self.fields: frozenset[str] | None = fields
         """What an UPDATE wrote in all, if that is known; else :meth:`written` finds out."""
         self.before: Mapping[str, Any] = NOTHING
@@ -122,7 +126,7 @@ class Effect:
                 return None
             net = later._copy(DELETED)
             net.was = self.was
-            unknown = dict.fromkeys(self.along | self.source.unfetched, UNSET)
+            unknown = dict.fromkeys(self.unknown | self.source.unfetched, UNSET)
             first = {key: change.old for key, change in self.changes.items()}
             net.before = {**later.before, **unknown, **first}
         else:
@@ -130,6 +134,7 @@ class Effect:
             net.was = self.was
             net.changes = self._chained(later)
             net.along = self.along | later.along
+            net.unknown = self.unknown | later.unknown
             if self.kind is UPDATED and not net.changes and not net.along:
                 return None
         mutes = self.mutes if later.mutes == self.mutes else self.mutes + later.mutes
@@ -143,12 +148,12 @@ class Effect:
         """
         created = self.kind is CREATED
         changes = dict(self.changes)
-        for key in (later.along | later.source.unfetched).difference(later.changes):
+        for key in (later.unknown | later.source.unfetched).difference(later.changes):
             if created or key in changes:
                 changes[key] = Change(changes[key].old if key in changes else UNSET, UNSET)
         for key, change in later.changes.items():
             old: Any
-            if created or (key in self.along and key not in changes):
+            if created or (key in self.unknown and key not in changes):
                 old = UNSET
             else:
                 old = changes[key].old if key in changes else change.old
@@ -173,6 +178,7 @@ class Effect:
             was=self.was,
             changes=self.changes,
             along=self.along,
+            unknown=self.unknown,
             values=self.values,
             origin=self.origin,
         )

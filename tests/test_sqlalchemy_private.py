@@ -9,6 +9,7 @@ import ast
 import importlib
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from sqlalchemy.orm import (
     PassiveFlag,
     Session,
     UOWTransaction,
+    composite,
     dependency,
     mapped_column,
     relationship,
@@ -74,6 +76,22 @@ class Child(Base):
     parent: Mapped[Parent | None] = relationship(
         primaryjoin="Parent.id == Child.parent_id", back_populates="children", passive_updates=False
     )
+
+
+@dataclass
+class Place:
+    """Two columns as one."""
+
+    x: int | None
+    y: int | None
+
+
+class Spot(Base):
+    """With a composite."""
+
+    __tablename__ = "spots"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    place: Mapped[Place] = composite(mapped_column("x"), mapped_column("y"))
 
 
 class Flushed:
@@ -218,6 +236,8 @@ ELSEWHERE = (
     "_trans_context_manager",
     "_Session__binds",
     "_OneToManyDP",
+    "_expand_composites",
+    "_expand_other_attrs",
     "_event_descriptors",
     "_ordered_values",
     "_where_criteria",
@@ -254,7 +274,7 @@ def test_the_sessions_that_are_alive_are_known_by_their_hash_key():
 def test_all_registries_gives_the_registries_in_use():
     """With their mappers."""
     assert Base.registry in set(mapper_module._all_registries())
-    assert {mapper.class_ for mapper in Base.registry.mappers} == {Parent, Child}
+    assert {mapper.class_ for mapper in Base.registry.mappers} == {Parent, Child, Spot}
 
 
 @pytest.mark.parametrize("name", MAPPERS)
@@ -480,6 +500,13 @@ def test_what_an_update_sets_and_asks_for():
     ]
     assert statement.table._annotations["parententity"] is sa_inspect(Parent)
     assert "parententity" not in update(Parent.__table__).where(Parent.id == 1).table._annotations
+
+
+def test_a_list_of_values_is_taken_apart_by_columns_in_place():
+    """``bulk_persistence._expand_other_attrs``; ``_expand_composites`` in 2.0."""
+    values = [{"id": 1, "place": Place(2, 3)}]
+    _sqlalchemy._expand(sa_inspect(Spot), values)
+    assert values == [{"id": 1, "x": 2, "y": 3}]
 
 
 def test_ordered_values_are_kept_in_either_of_two_places():

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import inspect, select
-from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.exc import StaleDataError
+from sqlalchemy.sql.expression import BindParameter
+from sqlalchemy.sql.visitors import iterate
 
-from .._sqlalchemy import dml_entity, set_values, state_of, with_options_of
+from .._sqlalchemy import by_column, dml_entity, set_values, with_options_of
 from ..changes import UNSET
 from ..errors import BulkOptionError
 from ..net import DELETED
@@ -29,13 +30,23 @@ if TYPE_CHECKING:
 class ChangedRows(Rows):
     """The row signals of one UPDATE or DELETE."""
 
+    _count = -1
+    """How many rows it has changed, where the database tells no more than that."""
+
     def execute(self) -> tuple[Result[Any], int]:
         """Send the ``pre_`` signals and execute the statement; return how many rows it changed."""
+        parameters: Any = self._context.parameters
+        many = isinstance(parameters, list)
+        if many and not self._by_key():
+            raise BulkOptionError(
+                'execution option signals="rows" takes a list of parameters for an UPDATE by '
+                "primary key only, and without bindparam() in its where(). Execute the statement "
+                "for one after the other, or connect to post_bulk"
+            )
         self._lock()
         if self._context.is_delete:
             return self._delete()
-        parameters: Any = self._context.parameters
-        if isinstance(parameters, list):
+        if many:
             return self._update_many(parameters)
         return self._update()
 
@@ -44,9 +55,22 @@ class ChangedRows(Rows):
         instances = self._load(rows)
         if self._announce_deletes(instances.values()):
             rows = self._select([], rows)
-        result = self._context.invoke_statement(self._restricted(rows))
+        result, rows = self._invoke(rows)
         self._written = [Written(DELETED, instances[key], {}, None) for key in rows]
         return result, len(rows)
+
+    def _by_key(self) -> bool:
+        """Whether a list of parameters says by the primary key which rows to update."""
+        strategy = self._context.execution_options.get("dml_strategy", "auto")
+        where = self._statement.whereclause
+        return (
+            self._context.is_update
+            and strategy in ("auto", "bulk")
+            and not any(
+                isinstance(one, BindParameter) and not one.unique
+                for one in (() if where is None else iterate(where))
+            )
+        )
 
     def _update(self) -> tuple[Result[Any], int]:
         values = set_values(self._statement, self._mapper)
@@ -60,12 +84,13 @@ class ChangedRows(Rows):
         instances = self._load(rows)
         if self._announce_updates(instances, rows, dict.fromkeys(rows, values)):
             rows = self._select(fields, rows)
-        result = self._context.invoke_statement(self._restricted(rows))
+        result, rows = self._invoke(rows)
         self._note_updates(instances, rows, dict.fromkeys(rows, fields))
         return result, len(rows)
 
     def _update_many(self, parameters: list[dict[str, Any]]) -> tuple[Result[Any], int]:
         """An UPDATE by primary key, with a list of parameters."""
+        parameters = by_column(parameters, self._mapper)
         if not all(one.keys() >= set(self._key) for one in parameters):
             return self._context.invoke_statement(), 0  # SQLAlchemy refuses it
         along = self._written_along()
@@ -93,14 +118,6 @@ class ChangedRows(Rows):
 
     def _key_of(self, parameters: Values) -> Key:
         return tuple(parameters[name] for name in self._key)
-
-    def _check_key(self, values: Values) -> None:
-        if not set(self._key).isdisjoint(values):
-            raise BulkOptionError(
-                f'execution option signals="rows": the statement sets the primary key of '
-                f"{self._mapper.class_.__name__}, so that its rows cannot be found again. Change "
-                f"the instances instead, or connect to post_bulk"
-            )
 
     def _written_along(self) -> frozenset[str]:
         if inspect(dml_entity(self._statement)).is_aliased_class:
@@ -134,20 +151,31 @@ class ChangedRows(Rows):
             found.setdefault(tuple(row[: len(key)]), dict(zip(names, row[len(key) :], strict=True)))
         return found
 
-    def _restricted(self, keys: Iterable[Key]) -> Any:
-        return self._statement.where(self._are(dml_entity(self._statement), keys))
+    def _invoke(self, rows: dict[Key, Values]) -> tuple[Result[Any], dict[Key, Values]]:
+        """Execute the statement for these rows; the result, and the rows that it has changed.
 
-    def _read(self, names: Iterable[str], keys: Iterable[Key]) -> dict[Key, Values]:
-        cls, names, wanted = self._mapper.class_, list(names), list(keys)
-        if not wanted:
-            return {}
-        columns = [getattr(cls, name) for name in (*self._key, *names)]
-        size = len(self._key)
-        found = {
-            tuple(row[:size]): dict(zip(names, row[size:], strict=True))
-            for row in self._query(select(*columns).where(self._are(cls, wanted)), autoflush=False)
-        }
-        return {key: found[key] for key in wanted}
+        They can be fewer: rows of other tables, which its condition looks at, are not locked.
+        """
+        entity = dml_entity(self._statement)
+        statement = self._statement.where(self._are(entity, rows))
+        dialect: Any = self._using.dialect
+        if not rows or not dialect.delete_returning_multifrom:  # SQLite counts too late with it
+            result = self._context.invoke_statement(statement)
+            self._count = getattr(result, "rowcount", -1)
+            return result, rows
+        result, returned = self._returning(statement, [getattr(entity, name) for name in self._key])
+        changed = set(returned)
+        return result, {key: values for key, values in rows.items() if key in changed}
+
+    def send_post(self) -> None:
+        """Send the ``post_`` signals, if the rows are those that were announced."""
+        if self._count not in (-1, len(self._written)):
+            raise StaleDataError(
+                f"statement on {self._mapper.class_.__name__} was to change the "
+                f"{len(self._written)} row(s) that it matched, but changed {self._count}, and this "
+                f"database does not tell which. Execute it again"
+            )
+        super().send_post()
 
     # -- sending -----------------------------------------------------------------------------------
 
@@ -190,9 +218,4 @@ class ChangedRows(Rows):
         """What the UPDATE has done, by reading it again; the instances get the new values."""
         names = frozenset(name for one in fields.values() for name in one)
         for key, new in self._read(names, rows).items():
-            instance = instances[key]
-            state = state_of(instance)
-            for name, value in new.items():
-                if name not in state.committed_state:  # else the session has a change pending
-                    set_committed_value(instance, name, value)
-            self._note_update(instance, rows[key], new, fields[key])
+            self._note_update(instances[key], rows[key], new, fields[key])

@@ -7,13 +7,13 @@ PostgreSQL itself, elsewhere what was looked up under a lock before.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import literal_column, select, tuple_
+from sqlalchemy import inspect, literal_column, select, tuple_
 from sqlalchemy.orm.attributes import set_committed_value
 
-from .._sqlalchemy import has_many_values, inserted_values, state_of, upsert_of
+from .._sqlalchemy import by_column, has_many_values, inserted_values, state_of, upsert_of
 from ..changes import UNSET, NewRow, PendingRow
 from ..errors import BulkOptionError
 from ..net import CREATED
@@ -25,6 +25,8 @@ from .guard import guarded_bulk
 if TYPE_CHECKING:
     from sqlalchemy.engine import Result
     from sqlalchemy.orm import Mapper
+
+    from ..receivers import Receiver
 
 
 class InsertedRows(Rows):
@@ -45,36 +47,40 @@ class InsertedRows(Rows):
                 f'execution option signals="rows": {dialect.name} has no INSERT … RETURNING, which '
                 f"tells the rows that were inserted. Add the instances to the session instead"
             )
-        tells_created = dialect.name == "postgresql" and self._upsert is not None
+        self._tells_created = dialect.name == "postgresql" and self._upsert is not None
         if self._upsert is not None:
+            self._check_key(self._upsert.updates.difference(self._upsert.target or ()))
             self._lock()
-            if self._upsert.updates and self._upsert.target is None and not tells_created:
+            if self._must_know and self._upsert.target is None:
                 raise BulkOptionError(
                     'execution option signals="rows": say with index_elements= which rows are in '
                     "the way, so that they can be told from new ones"
                 )
         given = self._given()
         in_the_way = self._in_the_way(given)
-        self._announce(given, in_the_way)
-        own = [getattr(self._mapper.class_, name) for name in self._key]
-        if tells_created:
+        given, called = self._announce(given, in_the_way)
+        if called:
+            in_the_way = self._in_the_way(given)
+        # With a list SQLAlchemy inserts into each of several tables, and returns whole instances.
+        joined = len(self._mapper.tables) > 1 and isinstance(self._context.parameters, list)
+        cls: Any = self._mapper.class_
+        own: list[Any] = [cls] if joined else [getattr(cls, name) for name in self._key]
+        if self._tells_created:
             own.append(literal_column("xmax = 0"))
-        # For the caller. SQLite counts while the rows are fetched: nothing is to be kept before.
-        counts = {} if dialect.name == "sqlite" else {"preserve_rowcount": True}
-        result: Any = self._context.invoke_statement(
-            self._statement.returning(*own), execution_options=counts
-        )
-        theirs = len(result.keys()) - len(own)
-        frozen = result.freeze()
+        result, returned = self._returning(self._statement, own)
         old = dict(in_the_way.values())
         rows: dict[Key, bool] = {}
-        for row in frozen():
-            key = tuple(row[theirs : theirs + len(self._key)])
-            rows[key] = bool(row[-1]) if tells_created else key not in old
+        for row in returned:
+            key = inspect(row[0]).identity if joined else row[: len(self._key)]
+            # What one statement creates and updates again, it has created.
+            rows.setdefault(key, bool(row[-1]) if self._tells_created else key not in old)
         self._note(rows, old)
-        if theirs:
-            return frozen().columns(*range(theirs)), len(rows)
-        return getattr(result, "raw", None) or frozen(), len(rows)
+        return result, len(rows)
+
+    @property
+    def _must_know(self) -> bool:
+        """Whether rows that are updated have to be found before; nobody says so afterwards."""
+        return self._upsert is not None and bool(self._upsert.updates) and not self._tells_created
 
     def _given(self) -> list[dict[str, Any]] | None:
         """The rows to be inserted, by attribute; ``None`` if the statement selects them."""
@@ -82,19 +88,28 @@ class InsertedRows(Rows):
         parameters: Any = self._context.parameters
         if stated is None or not parameters:
             return stated
-        many = parameters if isinstance(parameters, list) else [parameters]
+        many = by_column(parameters if isinstance(parameters, list) else [parameters], self._mapper)
+        self._context.parameters = many if isinstance(parameters, list) else many[0]
         return [{**stated[0], **one} for one in many]
 
     def _in_the_way(self, given: list[dict[str, Any]] | None) -> dict[Key, tuple[Key, Values]]:
         """The rows that an upsert meets: by what identifies them, their keys and values."""
         target = self._upsert.target if self._upsert is not None else None
-        if self._upsert is None or target is None or given is None:
+        if self._upsert is None or target is None:
             return {}
-        for one in given:
-            if any(name not in one or is_expression(one[name]) for name in target):
-                return {}
+        if self._must_know and not self._tells_target(given, target):
+            raise BulkOptionError(
+                f'execution option signals="rows": give plain values for {", ".join(target)}, so '
+                f"that rows that are in the way can be told from new ones, or connect to post_bulk"
+            )
         cls = self._mapper.class_
-        wanted = {tuple(one[name] for name in target) for one in given}
+        # A row that is given none, or SQL, is not known to be in the way of another.
+        wanted = {
+            values
+            for one in given or ()
+            if not any(map(is_expression, values := tuple(one.get(name) for name in target)))
+            and None not in values
+        }
         columns = [getattr(cls, name) for name in target]
         names = list(self._upsert.updates)
         key = [getattr(cls, name) for name in self._key]
@@ -110,34 +125,50 @@ class InsertedRows(Rows):
             )
         return found
 
+    def _tells_target(self, given: list[dict[str, Any]] | None, target: Sequence[str]) -> bool:
+        """Whether the values that a row may be in the way of are all known."""
+        column_of = self._mapper.columns
+        return given is not None and not any(
+            is_expression(one[name])
+            if name in one
+            else column_of[name].default is not None or column_of[name].server_default is not None
+            for one in given
+            for name in target
+        )
+
     def _announce(
         self,
         given: list[dict[str, Any]] | None,
         in_the_way: Mapping[Key, tuple[Key, Values]],
-    ) -> None:
+    ) -> tuple[list[dict[str, Any]] | None, bool]:
+        """Send ``pre_save`` for each row; return the rows after that, and if anybody was called."""
         target = (self._upsert.target if self._upsert is not None else None) or ()
         instances = self._load([key for key, _ in in_the_way.values()])
         changed: dict[int, Values] = {}
+        called = False
         with guarded_bulk(self._session):
             for place, values in enumerate(given or ()):
                 known = in_the_way.get(tuple(values.get(name) for name in target))
                 if known is None:
-                    assigned = self._announce_new(values)
+                    assigned, receivers = self._announce_new(values)
+                    called = called or bool(receivers)
                     if assigned:
                         changed[place] = assigned
                 elif self._upsert is not None and self._upsert.updates:
                     key, old = known
                     pairs = {name: (value, UNSET) for name, value in old.items()}
-                    self._announce_update(instances[key], pairs, self._upsert.updates)
-        if changed:
+                    called |= self._announce_update(instances[key], pairs, self._upsert.updates)
+        if changed and given is not None:
             self._assign(changed)
+            given = [{**one, **changed.get(place, {})} for place, one in enumerate(given)]
+        return given, called
 
-    def _announce_new(self, values: Values) -> Values:
-        """Send ``pre_save`` for a row to be inserted; return what the receivers have assigned."""
+    def _announce_new(self, values: Values) -> tuple[Values, Sequence[Receiver]]:
+        """Send ``pre_save`` for a row to be inserted; return what was assigned, and who heard."""
         model = self._calls[self._mapper_for(values)]
         receivers, columns = model.pre_save.receivers(), model.columns
         if not receivers:
-            return {}
+            return {}, ()
         instance = model.mapper.class_manager.new_instance()
         plain = {
             name: value
@@ -159,11 +190,12 @@ class InsertedRows(Rows):
                 self._calls.raw,
                 self._using,
             )
-        return {
+        assigned = {
             name: value
             for name, value in state.dict.items()
             if name in columns.keys and (name not in plain or value is not plain[name])
         }
+        return assigned, receivers
 
     def _mapper_for(self, values: Values) -> Mapper[Any]:
         if self._mapper.polymorphic_on is None:
@@ -192,13 +224,20 @@ class InsertedRows(Rows):
             )
 
     def _note(self, rows: Mapping[Key, bool], old: Mapping[Key, Values]) -> None:
-        instances = self._load(rows, refresh=self._upsert is not None)
-        for key, created in rows.items():
+        created = [key for key in rows if rows[key]]
+        instances = self._load(created, refresh=True)  # of rows before, there may be stale ones
+        present: dict[Key, Values] = {}
+        fields: frozenset[str] = frozenset()
+        if len(created) < len(rows):
+            assert self._upsert is not None
+            updated, fields = [key for key in rows if not rows[key]], self._upsert.updates
+            instances |= self._load(updated)
+            present = self._read(fields, updated)
+        for key in rows:
             instance = instances[key]
-            values = dict(state_of(instance).dict)
-            if created:
+            if rows[key]:
+                values = dict(state_of(instance).dict)
                 changes = NewRow(self._model(instance).columns.absent, values)
                 self._written.append(Written(CREATED, instance, changes, None))
             else:
-                assert self._upsert is not None
-                self._note_update(instance, old.get(key, {}), values, self._upsert.updates)
+                self._note_update(instance, old.get(key, {}), present[key], fields)

@@ -6,14 +6,16 @@ knows no row locks; there an UPDATE of no row takes the lock of the whole databa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy import bindparam, false, select, tuple_, update
+from sqlalchemy.orm.attributes import set_committed_value
 
 from .._sqlalchemy import state_of
 from ..changes import UNSET, Change, Changes, NewRow, Pairs
 from ..dispatch import active_mutes
+from ..errors import BulkOptionError
 from ..net import CREATED, DELETED, UPDATED, Effect, Kind, Source
 from ..signals import post_delete, post_save, pre_save
 from . import owed, transactions
@@ -117,6 +119,44 @@ class Rows:
                 found[tuple(state_of(instance).key[1])] = instance  # type: ignore[index]
         return {key: found[key] for key in identity if key in found}
 
+    def _read(self, names: Iterable[str], keys: Iterable[Key]) -> dict[Key, Values]:
+        """The present values of these rows; in that order."""
+        cls, names, wanted = self._mapper.class_, list(names), list(keys)
+        if not wanted:
+            return {}
+        columns = [getattr(cls, name) for name in (*self._key, *names)]
+        size = len(self._key)
+        found = {
+            tuple(row[:size]): dict(zip(names, row[size:], strict=True))
+            for row in self._query(select(*columns).where(self._are(cls, wanted)), autoflush=False)
+        }
+        return {key: found[key] for key in wanted}
+
+    # -- executing ---------------------------------------------------------------------------------
+
+    def _returning(self, statement: Any, own: Sequence[Any]) -> tuple[Result[Any], list[Key]]:
+        """Execute a statement; the result for the caller, and what it returns of ``own``."""
+        # For the caller. SQLite counts while the rows are fetched: nothing is to be kept before.
+        sqlite = self._using.dialect.name == "sqlite"
+        result: Any = self._context.invoke_statement(
+            statement.returning(*own),
+            execution_options={} if sqlite else {"preserve_rowcount": True},
+        )
+        theirs = len(result.keys()) - len(own)
+        frozen = result.freeze()
+        returned = [tuple(row[theirs:]) for row in frozen()]
+        if theirs:
+            return frozen().columns(*range(theirs)), returned
+        return getattr(result, "raw", None) or frozen(), returned
+
+    def _check_key(self, names: Iterable[str]) -> None:
+        if not set(self._key).isdisjoint(names):
+            raise BulkOptionError(
+                f'execution option signals="rows": the statement sets the primary key of '
+                f"{self._mapper.class_.__name__}, so that its rows cannot be found again. Change "
+                f"the instances instead, or connect to post_bulk"
+            )
+
     # -- sending -----------------------------------------------------------------------------------
 
     def _model(self, instance: Any) -> ModelCalls:
@@ -138,6 +178,12 @@ class Rows:
         return bool(receivers)
 
     def _note_update(self, instance: Any, old: Values, new: Values, fields: frozenset[str]) -> None:
+        state = state_of(instance)
+        for name, value in new.items():
+            if name in state.committed_state:  # the session has a change of it pending
+                state.committed_state[name] = value
+            else:
+                set_committed_value(instance, name, value)
         same = self._model(instance).columns.same
         pairs = {
             name: (old.get(name, UNSET), new[name])
@@ -196,5 +242,6 @@ class Rows:
             ),
             changes=changes,
             along=(one.fields or frozenset()).difference(one.changes),
+            unknown=frozenset(),
             values=values if undone or one.kind is DELETED else None,
         )

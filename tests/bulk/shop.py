@@ -6,8 +6,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, ForeignKey, Integer, MetaData, String, inspect, text
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy import (
+    Column,
+    Connection,
+    ForeignKey,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    inspect,
+    text,
+)
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    Session,
+    column_property,
+    composite,
+    mapped_column,
+)
 
 from sqla_signals import (
     post_bulk,
@@ -87,7 +104,44 @@ class Clerk(Employee):
     __mapper_args__ = {"polymorphic_identity": "clerk"}
 
 
-KEYS = {"seats": ("row", "number")}
+class Director(Manager):
+    """In one more table, whose key has another name."""
+
+    __tablename__ = "directors"
+    id: Mapped[int] = mapped_column(
+        "director_id", ForeignKey("managers.id", ondelete="CASCADE"), primary_key=True
+    )
+    title: Mapped[str | None]
+    __mapper_args__ = {"polymorphic_identity": "director"}
+
+
+@dataclass
+class Point:
+    """A place on a plan."""
+
+    x: int
+    y: int
+
+
+class Desk(Base):
+    """With two columns that make up one attribute, and one that belongs to none."""
+
+    __table__ = Table(
+        "desks",
+        Base.metadata,
+        Column("id", Integer, primary_key=True),
+        Column("x", Integer),
+        Column("y", Integer),
+        Column("name", String),
+        Column("legacy", String),
+    )
+    id: Mapped[int]
+    place: Mapped[Point] = composite(__table__.c.x, __table__.c.y)
+    label: Mapped[str | None] = column_property(__table__.c.name)
+    __mapper_args__: Any = {"exclude_properties": ["legacy"]}
+
+
+KEYS = {"seats": ("row", "number"), "directors": ("director_id",)}
 
 
 def create_triggers(connection: Connection, metadata: MetaData) -> None:

@@ -6,7 +6,18 @@ import threading
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, Integer, bindparam, delete, func, insert, select, text, update
+from sqlalchemy import (
+    Engine,
+    Integer,
+    bindparam,
+    delete,
+    event,
+    func,
+    insert,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import InvalidRequestError, PendingRollbackError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
@@ -24,7 +35,20 @@ import sqla_signals
 from sqla_signals import UNSET, BulkOptionError, Change, post_save, pre_save
 from tests.contract.observing import asynchronous, rows
 
-from .shop import Clerk, Customer, Employee, Heard, Manager, Order, Seat, Stamped, witnessed
+from .shop import (
+    Clerk,
+    Customer,
+    Desk,
+    Director,
+    Employee,
+    Heard,
+    Manager,
+    Order,
+    Point,
+    Seat,
+    Stamped,
+    witnessed,
+)
 
 ROWS: Any = {"signals": "rows"}
 
@@ -103,6 +127,27 @@ def test_update_with_an_expression(session: Session, synchronize: Any):
     assert before["changes"] == {"total": Change(2, UNSET), "status": Change("open", "x")}
     assert after["changes"] == {"total": Change(2, 20), "status": Change("open", "x")}
     assert after["seen"]["total"] == 20
+
+
+@pytest.mark.parametrize("assigned", [99, 1], ids=["another", "the same"])
+def test_pending_changes_of_a_row_that_is_set_behind_their_back(session: Session, assigned: int):
+    """Where nothing is flushed before nor synchronized, they stay, and are written over it."""
+    fill(session)
+    held = session.get_one(Order, 1)
+    held.total = 7
+    held.total = assigned
+    heard = Heard().connect(Order)
+    session.execute(
+        update(Order).where(Order.id == 1).values(total=50, status="x"),
+        execution_options={**ROWS, "synchronize_session": False, "autoflush": False},
+    )
+    assert told(session, heard) == updates(1)
+    assert (held.total, held.status) == (assigned, "x")
+    heard.clear()
+    session.flush()
+    assert told(session, heard) == updates(1)
+    assert heard.of("post_save")[0]["changes"] == {"total": Change(50, assigned)}
+    assert session.scalars(select(Order.total).where(Order.id == 1)).one() == assigned
 
 
 def test_update_that_matches_nothing(session: Session):
@@ -418,6 +463,83 @@ def test_update_by_primary_key_with_a_condition(session: Session):
     assert told(session, heard) == updates(2)
 
 
+@pytest.mark.parametrize("strategy", ["orm", "core_only"])
+def test_a_list_of_parameters_that_is_not_by_primary_key_is_refused(
+    session: Session, strategy: str
+):
+    """SQLAlchemy would execute it once for each, with rows that nobody has looked up."""
+    fill(session)
+    heard = Heard().connect(Order)
+    statement = update(Order).where(Order.number == bindparam("nr")).values(total=bindparam("new"))
+    options: Any = {"dml_strategy": strategy, "synchronize_session": False}
+    parameters = [{"nr": 10, "new": 7}, {"nr": 20, "new": 8}]
+    with pytest.raises(BulkOptionError, match="list of parameters"):
+        session.execute(statement, parameters, execution_options={**options, **ROWS})
+    assert witnessed(session) == heard.rows("pre") == []
+    session.execute(statement, parameters, execution_options=options)
+    assert witnessed(session) == updates(1, 2)
+    assert heard.statements[1:] == ["pre_bulk update Order", "post_bulk update Order 2"]
+
+
+def test_update_by_primary_key_with_a_parameter_in_its_condition_is_refused(session: Session):
+    """Each row would have a condition of its own."""
+    fill(session)
+    heard = Heard().connect(Order)
+    statement = update(Order).where(Order.total >= bindparam("least"))
+    with pytest.raises(BulkOptionError, match=r"bindparam\(\)"):
+        session.execute(
+            statement,
+            [{"id": 1, "status": "a", "least": 1}, {"id": 2, "status": "b", "least": 3}],
+            execution_options={**ROWS, "synchronize_session": None},
+        )
+    assert witnessed(session) == heard.rows("pre") == []
+
+
+@pytest.mark.parametrize("how", ["values", "attribute", "list"])
+@pytest.mark.parametrize("operation", ["insert", "update"])
+def test_a_composite_is_told_of_by_its_columns(session: Session, operation: str, how: str):
+    """However it is given; in pre_save too."""
+    if operation == "update":
+        session.add(Desk(id=1, place=Point(1, 2)))
+        session.commit()
+        witnessed(session)
+    statement: Any = insert(Desk) if operation == "insert" else update(Desk)
+    parameters = None
+    if how == "list":
+        parameters = [{"id": 1, "place": Point(1, 3)}]
+    else:
+        place = "place" if how == "values" else Desk.place
+        key = {"id": 1} if operation == "insert" else {}
+        statement = statement.values({place: Point(1, 3), **key})
+    heard = Heard().connect(Desk)
+    session.execute(statement, parameters, execution_options=ROWS)
+    assert told(session, heard) == [(operation, "1")]
+    before, after = (heard.of(name)[0]["changes"] for name in ("pre_save", "post_save"))
+    expected = Change(UNSET if operation == "insert" else 2, 3)
+    assert before["y"] == expected
+    assert after["y"] == expected
+    assert session.get_one(Desk, 1).place == Point(1, 3)
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["one", "list"])
+def test_values_by_the_names_of_columns(session: Session, many: bool):
+    """As SQLAlchemy takes them; a column that belongs to no attribute is written unheard."""
+    heard = Heard().connect(Desk)
+    given: Any = {"id": 1, "name": "a", "legacy": "x", "x": 1, "y": 2}
+    statement = insert(Desk).values([given] if many else given)
+    session.execute(statement, execution_options=ROWS)
+    assert told(session, heard) == [("insert", "1")]
+    assert heard.of("pre_save")[0]["changes"]["label"] == Change(UNSET, "a")
+    heard.clear()
+    session.execute(
+        update(Desk).values(name="b", legacy="y"),
+        execution_options={**ROWS, "synchronize_session": False},
+    )
+    assert told(session, heard) == updates(1)
+    assert heard.of("post_save")[0]["changes"] == {"label": Change("a", "b")}
+    assert session.scalars(select(Desk.__table__.c.legacy)).all() == ["y"]
+
+
 # -- delete --------------------------------------------------------------------------------------
 
 
@@ -548,10 +670,10 @@ def test_insert_from_select(session: Session):
     assert len(heard.rows("post")) == 5
 
 
-def upsert(session: Session) -> Any:
+def upsert(session: Session, cls: Any = Order) -> Any:
     """The insert() of the dialect."""
     dialect = sqlite if session.get_bind().dialect.name == "sqlite" else postgresql
-    return dialect.insert(Order)
+    return dialect.insert(cls)
 
 
 def test_upsert_that_updates(session: Session):
@@ -618,6 +740,19 @@ def test_upsert_without_a_target(session: Session):
         execution_options=ROWS,
     )
     assert heard.rows("post") == witnessed(session) == [("insert", "9")]
+
+
+def test_insert_of_a_row_that_the_session_still_holds(session: Session):
+    """Deleted behind its back; the values told of are those of the new row."""
+    fill(session)
+    held = session.get_one(Order, 1)
+    session.connection().execute(delete(Order.__table__).where(Order.__table__.c.id == 1))
+    witnessed(session)
+    heard = Heard().connect(Order)
+    session.execute(insert(Order), [{"id": 1, "status": "new"}], execution_options=ROWS)
+    assert told(session, heard) == [("insert", "1")]
+    assert heard.of("post_save")[0]["changes"]["status"] == Change(UNSET, "new")
+    assert (held.status, held.total) == ("new", None)
 
 
 # -- inheritance ---------------------------------------------------------------------------------
@@ -694,6 +829,26 @@ def test_insert_of_a_joined_subclass(session: Session):
     assert [call["instance"].budget for call in heard.of("post_save")] == [1, 2]
 
 
+def test_insert_of_a_joined_subclass_whose_key_has_another_name(session: Session):
+    """Three tables, one event; RETURNING Director.id is more than SQLAlchemy knows to do."""
+    heard = Heard().connect(Director)
+    own = {"name": "d", "budget": 1, "title": "t"}
+    session.execute(insert(Director), [{"id": 1, **own}, {"id": 2, **own}], execution_options=ROWS)
+    assert told(session, heard, "directors") == [("insert", "1"), ("insert", "2")]
+    assert [call["instance"].budget for call in heard.of("post_save")] == [1, 1]
+    session.add(Manager(id=3, name="m", budget=3))
+    session.commit()
+    witnessed(session)
+    heard.clear()
+    # With values() it writes the last table only, of an instance that is there; SQLAlchemy's way.
+    session.connection().execute(
+        update(Employee.__table__).where(Employee.__table__.c.id == 3).values(kind="director")
+    )
+    session.expunge_all()
+    session.execute(insert(Director).values(id=3, title="t"), execution_options=ROWS)
+    assert told(session, heard, "directors") == [("insert", "3")]
+
+
 def test_delete_of_the_base_of_a_hierarchy(session: Session):
     """The rows of the joined table go by ON DELETE CASCADE; one event for each instance."""
     staff(session)
@@ -738,6 +893,73 @@ def test_rows_inserted_in_between_by_another_connection(shop: Engine):
         if shop.dialect.name == "postgresql":
             assert session.get_one(Order, 77).status == "open"
     installation.remove()
+
+
+@pytest.mark.parametrize("operation", ["update", "delete"])
+@pytest.mark.parametrize("returning", [False, True], ids=["plain", "returning"])
+def test_rows_that_match_no_longer_when_the_statement_is_executed(
+    shop: Engine, operation: str, returning: bool
+):
+    """The rows are locked, but not those of another table in the condition."""
+    if shop.dialect.name == "sqlite":
+        pytest.skip("SQLite has locked the whole database by then")
+    sqla_signals.install(bulk="raise")
+    customers: Any = Customer.__table__
+    renamed = threading.Event()
+
+    def rename() -> None:
+        with shop.begin() as connection:
+            connection.execute(update(customers).where(customers.c.id == 1).values(name="zoe"))
+        renamed.set()
+
+    def before(conn: Any, cursor: Any, statement: str, *more: Any) -> None:
+        is_it = statement.startswith(("UPDATE orders", "DELETE FROM orders"))
+        if is_it and not renamed.is_set():
+            thread = threading.Thread(target=rename)
+            thread.start()
+            thread.join()
+
+    with Session(shop) as session:
+        fill(session)
+        heard = Heard().connect(Order)
+        of_ada = select(Customer.id).where(Customer.name == "ada")
+        condition = Order.customer_id.in_(of_ada) | (Order.id == 5)
+        statement: Any = (
+            update(Order).values(status="x") if operation == "update" else delete(Order)
+        )
+        statement = statement.where(condition)
+        event.listen(shop, "before_cursor_execute", before)
+        if returning:
+            result = session.execute(statement.returning(Order.id), execution_options=ROWS)
+            assert result.scalars().all() == [5]
+        else:
+            assert session.execute(statement, execution_options=ROWS).rowcount == 1
+        assert renamed.is_set()
+        assert heard.rows("post") == witnessed(session, "orders") == [(operation, "5")]
+        assert heard.rows("pre") == [(operation, key) for key in "245"]
+        assert heard.statements[1] == f"post_bulk {operation} Order 1"
+
+
+def test_a_condition_that_changes_its_mind(session: Session):
+    """What the database does not tell cannot be told: an error, and all is rolled back."""
+    fill(session)
+    answers = iter([1] * 5)  # when the rows are looked up; not after it
+    if session.get_bind().dialect.name != "sqlite":
+        pytest.skip("PostgreSQL tells which rows it has changed")
+    driver: Any = session.connection().connection.driver_connection
+    driver.create_function("is_lucky", 0, lambda: next(answers, 0))
+    heard = Heard()
+    post_save.connect(heard, Order)
+    with pytest.raises(StaleDataError, match=r"5 row.*changed 0"):
+        session.execute(
+            update(Order).where(func.is_lucky() == 1).values(status="x"),
+            execution_options={**ROWS, "synchronize_session": False},
+        )
+    assert heard.calls == []
+    with pytest.raises(PendingRollbackError):
+        session.commit()
+    session.rollback()
+    assert rows(session, Order.status) == ["open"] * 5
 
 
 def test_sqlite_is_locked_before_the_rows_are_looked_up(session: Session, statements: list[str]):
@@ -943,6 +1165,32 @@ def test_commit_receivers_of_rows(session: Session):
         )
     assert found == {1: (False, "b"), 2: (False, "b"), 7: (True, "y"), 3: "deleted"}
     assert heard.calls[0]["changes"] == {"status": Change("open", "b")}
+
+
+def test_commit_receivers_of_a_row_that_several_statements_set(session: Session):
+    """What one of them sets to the value that is there is known all the same."""
+    fill(session)
+    session.add_all([Stamped(id=1, name="a"), Stamped(id=2, name="a")])
+    session.commit()
+    heard = Heard()
+    post_save.connect(heard, [Order, Stamped], on="commit")
+    for name in "bc":  # "writes" is set to 7 by both
+        session.execute(update(Stamped).values(name=name), execution_options=ROWS)
+    session.execute(update(Order).where(Order.id == 1).values(total=1), execution_options=ROWS)
+    session.get_one(Order, 1).total = 2
+    session.add(Order(id=6, number=60, total=6))
+    session.flush()
+    session.execute(update(Order).where(Order.id == 6).values(total=6), execution_options=ROWS)
+    session.commit()
+    assert [(call["seen"]["id"], call["created"]) for call in heard.calls] == [
+        (1, False), (2, False), (1, False), (6, True),
+    ]  # fmt: skip
+    stamped = {"name": Change("a", "c"), "writes": Change(0, 7)}
+    assert [call["changes"] for call in heard.calls[:3]] == [
+        stamped, stamped, {"total": Change(1, 2)},
+    ]  # fmt: skip
+    assert heard.calls[0]["update_fields"] == {"name", "writes"}
+    assert heard.calls[3]["changes"]["total"] == Change(UNSET, 6)
 
 
 def test_rollback_receivers_of_rows(session: Session):
