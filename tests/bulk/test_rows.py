@@ -32,7 +32,7 @@ from sqlalchemy.orm import (
 from sqlalchemy.orm.exc import StaleDataError
 
 import sqla_signals
-from sqla_signals import UNSET, BulkOptionError, Change, post_save, pre_save
+from sqla_signals import UNSET, BulkOptionError, Change, post_save, pre_delete, pre_save
 from tests.contract.observing import asynchronous, rows
 
 from .shop import (
@@ -579,6 +579,22 @@ def test_delete_with_a_condition_on_another_table(session: Session):
     assert told(session, heard) == [("delete", "1"), ("delete", "3"), ("delete", "5")]
 
 
+def test_delete_with_another_table_beside_it(session: Session):
+    """``DELETE … USING``: joined with it, a row is told of once."""
+    if session.get_bind().dialect.name == "sqlite":
+        pytest.skip("SQLite has no USING")
+    fill(session)
+    session.add(Customer(id=3, name="bob"))
+    session.flush()
+    witnessed(session)
+    heard = Heard().connect(Order)
+    session.execute(
+        delete(Order).where(Order.customer_id <= Customer.id, Customer.name == "bob"),
+        execution_options={**ROWS, "synchronize_session": "fetch"},
+    )
+    assert told(session, heard) == [("delete", str(key)) for key in range(1, 6)]
+
+
 def test_delete_with_returning(session: Session):
     """The caller gets the rows."""
     fill(session)
@@ -1048,6 +1064,22 @@ def test_a_pre_receiver_changes_which_rows_match(session: Session):
     assert rows(session, Order.status) == ["open"] * 3 + ["x"] * 2
 
 
+def test_a_pre_receiver_changes_which_rows_are_to_be_deleted(session: Session):
+    """The one that it has saved in time has no post_delete."""
+    fill(session)
+    heard = Heard().connect(Order)
+
+    def meddle(sender: Any, **kwargs: Any) -> None:
+        if kwargs["signal"] is pre_delete and kwargs["instance"].id == 2:
+            kwargs["instance"].total = 0
+
+    heard.meddle = meddle
+    session.execute(delete(Order).where(Order.total.between(1, 3)), execution_options=ROWS)
+    deletes = [("delete", "1"), ("delete", "3")]
+    assert heard.rows("post") == witnessed(session) == [*deletes, *updates(2)]
+    assert rows(session, Order.id) == [2, 4, 5]
+
+
 def test_raising_in_pre_save_vetoes_the_statement(session: Session):
     """Nothing was executed, and the session goes on."""
     fill(session)
@@ -1229,3 +1261,41 @@ async def test_rows_of_an_async_session(shop: Engine, async_engine: AsyncEngine)
             assert found == [("pre_save", 1, "open", 1, 5), ("post_save", 1, "x", 2, 5)]
             await session.rollback()
     installation.remove()
+
+
+@asynchronous
+async def test_each_statement_of_an_async_session(shop: Engine, async_engine: AsyncEngine):
+    """Executed or streamed, with and without RETURNING; also where little of it is fetched."""
+    with Session(shop) as setup:
+        fill(setup)
+    sqla_signals.install(bulk="raise")
+    heard = Heard().connect(Order)
+    async with AsyncSession(async_engine) as session:
+
+        async def told_async() -> list[tuple[str, str]]:
+            found = await session.run_sync(lambda sync: told(sync, heard))
+            heard.clear()
+            return found
+
+        new = [{"id": 7, "number": 70}, {"id": 8, "number": 80}]
+        await session.execute(insert(Order), new, execution_options=ROWS)
+        assert await told_async() == [("insert", "7"), ("insert", "8")]
+        statement: Any = upsert(await session.run_sync(lambda sync: sync))
+        statement = statement.on_conflict_do_update(index_elements=["number"], set_={"state": "x"})
+        stream = await session.stream_scalars(
+            statement.returning(Order.id), [{"number": 70}], execution_options=ROWS
+        )
+        assert await stream.all() == [7]
+        assert await told_async() == updates(7)
+        stream = await session.stream(
+            update(Order).where(Order.id > 6).values(total=1).returning(Order),
+            execution_options=ROWS,
+        )
+        assert (await stream.fetchone()) is not None
+        await stream.close()
+        assert await told_async() == updates(7, 8)
+        result = await session.execute(delete(Order).where(Order.id > 6), execution_options=ROWS)
+        assert result.rowcount == 2
+        assert await told_async() == [("delete", "7"), ("delete", "8")]
+        await session.commit()
+    assert rows(shop, Order.id) == [1, 2, 3, 4, 5]

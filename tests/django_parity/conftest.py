@@ -10,7 +10,10 @@ from sqlalchemy.orm import Session
 
 import sqla_signals
 
+from ..contract.conftest import async_engine
 from .models import Base
+
+__all__ = ["async_engine"]
 
 
 @pytest.fixture

@@ -80,7 +80,10 @@ def test_sending_to_nobody_returns_an_empty_list(method: str, signal: Signal, se
 
 @pytest.mark.parametrize("method", ["send", "send_robust"])
 def test_a_receiver_without_a_sender_is_called_for_any(method: str, signal: Signal, sender: Sender):
-    """``test_send_connected_no_sender``, ``test_send_robust_success`` and ``_ignored_sender``."""
+    """``test_send_connected_no_sender``, ``test_send_robust_success``.
+
+    And ``test_send_robust_ignored_sender``.
+    """
     signal.connect(echo)
     assert getattr(signal, method)(sender, val="test") == [(echo, "test")]
     assert signal.disconnect(echo)
@@ -96,7 +99,7 @@ def test_a_receiver_of_another_sender_is_not_called(signal: Signal, sender: Send
 
 
 def test_a_method_is_forgotten_with_its_instance(signal: Signal, sender: Sender):
-    """``test_garbage_collected``."""
+    """``test_garbage_collected``; since 6.1 ``test_garbage_collected_receiver``."""
     instance = Echo()
     signal.connect(instance.method, sender=sender)
     assert signal.send(sender, val="test") == [(instance.method, "test")]
@@ -104,6 +107,31 @@ def test_a_method_is_forgotten_with_its_instance(signal: Signal, sender: Sender)
     gc.collect()
     assert signal.send(sender, val="test") == []
     assert not signal.receivers
+
+
+def test_an_object_without_weak_references_can_be_a_sender(signal: Signal):
+    """``test_unweakrefable_sender``, of 6.1."""
+    sender = object()
+    signal.connect(echo, sender)
+    assert signal.send(sender, val="test") == [(echo, "test")]
+    assert signal.send(object(), val="test") == []
+    assert signal.disconnect(echo, sender)
+    assert not signal.receivers
+
+
+def test_nobody_hears_of_another_sender_that_has_the_place_of_a_dead_one(signal: Signal):
+    """``test_garbage_collected_sender``, of 6.1: an ``id()`` is given out again."""
+    signal.connect(echo, sender := Sender())
+    place = id(sender)
+    del sender
+    gc.collect()
+    assert not signal.receivers
+    others = []
+    while id(other := Sender()) != place and len(others) < 10_000:
+        others.append(other)
+    second = Echo()
+    signal.connect(second, other)
+    assert signal.send(other, val="test") == [(second, "test")]
 
 
 def test_what_has_sent_is_not_kept_alive(signal: Signal):

@@ -15,6 +15,7 @@ import pytest
 from sqlalchemy import Column, Engine, ForeignKey, Table, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
+import sqla_signals
 from sqla_signals import m2m_changed, receiver
 
 from ..contract.observing import rows
@@ -261,7 +262,10 @@ def test_clearing_is_removing_each_row(empty: Any, session: Session, world: Any)
 def test_clearing_from_the_other_side(
     part: str, attribute: Any, key: str, session: Session, world: Any
 ):
-    """``…_signals_all_the_doors_off_of_cars`` and ``…_signals_reverse_relation``."""
+    """``test_m2m_relations_signals_all_the_doors_off_of_cars``.
+
+    And ``test_m2m_relations_signals_reverse_relation``.
+    """
     one = getattr(world, part)
     setattr(one, key, [world.vw, world.bmw])
     session.flush()
@@ -312,6 +316,31 @@ def test_assigning_removes_only_what_is_necessary(session: Session, world: Any):
     session.flush()
     assert heard == told("remove", "VW", "default_parts", "Part", ["Engine"])
     assert pairs(session, standard) == keys([world.vw], [world.wheelset, world.doors])
+
+
+def test_a_fixture_that_sets_a_collection_says_so(session: Session, world: Any):
+    """``test_m2m_relations_set_base_raw``, of 6.1: ``raw`` comes along.
+
+    ``test_m2m_relations_set_base_raw_clear`` differs: what stays is not told of.
+    """
+    world.chuck.idols = [world.daisy, world.bob]
+    session.flush()
+    heard = messages(Person.idols)
+    raws: list[bool] = []
+    m2m_changed.connect(lambda sender, raw, **kwargs: raws.append(raw), Person.idols, weak=False)
+    with sqla_signals.raw(session):
+        world.chuck.idols = [world.alice, world.bob]
+        session.flush()
+    assert heard == [
+        ("Chuck", "pre_remove", "idols", "Person", ["Daisy"]),
+        ("Chuck", "pre_add", "idols", "Person", ["Alice"]),
+        ("Chuck", "post_remove", "idols", "Person", ["Daisy"]),
+        ("Chuck", "post_add", "idols", "Person", ["Alice"]),
+    ]
+    assert raws == [True] * 4
+    world.chuck.idols.append(world.daisy)
+    session.flush()
+    assert raws == [True] * 4 + [False] * 2
 
 
 def test_a_subclass_has_the_relationships_of_its_base(session: Session, world: Any):

@@ -6,10 +6,12 @@ import asyncio
 import gc
 import logging
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
-from sqlalchemy import delete, select
+from sqlalchemy import Engine, delete, func, select
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, defer, mapped_column
 
 import sqla_signals
@@ -509,3 +511,119 @@ async def test_receivers_for_lets_async_code_gather_results_and_exceptions():
     receivers = list(done.receivers_for("x"))
     results = await asyncio.gather(*(fn("x") for fn in receivers), return_exceptions=True)
     assert list(zip(receivers, results, strict=True)) == [(failing, error), (other, 1)]
+
+
+counted: ContextVar[int] = ContextVar("counted")
+
+
+def count_up(sender: Any, **kwargs: Any) -> int:
+    """A receiver that changes what the next one and the caller can see."""
+    counted.set(counted.get() + 1)
+    return counted.get()
+
+
+class CountUp:
+    """The same, as often as it is made."""
+
+    def __call__(self, sender: Any, **kwargs: Any) -> int:
+        return count_up(sender)
+
+
+class AsyncCountUp:
+    """And async, with the event loop getting its turn in between."""
+
+    async def __call__(self, sender: Any, **kwargs: Any) -> int:
+        await asyncio.sleep(0)
+        return count_up(sender)
+
+
+@pytest.mark.parametrize("robust", [False, True], ids=["send", "send_robust"])
+def test_receivers_and_their_caller_share_context_variables(robust: bool):
+    """``test_send_correct_contextvars_sharing_sync_receivers``, of 6.1.
+
+    And ``test_send_robust_correct_contextvars_sharing_sync_receivers``.
+    """
+    done, receivers = Signal("done"), [CountUp(), CountUp()]
+    for one in receivers:
+        done.connect(one)
+    counted.set(1)
+    results = (done.send_robust if robust else done.send)("x")
+    assert results == list(zip(receivers, [2, 3], strict=True))
+    assert counted.get() == 3
+
+
+@pytest.mark.parametrize(
+    "kinds", [[AsyncCountUp] * 2, [CountUp] * 2, [CountUp, AsyncCountUp], [AsyncCountUp, CountUp]]
+)
+@asynchronous
+async def test_async_receivers_and_their_caller_share_context_variables(kinds: list[Any]):
+    """``test_asend_correct_contextvars_sharing_async_receivers``, of 6.1, and its like.
+
+    These are ``test_asend_correct_contextvars_sharing_sync_receivers`` and
+    ``test_asend_correct_contextvars_sharing_mix_receivers``.
+    """
+    done, receivers = Signal("done"), [kind() for kind in kinds]
+    for one in receivers:
+        done.connect(one)
+    counted.set(1)
+    assert await done.send_async("x") == list(zip(receivers, [2, 3], strict=True))
+    assert counted.get() == 3
+
+
+@asynchronous
+async def test_receivers_that_are_awaited_robustly_share_context_variables():
+    """``test_asend_robust_correct_contextvars_sharing_async_receivers``, of 6.1, and its like.
+
+    These are ``test_asend_robust_correct_contextvars_sharing_sync_receivers`` and
+    ``test_asend_robust_correct_contextvars_sharing_mix_receivers``. They differ in that
+    ``asyncio.gather`` gives each a context of its own: so they are awaited in turn.
+    """
+    done, kinds = Signal("done"), [CountUp, AsyncCountUp, failing, AsyncCountUp]
+    receivers = [kind if kind is failing else kind() for kind in kinds]
+    for one in receivers:
+        done.connect(one)
+    counted.set(1)
+    results = []
+    for fn in done.receivers_for("x"):
+        try:
+            result = fn("x")
+            results.append(await result if asyncio.iscoroutine(result) else result)
+        except ReceiverError as raised:
+            results.append(raised)
+    assert results == [2, 3, error, 4]
+    assert counted.get() == 4
+
+
+def test_async_receivers_have_no_context_variables_to_share_with_send():
+    """``test_send_correct_contextvars_sharing_async_receivers``, of 6.1, differs: it is refused.
+
+    So do ``test_send_correct_contextvars_sharing_mix_receivers``,
+    ``test_send_robust_correct_contextvars_sharing_async_receivers`` and
+    ``test_send_robust_correct_contextvars_sharing_mix_receivers``, of which sync receivers remain.
+    """
+    done, sync, other = Signal("done"), CountUp(), AsyncCountUp()
+    done.connect(sync)
+    done.connect(other)
+    counted.set(1)
+    with pytest.raises(AsyncReceiverError):
+        done.send("x")
+    assert counted.get() == 1
+    (_, first), (_, second) = done.send_robust("x")
+    assert first == counted.get() == 2
+    assert isinstance(second, AsyncReceiverError)
+
+
+@asynchronous
+async def test_receivers_of_a_flush_share_context_variables_with_their_caller(
+    database: Engine, async_engine: AsyncEngine, installed: Any
+):
+    """Also out of the greenlet in which SQLAlchemy does the work of an ``AsyncSession``."""
+    for signal in (pre_save, post_save):
+        signal.connect(CountUp(), Person, weak=False)
+        signal.connect(AsyncCountUp(), Person, weak=False)
+    counted.set(1)
+    async with AsyncSession(async_engine) as session:
+        session.add(Person(first_name="Ada"))
+        await session.commit()
+        assert (await session.scalars(select(func.count(Person.id)))).one() == 1
+    assert counted.get() == 5

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -70,14 +71,19 @@ def test_without_a_transaction_a_callback_waits_for_the_next_commit(work: Work):
     work.assert_done(1)
 
 
+@pytest.mark.parametrize("callback", [fail, partial(fail)], ids=["function", "partial"])
 @pytest.mark.parametrize("begun", [False, True])
 def test_a_callback_that_fails_is_logged_and_the_others_are_called(
-    begun: bool, work: Work, caplog: pytest.LogCaptureFixture
+    begun: bool, callback: Any, work: Work, caplog: pytest.LogCaptureFixture
 ):
-    """``test_robust_if_no_transaction``, ``test_robust_transaction``: here always."""
+    """``test_robust_if_no_transaction``, ``test_robust_transaction``: here always.
+
+    Also ``test_robust_if_no_transaction_with_callback_as_partial`` and
+    ``test_robust_transaction_with_callback_as_partial``, of 6.1.
+    """
     if begun:
         work.session.begin()
-    on_commit(work.session, fail)
+    on_commit(work.session, callback)
     work.do(1)
     with caplog.at_level(logging.ERROR, "sqla_signals"):
         work.session.commit()

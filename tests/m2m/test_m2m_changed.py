@@ -103,6 +103,61 @@ def test_changes_from_the_other_side(clubs: Clubs, engine: Engine):
         assert told(session, heard) == {("add", 1, 3), ("remove", 1, 1)}
 
 
+@pytest.mark.parametrize("side", ["user", "group"])
+@pytest.mark.parametrize("operation", ["append", "remove", "clear", "slice", "replace"])
+def test_each_change_from_each_side_with_rows_already_there(
+    clubs: Clubs, engine: Engine, operation: str, side: str
+):
+    """The rows were inserted by other means, and the collection was not loaded when it began."""
+    kind, unloaded = clubs.kind, clubs.kind in ("write_only", "dynamic")
+    if (
+        (kind == "one-sided" and side == "group")
+        or (operation == "slice" and kind not in ("list", "one-sided"))
+        or (operation == "clear" and unloaded)
+        or (operation == "replace" and kind == "write_only")
+    ):
+        pytest.skip("there is no such operation")
+    near, far = (clubs.User, clubs.Group) if side == "user" else (clubs.Group, clubs.User)
+
+    def row(member: int) -> tuple[int, int]:
+        return (1, member) if side == "user" else (member, 1)
+
+    with Session(engine) as session:
+        session.add_all(cls(id=key) for cls in (clubs.User, clubs.Group) for key in (1, 2, 3))
+        session.flush()
+        values = [dict(zip(("user_id", "group_id"), row(member), strict=True)) for member in (1, 2)]
+        session.connection().execute(clubs.table.insert(), values)
+        session.commit()
+        witnessed(session)
+        session.commit()
+    senders = (one.class_attribute for one in both_sides(clubs.User.groups.prop))
+    heard = [Heard(sender) for sender in (clubs.table, *senders)]
+    with Session(engine) as session:
+        one = session.get_one(near, 1)
+        first, second, third = (session.get_one(far, key) for key in (1, 2, 3))
+        name = "groups" if side == "user" else "users"
+        if operation == "append":
+            clubs.add(getattr(one, name), third)
+        elif operation == "remove":
+            clubs.remove(getattr(one, name), first)
+        elif operation == "clear":
+            getattr(one, name).clear()
+        elif operation == "slice":
+            getattr(one, name)[0:1] = [third]
+        else:
+            setattr(one, name, clubs.collection(second, third))
+        session.flush()
+        added, removed = {
+            "append": ([3], []),
+            "remove": ([], [1]),
+            "clear": ([], [1, 2]),
+        }.get(operation, ([3], [1]))
+        expected = {("add", *row(key)) for key in added} | {("remove", *row(k)) for k in removed}
+        assert told(session, *heard) == expected
+        left = {1, 2}.union(added).difference(removed)
+        assert rows(session, clubs.table) == sorted(row(key) for key in left)
+
+
 def test_changes_from_both_sides_at_once(lists: Clubs, engine: Engine):
     """A row is told of once though both of its collections have changed."""
     heard = Heard(lists.table), Heard(lists.User.groups), Heard(lists.Group.users)

@@ -23,7 +23,7 @@ from sqlalchemy import (
     inspect,
     text,
 )
-from sqlalchemy.exc import IntegrityError, PendingRollbackError
+from sqlalchemy.exc import IntegrityError, OperationalError, PendingRollbackError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -781,6 +781,47 @@ def test_a_failing_database_of_several_undoes_them_all(engine: Engine, tmp_path:
     assert names(engine) == []
     assert versions(engine) == set()
     second.dispose()
+
+
+@pytest.mark.parametrize("template", ["generic", "async", "multidb"])
+def test_each_command_with_each_template(
+    template: str, tmp_path: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch
+):
+    """Upgrade, nothing to do, downgrade, ``--sql``, stamp and a step that fails."""
+    monkeypatch.chdir(tmp_path)  # where multidb writes its scripts
+    numbers = "12" if template == "multidb" else "1"
+    engines = [create_engine(f"sqlite:///{tmp_path / number}.db") for number in numbers]
+    urls = [async_url(one) if template == "async" else one.url for one in engines]
+    project = Project(tmp_path / "project", template, *urls)
+    arguments = {"arguments": "engine_name"} if template == "multidb" else {}
+    project.revision("1", None, create_roles(engines[0]), "DROP TABLE roles", **arguments)
+    project.revision("2", "1", "INSERT INTO roles (name) VALUES ('two')", **arguments)
+
+    def told(*lines: str) -> None:
+        assert runs.lines == [*lines] * len(engines)
+        databases = [call["using"].url.database for call in runs.calls]
+        assert databases == [one.url.database for one in engines for _ in lines]
+        runs.calls.clear()
+
+    project.upgrade("head")
+    told("pre_migrate upgrade 1,2 at base", "post_migrate upgrade 1,2 at 2")
+    assert [names(one) for one in engines] == [["two"]] * len(engines)
+    project.upgrade("head")
+    told()
+    project.downgrade("base")
+    told("pre_migrate downgrade -2,-1 at 2", "post_migrate downgrade -2,-1 at base")
+    assert not any(has_table(one, "roles") for one in engines)
+    project.upgrade("head", sql=True)
+    told()
+    project.stamp("head")
+    told("pre_migrate stamp 2 at base", "post_migrate stamp 2 at 2")
+    project.revision("3", "2", "INSERT INTO missing VALUES (1)", **arguments)
+    with pytest.raises(OperationalError, match="missing"):
+        project.upgrade("head")
+    assert runs.lines == ["pre_migrate upgrade 3 at 2"]
+    assert [versions(one) for one in engines] == [{"2"}] * len(engines)
+    for one in engines:
+        one.dispose()
 
 
 @pytest.mark.parametrize("template", ["generic", "async", "multidb"])
