@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from enum import Enum
+from itertools import repeat
+from operator import is_
 from typing import Any, Final, NamedTuple
 
 
@@ -91,6 +93,10 @@ class NewRow(Mapping[str, Change]):
     def other_than(self, known: Mapping[str, Any]) -> dict[str, Change]:
         """Those whose new value is not the one in ``known``."""
         values = self._values
+        if known.keys() == self._absent.keys() and all(
+            map(is_, map(values.get, known, repeat(_NOTHING)), known.values())
+        ):
+            return {}  # as it nearly always is
         return {
             key: Change(UNSET, new)
             for key, absent in self._absent.items()

@@ -36,12 +36,15 @@ class Table:
         "_wide",
         "commit",
         "durable",
+        "flush",
         "outlasts_flush",
         "receivers",
     )
 
     def __init__(self, receivers: Iterable[Receiver]) -> None:
         self.receivers: tuple[Receiver, ...] = tuple(_in_order(receivers))
+        self.flush: bool = any(r.call == "flush" for r in self.receivers)
+        """Whether anybody is called for any sender while it is sent."""
         self.commit: bool = any(r.call == "commit" for r in self.receivers)
         """Whether anybody waits for a commit of any sender, but for durable receivers."""
         self.durable: bool = any(r.durable for r in self.receivers)

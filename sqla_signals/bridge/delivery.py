@@ -118,11 +118,16 @@ def in_progress() -> bool:
 
 def keep_values(session: Session, frame: Frame) -> None:
     """Keep the committed values of the rows, before the instances are expired."""
-    columns, audience = ColumnsByMapper(), Audience("commit")
     # Rows may have changed again by its turn, and nobody knows who is connected by then.
     waits_its_turn = _current.get() is not None
+    columns = ColumnsByMapper()
+    audience = Audience("commit") if _anybody_waits(frame) else None
     for effect in frame.effects:
-        if waits_its_turn or effect.kind is DELETED or audience.has_saves_of(effect):
+        if (
+            waits_its_turn
+            or effect.kind is DELETED
+            or (audience is not None and audience.has_saves_of(effect))
+        ):
             effect.values = known_values(session, frame, effect, columns)
         else:
             effect.values = None  # as of the flush: who is connected by then loads them
@@ -149,12 +154,17 @@ def known_values(
     return {}
 
 
-def committed(session: Session, frame: Frame, session_factory: Callable[[], Any] | None) -> None:
+def committed(
+    session: Session, frame: Frame, factory_for: Callable[[Session], Callable[[], Any] | None]
+) -> None:
     """Deliver what a committed root transaction did, now or after what is being delivered."""
     delivery, cause = _current.get() or (None, None)
     watcher = watching.watcher
+    if delivery is None and watcher is None and not _anybody_waits(frame):
+        return
     watched = watcher.delivery(session, "commit") if watcher is not None else None
-    batch = Batch(session, async_session_of(session), session_factory, frame, cause, watched)
+    async_session = async_session_of(session)
+    batch = Batch(session, async_session, factory_for(session), frame, cause, watched)
     if delivery is not None and delivery.waits_for_us() and delivery.add(batch):
         return
     delivery = _Delivery()
@@ -169,20 +179,30 @@ def committed(session: Session, frame: Frame, session_factory: Callable[[], Any]
         _open.discard(delivery)
 
 
+def _anybody_waits(frame: Frame) -> bool:
+    """Whether there are commit receivers, of whatever, or callbacks."""
+    return (
+        post_save.table.commit
+        or post_delete.table.commit
+        or post_bulk.table.commit
+        or bool(frame.on_commit)
+    )
+
+
 def _deliver(delivery: _Delivery, batch: Batch) -> None:
     depth = batch.cause.depth + 1 if batch.cause is not None else 0
     if depth > MAX_DEPTH:
         _log_recursion(batch)
         return
+    if not _anybody_waits(batch.frame):
+        return
     # Settled now: what receivers connect and disconnect on the way is for the next delivery.
-    calls: list[tuple[Effect | Executed, Sequence[Receiver]]] = []
-    if any(signal.table.commit for signal in (post_save, post_delete, post_bulk)):
-        audience = Audience("commit")
-        calls = [
-            (effect, receivers)
-            for effect in batch.frame.occurrences
-            if (receivers := audience.for_effect(effect))
-        ]
+    audience = Audience("commit")
+    calls = [
+        (effect, receivers)
+        for effect in batch.frame.occurrences
+        if (receivers := audience.for_effect(effect))
+    ]
     if not calls and not batch.frame.on_commit:
         return
     own = OwnSessions(batch.session, batch.async_session, batch.session_factory)

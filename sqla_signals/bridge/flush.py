@@ -103,6 +103,10 @@ class Flush:
         if effects:
             transactions.frame_of(self.session).add(effects)
             owed.flushed(self.session, effects)
+        if post_save.table.flush or post_delete.table.flush or self._m2m.has_rows:
+            self._send_post(rows)
+
+    def _send_post(self, rows: Mapping[State, Written | None]) -> None:
         calls = self._calls
         raw = calls.raw
         with guarded(self.session):

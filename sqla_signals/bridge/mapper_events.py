@@ -70,14 +70,15 @@ def after_delete(mapper: Mapper[Any], connection: Connection, state: State) -> N
         flush.record.deleted(state)
 
 
+_NEW: Final = {"before_insert": before_insert}
 _SAVES: Final = {
-    "before_insert": before_insert,
     "before_update": before_update,
     "after_insert": after_insert,
     "after_update": after_update,
 }
 _DELETES: Final = {"before_delete": before_delete, "after_delete": after_delete}
 _GROUPS: Final = (((pre_save, post_save), _SAVES), ((pre_delete, post_delete), _DELETES))
+"""What takes part where one of these is heard, or the end of the transaction is awaited."""
 
 AFTER_FLUSH: Final[tuple[Call, ...]] = ("commit", "rollback", "durable")
 
@@ -94,6 +95,8 @@ def listen_where_needed() -> None:
         return
     with _lock:
         for mapper in all_mappers():
+            if pre_save.table.lookup(mapper.class_):
+                _listen(mapper, _NEW)
             for signals, listeners in _GROUPS:
                 if _awaits_end(mapper) or any(
                     signal.table.lookup(mapper.class_) for signal in signals
@@ -148,6 +151,6 @@ def stop_listening() -> None:
             event.remove(Mapper, "mapper_configured", _mapper_configured)
         for mapper, names in list(_listening.items()):
             for name in names:
-                unlisten(mapper, name, {**_SAVES, **_DELETES}[name])
+                unlisten(mapper, name, {**_NEW, **_SAVES, **_DELETES}[name])
         _listening.clear()
         _seen = ()

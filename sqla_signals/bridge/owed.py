@@ -8,8 +8,8 @@ behind ours has changed something, is written with that flush.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from .._sqlalchemy import is_clean, is_committing, state_of
 from ..mapping import outbox_of
@@ -29,14 +29,35 @@ _FLUSHES: Final = 100
 """After as many, ``commit()`` itself gives up."""
 
 
-class Owed(NamedTuple):
-    """One event for the outbox."""
+Owed = tuple[Effect, Mapping[str, Any], tuple[str, ...]]
+"""One event for the outbox: what happened, the column values of the row, the names of receivers."""
 
-    effect: Effect
-    values: Mapping[str, Any]
-    """The column values of the row."""
-    receivers: list[str]
-    """The names of those it is for."""
+
+class Events:
+    """The events of a transaction for one outbox, in order.
+
+    Each is made when it is its turn, and gone after that: ten thousand of them kept would make the
+    garbage collector look at everything once more.
+    """
+
+    def __init__(self, session: Session, frame: Frame) -> None:
+        self._session = session
+        self._frame = frame
+        self._effects: list[Effect] = []
+        self._receivers: list[tuple[str, ...]] = []
+
+    def add(self, effect: Effect, receivers: tuple[str, ...]) -> None:
+        """Add the event of an effect, for those receivers."""
+        self._effects.append(effect)
+        self._receivers.append(receivers)
+
+    def __len__(self) -> int:
+        return len(self._effects)
+
+    def __iter__(self) -> Iterator[Owed]:
+        session, frame, columns = self._session, self._frame, ColumnsByMapper()
+        for effect, receivers in zip(self._effects, self._receivers, strict=True):
+            yield effect, delivery.known_values(session, frame, effect, columns), receivers
 
 
 def committing(session: Session) -> None:
@@ -64,12 +85,11 @@ def flushed(session: Session, effects: Iterable[Effect]) -> None:
 
 def _write(session: Session, frame: Frame, effects: Iterable[Effect]) -> None:
     """One statement for each outbox and bind, which is one in all but unusual applications."""
-    events: dict[tuple[Any, Any], list[Owed]] = {}
+    events: dict[tuple[Any, Any], Events] = {}
     outboxes: dict[Mapper[Any], Any] = {}
-    columns = ColumnsByMapper()
     audience = delivery.Audience("durable")
     named: Sequence[Receiver] = ()
-    names: list[str] = []
+    names: tuple[str, ...] = ()
     for effect in effects:
         receivers = audience.for_effect(effect)
         if not receivers:
@@ -78,9 +98,12 @@ def _write(session: Session, frame: Frame, effects: Iterable[Effect]) -> None:
         outbox = outboxes.get(mapper)
         if outbox is None:
             outbox = outboxes[mapper] = outbox_of(mapper, receivers[0])
-        values = delivery.known_values(session, frame, effect, columns)
         if receivers is not named:
-            named, names = receivers, [receiver.name for receiver in receivers]
-        events.setdefault((outbox, effect.source.using), []).append(Owed(effect, values, names))
+            named, names = receivers, tuple(receiver.name for receiver in receivers)
+        there = outbox, effect.source.using
+        owed = events.get(there)
+        if owed is None:
+            owed = events[there] = Events(session, frame)
+        owed.add(effect, names)
     for (outbox, using), owed in events.items():
         outbox.write(session.connection(bind_arguments={"bind": using}), owed)

@@ -115,7 +115,7 @@ def ended(
         if transaction.nested:
             _frame(next(_outwards(transaction.parent))).merge(frame)
         elif frame:
-            delivery.committed(session, frame, factory_for(session))
+            delivery.committed(session, frame, factory_for)
         return
     if transaction.nested:
         _note_undone_savepoint(session, transaction, frame)

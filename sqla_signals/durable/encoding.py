@@ -8,7 +8,7 @@ what the database would give back.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
@@ -64,6 +64,8 @@ class Types:
         :raises UnserializableError: it cannot be done.
         """
         secret, encode = self.codec.secret, self.codec.encode
+        if not secret and PLAIN.issuperset(map(type, values.values())):
+            return {**values}
         encoded = {}
         for key, value in values.items():
             if key in secret:
@@ -74,6 +76,18 @@ class Types:
                     self.known[key] = tag
             encoded[key] = value
         return encoded
+
+    def encode_key(self, values: Sequence[Any]) -> list[Any]:
+        """The primary key as JSON, once the snapshot is encoded.
+
+        :raises UnserializableError: it cannot be done.
+        """
+        if not self.known and PLAIN.issuperset(map(type, values)):
+            return [*values]
+        return [
+            self.encode(name, value, ".key")
+            for name, value in zip(self.codec.primary_key, values, strict=True)
+        ]
 
     def encode(self, key: str, value: Any, where: str) -> Any:
         """One more value of an attribute, once the snapshot is encoded.

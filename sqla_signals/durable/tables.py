@@ -7,7 +7,6 @@ migrates them like any other table.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import JSON, BigInteger, Column, DateTime, Index, Integer, String, Table, Text, Uuid
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Mapper
     from sqlalchemy.types import TypeEngine
 
-    from ..bridge.owed import Owed
+    from ..bridge.owed import Events
     from ..receivers import Receiver
 
 MYSQL: Final = ("mysql", "mariadb")
@@ -96,7 +95,7 @@ class Outbox:
         """Raise :class:`ReceiverOptionError` if a model can never be put into a message."""
         check_columns(mapper, receiver)
 
-    def write(self, connection: Connection, events: Sequence[Owed]) -> None:
+    def write(self, connection: Connection, events: Events) -> None:
         """Insert the events of a transaction."""
         insert_events(self, connection, events)
 

@@ -5,25 +5,24 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
-from weakref import WeakKeyDictionary
 
-from sqlalchemy import Insert, Text, bindparam, cast, column, func, insert, literal, select
-from sqlalchemy.dialects.postgresql import JSON, JSONB
+from sqlalchemy import func, insert, select
 
 from .._sqlalchemy import state_of
 from ..net import CREATED, DELETED
 from .clock import database_time
 from .encoding import Codec, Types, codec_of, encode_changes
+from .lines import insert_lines
 from .message import SCHEMA
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.orm import Mapper
 
-    from ..bridge.owed import Owed
+    from ..bridge.owed import Events, Owed
     from .tables import Outbox
 
 Headers = Callable[["Outbox", int], Mapping[str, str]]
@@ -34,7 +33,7 @@ header_sources: Final[list[Headers]] = []
 _MAX_SUBJECT: Final = 255
 
 
-def insert_events(outbox: Outbox, connection: Connection, events: Sequence[Owed]) -> None:
+def insert_events(outbox: Outbox, connection: Connection, events: Events) -> None:
     """Insert the events.
 
     :raises UnserializableError: something does not fit into a message.
@@ -43,9 +42,10 @@ def insert_events(outbox: Outbox, connection: Connection, events: Sequence[Owed]
     for source in header_sources:
         headers.update(source(outbox, len(events)))
     codecs = _Codecs()
-    rows = [_event(event, codecs) for event in events]
+    rows = (_event(event, codecs) for event in events)
+    ids = new_ids(len(events))
     if connection.dialect.name == "postgresql":
-        _insert_as_json(outbox, connection, rows, headers)
+        insert_lines(outbox, connection, rows, ids, headers)
         if outbox.notify:
             connection.execute(select(func.pg_notify(outbox.channel, "")))
         return
@@ -53,49 +53,12 @@ def insert_events(outbox: Outbox, connection: Connection, events: Sequence[Owed]
     if connection.dialect.name in ("mysql", "mariadb"):
         # Its drivers send many rows at once only where every value is a parameter.
         now = connection.scalar(select(now))
-    for row, new_id in zip(rows, new_ids(len(rows)), strict=True):
-        row.update(id=UUID(new_id), headers=headers, attempts=0)
+    more = {"headers": headers, "attempts": 0}
     # inline(): nobody reads the sequence, so no RETURNING.
     statement = insert(outbox.table).values(occurred_at=now, available_at=now).inline()
-    connection.execute(statement, rows)
-
-
-def _insert_as_json(
-    outbox: Outbox,
-    connection: Connection,
-    rows: list[dict[str, Any]],
-    headers: Mapping[str, str],
-) -> None:
-    """All rows in one parameter: what takes time is parameters, and JSON they are anyway."""
-    for row, new_id in zip(rows, new_ids(len(rows)), strict=True):
-        row["id"] = new_id
-    statement = _statements.get(outbox)
-    if statement is None:
-        statement = _statements[outbox] = _insert_from_json(outbox, list(rows[0]))
-    events = json.dumps(rows, separators=(",", ":"))
-    connection.execute(statement, {"events": events, "headers": json.dumps(headers)})
-
-
-_statements: WeakKeyDictionary[Outbox, Insert] = WeakKeyDictionary()
-
-
-def _insert_from_json(outbox: Outbox, names: list[str]) -> Insert:
-    given = [outbox.table.c[name] for name in names]
-    values = (
-        func.json_to_recordset(cast(bindparam("events", type_=Text()), JSON))
-        .table_valued(*(column(one.name, one.type) for one in given))
-        .render_derived(name="event", with_types=True)
-    )
-    more = {
-        "headers": cast(bindparam("headers", type_=Text()), JSONB),
-        "attempts": literal(0),
-        "occurred_at": database_time(),
-        "available_at": database_time(),
-    }
-    return (
-        insert(outbox.table)
-        .from_select([*names, *more], select(*values.c, *more.values()))
-        .inline()
+    connection.execute(
+        statement,
+        [{**row, "id": UUID(new_id), **more} for row, new_id in zip(rows, ids, strict=True)],
     )
 
 
@@ -108,16 +71,13 @@ class _Codecs(dict["Mapper[Any]", Codec]):
 
 
 def _event(event: Owed, codecs: _Codecs) -> dict[str, Any]:
-    effect = event.effect
+    effect, values, receivers = event
     codec = codecs[state_of(effect.instance).manager.mapper]
     types = Types(codec)
     deleted = effect.kind is DELETED
     identity: Any = effect.was if deleted else effect.row
-    snapshot = types.encode_snapshot(event.values)
-    key = [
-        types.encode(name, value, ".key")
-        for name, value in zip(codec.primary_key, identity[1], strict=True)
-    ]
+    snapshot = types.encode_snapshot(values)
+    key = types.encode_key(identity[1])
     payload: dict[str, Any] = {"schema": SCHEMA, "key": key, "snapshot": snapshot}
     # What is as usual is left out.
     if identity[2] is not None:
@@ -126,7 +86,7 @@ def _event(event: Owed, codecs: _Codecs) -> dict[str, Any]:
         if effect.origin is not None:
             payload["origin"] = _reference(effect.origin)
     else:
-        known = event.values if effect.kind is CREATED else {}
+        known = values if effect.kind is CREATED else {}
         changes = encode_changes(types, effect.changes, known, snapshot)
         if changes:
             payload["changes"] = changes
@@ -141,7 +101,7 @@ def _event(event: Owed, codecs: _Codecs) -> dict[str, Any]:
         "aggregate_id": subject(key),
         "event_type": effect.kind.value,
         "payload": payload,
-        "receivers": event.receivers,
+        "receivers": receivers,
     }
 
 
@@ -151,10 +111,7 @@ def _reference(instance: Any) -> dict[str, Any]:
     codec = codec_of(state.manager.mapper)
     types = Types(codec)
     assert state.key is not None
-    key = [
-        types.encode(name, value, ".key")
-        for name, value in zip(codec.primary_key, state.key[1], strict=True)
-    ]
+    key = types.encode_key(state.key[1])
     return {"model": codec.model, "key": key, "types": types.known}
 
 

@@ -1,0 +1,143 @@
+"""The quickest INSERT into the outbox on PostgreSQL: each column as one text, a line for each row.
+
+The server takes these apart with ``string_to_array``. For 10,000 events that takes it half of the
+time of one JSON document, and as long as COPY, which has no place in an ordinary statement: this is
+one with every driver, with its events, its errors and its transaction.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import (
+    JSON,
+    Insert,
+    Text,
+    bindparam,
+    cast,
+    column,
+    func,
+    insert,
+    literal_column,
+    select,
+)
+from sqlalchemy.sql.compiler import SQLCompiler
+
+from .clock import database_time
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Dialect
+
+    from .tables import Outbox
+
+_COLUMNS: Final = (
+    "id",
+    "aggregate_type",
+    "aggregate_id",
+    "event_type",
+    "payload",
+    "receivers",
+)
+
+_as_json: Final = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def insert_lines(
+    outbox: Outbox,
+    connection: Connection,
+    rows: Iterable[Mapping[str, Any]],
+    ids: list[str],
+    headers: Mapping[str, str],
+) -> None:
+    """Insert the rows with one statement.
+
+    What could hold a line break goes as JSON, where it is an escape.
+    """
+    rows = iter(rows)
+    models: list[str] = []
+    keys: list[str] = []
+    kinds: list[str] = []
+    payloads: list[str] = []
+    receivers: list[str] = []
+    names = _AsJSON()
+    # Rows that were all kept would make the garbage collector look at everything once more.
+    while batch := [*islice(rows, _BATCH)]:
+        models += [row["aggregate_type"] for row in batch]
+        keys += [_as_json(row["aggregate_id"]) for row in batch]
+        kinds += [row["event_type"] for row in batch]
+        payloads.append(_json_lines(row["payload"] for row in batch))
+        receivers += [names[row["receivers"]] for row in batch]
+    columns = (ids, models, keys, kinds, payloads, receivers)
+    texts = {name: "\n".join(lines) for name, lines in zip(_COLUMNS, columns, strict=True)}
+    _execute(outbox, connection, {**texts, "headers": _as_json(headers)})
+
+
+def _json_lines(values: Iterable[Any]) -> str:
+    """Each value as JSON on a line of its own; half the work of encoding one after the other."""
+    text = _as_json([one for value in values for one in (value, _BREAK)])
+    return text[1:].replace(f',"{_BREAK}",', "\n").removesuffix(f',"{_BREAK}"]')
+
+
+_BATCH: Final = 100
+_BREAK: Final = uuid4().hex
+"""Stands between values. Nobody knows it, so it is in none of them."""
+
+
+class _AsJSON(dict[Any, str]):
+    """Values as JSON, for one pass over many rows that have the same."""
+
+    def __missing__(self, value: Any) -> str:
+        self[value] = found = _as_json(value)
+        return found
+
+
+def _execute(outbox: Outbox, connection: Connection, parameters: dict[str, str]) -> None:
+    """Execute the statement as it was compiled once, which costs half of what ``execute`` does."""
+    if connection.get_execution_options().get("schema_translate_map"):
+        connection.execute(_statement(outbox), parameters)
+        return
+    sql, order = _compiled(outbox, connection.dialect)
+    connection.exec_driver_sql(
+        sql, parameters if order is None else tuple(parameters[name] for name in order)
+    )
+
+
+_Compiled = tuple[str, "list[str] | None"]
+"""The text, and the order of its parameters if they have no names."""
+
+_known: WeakKeyDictionary[Outbox, WeakKeyDictionary[Dialect, _Compiled]] = WeakKeyDictionary()
+
+
+def _compiled(outbox: Outbox, dialect: Dialect) -> _Compiled:
+    try:
+        return _known[outbox][dialect]
+    except KeyError:
+        compiled = _statement(outbox).compile(dialect=dialect)
+        assert isinstance(compiled, SQLCompiler)
+        found = str(compiled), compiled.positiontup
+        _known.setdefault(outbox, WeakKeyDictionary())[dialect] = found
+        return found
+
+
+def _statement(outbox: Outbox) -> Insert:
+    table = outbox.table.c
+    line_break: Any = literal_column(r"E'\n'")
+    lines = (
+        func.unnest(
+            *(func.string_to_array(bindparam(name, type_=Text()), line_break) for name in _COLUMNS)
+        )
+        .table_valued(*(column(name, Text()) for name in _COLUMNS))
+        .render_derived(name="event")
+    )
+    values: dict[str, Any] = {name: cast(lines.c[name], table[name].type) for name in _COLUMNS}
+    # The text that the JSON stands for.
+    values["aggregate_id"] = cast(lines.c.aggregate_id, JSON).op("#>>")(literal_column("'{}'"))
+    values["headers"] = cast(bindparam("headers", type_=Text()), table.headers.type)
+    values["attempts"] = literal_column("0")
+    values["occurred_at"] = values["available_at"] = database_time()
+    return insert(outbox.table).from_select([*values], select(*values.values())).inline()
