@@ -8,6 +8,7 @@ from .decorator import receiver
 from .dispatch import mute
 from .errors import (
     AsyncReceiverError,
+    AutocommitError,
     BulkBypassError,
     BulkBypassWarning,
     BulkOptionError,
@@ -48,6 +49,7 @@ __version__ = "0.1.0"
 __all__ = [
     "UNSET",
     "AsyncReceiverError",
+    "AutocommitError",
     "BulkBypassError",
     "BulkBypassWarning",
     "BulkOptionError",

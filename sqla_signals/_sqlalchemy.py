@@ -47,6 +47,7 @@ from sqlalchemy.sql.expression import BinaryExpression, BindParameter
 from .changes import UNSET
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
     from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import InstanceState, Mapper, SessionTransaction
 
@@ -572,6 +573,11 @@ def keep_flushing(session: Session) -> bool:
 def is_clean(session: Session) -> bool:
     """Whether a flush would find nothing to do, as ``commit()`` itself asks."""
     return session._is_clean()
+
+
+def is_autocommit(connection: Connection) -> bool:
+    """Whether a connection commits each statement at once, as far as SQLAlchemy was told."""
+    return connection._is_autocommit_isolation()
 
 
 def is_committing(root: SessionTransaction) -> bool:

@@ -44,6 +44,13 @@ class SessionInFlushError(SignalsError, InvalidRequestError):
     """
 
 
+class AutocommitError(SignalsError, InvalidRequestError):
+    """A session writes rows with durable receivers on an AUTOCOMMIT connection.
+
+    Their events could not be written in the same transaction. Nothing was written.
+    """
+
+
 class BulkOptionError(SignalsError, ValueError):
     """The execution option ``signals`` is wrong, or cannot be had for this statement.
 

@@ -20,8 +20,8 @@ from sqlalchemy.orm import (
 
 from . import mapping, watching
 from ._sqlalchemy import is_listener
+from .bridge import autocommit, delivery, instances, mapper_events, owed, transactions
 from .bridge import bulk as statements
-from .bridge import delivery, instances, mapper_events, owed, transactions
 from .bridge import flush as flushes
 from .bridge.bulk import POLICIES, Policy
 from .bridge.calls import RAW, async_session_of
@@ -32,7 +32,7 @@ from .signal import Signal
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from sqlalchemy.engine import Result
+    from sqlalchemy.engine import Connection, Result
     from sqlalchemy.orm import ORMExecuteState
 
 
@@ -75,6 +75,7 @@ class Installation:
             (target, "before_flush", self._before_flush),
             (target, "after_flush", self._after_flush),
             (target, "after_flush_postexec", self._after_flush_postexec),
+            (target, "after_begin", self._after_begin),
             (target, "before_commit", self._before_commit),
             (target, "after_commit", self._after_commit),
             (target, "after_transaction_end", self._after_transaction_end),
@@ -129,6 +130,7 @@ class Installation:
         mapper_events.listen_where_needed()
         flush = Flush(session, context, objects)
         flush.announcement.send()
+        autocommit.flushing(session, objects)
         # A pre_* receiver may have connected one of a model that had none.
         mapper_events.listen_where_needed()
         for mapper in flush.announcement.updated_mappers:
@@ -147,6 +149,12 @@ class Installation:
             flush.after_flush_postexec()
         if (watcher := watching.watcher) is not None and self._is_mine(session):
             watcher.session_event("after_flush_postexec", session, context)
+
+    def _after_begin(
+        self, session: Session, transaction: SessionTransaction, connection: Connection
+    ) -> None:
+        if self._is_mine(session):
+            autocommit.begun(session, connection)
 
     def _before_commit(self, session: Session) -> None:
         if self._is_mine(session):

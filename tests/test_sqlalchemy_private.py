@@ -231,6 +231,7 @@ ASYNC_SESSIONS = ("_proxied", "_assign_proxied")
 ELSEWHERE = (
     "_begin",
     "_current_fn",
+    "_is_autocommit_isolation",
     "_sa_class_manager",
     "_pending_mutations",
     "_trans_context_manager",
@@ -368,6 +369,23 @@ def test_a_session_is_clean_when_there_is_nothing_to_flush():
         assert session._is_clean()
         session.add(Parent())
         assert not session._is_clean()
+
+
+def test_a_connection_tells_whether_each_statement_is_committed_at_once():
+    """Said to the engine when it was made, to a copy of it, or to the connection."""
+    engine = create_engine("sqlite://")
+    always = create_engine("sqlite://", isolation_level="AUTOCOMMIT")
+    for connection, expected in (
+        (engine.connect(), False),
+        (always.connect(), True),
+        (always.connect().execution_options(isolation_level="SERIALIZABLE"), False),
+        (engine.execution_options(isolation_level="AUTOCOMMIT").connect(), True),
+        (engine.connect().execution_options(isolation_level="AUTOCOMMIT"), True),
+    ):
+        with connection:
+            assert connection._is_autocommit_isolation() is expected
+    engine.dispose()
+    always.dispose()
 
 
 def test_a_transaction_tells_whether_it_is_changing_its_state():

@@ -190,6 +190,13 @@ def flush_of(state: State) -> Flush | None:
     return reference() if reference is not None else None
 
 
+def states_in_flush(session: Session) -> list[State]:
+    """What the session is writing right now; empty outside of a flush that is listened to."""
+    reference = _flushes.get(session.hash_key)
+    flush = reference() if reference is not None else None
+    return flush.record.states() if flush is not None else []
+
+
 def _anybody_waits() -> bool:
     return post_save.table.outlasts_flush or post_delete.table.outlasts_flush
 

@@ -105,6 +105,12 @@ class Record:
         """The states whose rows were deleted."""
         return [state for state, row in self._rows.items() if isinstance(row, Deleted)]
 
+    def states(self) -> list[State]:
+        """The states that the flush is going to write, or has written."""
+        context = self._context()
+        states = context.states if context is not None else {}
+        return [state for state, (_, listonly) in states.items() if not listonly]
+
     def remember(self, state: State) -> None:
         """Keep the history that an UPDATE may wipe out."""
         columns = self._calls[state.manager.mapper].columns

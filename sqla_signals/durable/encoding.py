@@ -58,14 +58,14 @@ class Types:
         self.codec: Codec = codec
         self.known: dict[str, str] = {} if known is None else known
 
-    def encode_snapshot(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The column values of a row as JSON, without secret ones.
+    def encode_snapshot(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The column values of a row as JSON, without secret ones; ``values`` if they are that.
 
         :raises UnserializableError: it cannot be done.
         """
         secret, encode = self.codec.secret, self.codec.encode
         if not secret and PLAIN.issuperset(map(type, values.values())):
-            return {**values}
+            return values
         encoded = {}
         for key, value in values.items():
             if key in secret:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Dialect
 
     from .tables import Outbox
+    from .writing import Row
 
 _COLUMNS: Final = (
     "id",
@@ -50,7 +51,7 @@ _as_json: Final = json.JSONEncoder(separators=(",", ":")).encode
 def insert_lines(
     outbox: Outbox,
     connection: Connection,
-    rows: Iterable[Mapping[str, Any]],
+    rows: Iterable[Row],
     ids: list[str],
     headers: Mapping[str, str],
 ) -> None:
@@ -59,20 +60,17 @@ def insert_lines(
     What could hold a line break goes as JSON, where it is an escape.
     """
     rows = iter(rows)
-    models: list[str] = []
-    keys: list[str] = []
-    kinds: list[str] = []
-    payloads: list[str] = []
-    receivers: list[str] = []
+    columns: tuple[list[str], ...] = (ids, [], [], [], [], [])
+    _, models, keys, kinds, payloads, receivers = columns
     names = _AsJSON()
     # Rows that were all kept would make the garbage collector look at everything once more.
     while batch := [*islice(rows, _BATCH)]:
-        models += [row["aggregate_type"] for row in batch]
-        keys += [_as_json(row["aggregate_id"]) for row in batch]
-        kinds += [row["event_type"] for row in batch]
-        payloads.append(_json_lines(row["payload"] for row in batch))
-        receivers += [names[row["receivers"]] for row in batch]
-    columns = (ids, models, keys, kinds, payloads, receivers)
+        of_models, of_keys, of_kinds, of_payloads, of_receivers = zip(*batch, strict=True)
+        models += of_models
+        keys += map(_as_json, of_keys)
+        kinds += of_kinds
+        payloads.append(_json_lines(of_payloads))
+        receivers += map(names.__getitem__, of_receivers)
     texts = {name: "\n".join(lines) for name, lines in zip(_COLUMNS, columns, strict=True)}
     _execute(outbox, connection, {**texts, "headers": _as_json(headers)})
 

@@ -11,10 +11,11 @@ from uuid import UUID
 
 from sqlalchemy import func, insert, select
 
-from .._sqlalchemy import state_of
+from .._sqlalchemy import is_autocommit, state_of
+from ..errors import AutocommitError
 from ..net import CREATED, DELETED
 from .clock import database_time
-from .encoding import Codec, Types, codec_of, encode_changes
+from .encoding import Types, codec_of, encode_changes
 from .lines import insert_lines
 from .message import SCHEMA
 
@@ -37,12 +38,19 @@ def insert_events(outbox: Outbox, connection: Connection, events: Events) -> Non
     """Insert the events.
 
     :raises UnserializableError: something does not fit into a message.
+    :raises AutocommitError: there is no transaction; flushes were refused before that.
     """
+    if is_autocommit(connection):
+        raise AutocommitError(
+            f"{outbox!r}: what this session has written with isolation_level='AUTOCOMMIT' on "
+            f"{connection.engine!r} is committed already, without the {len(events)} events for its "
+            f"durable receivers. Give it an engine with transactions"
+        )
     headers: dict[str, str] = {}
     for source in header_sources:
         headers.update(source(outbox, len(events)))
-    codecs = _Codecs()
-    rows = (_event(event, codecs) for event in events)
+    types = _TypesByMapper()
+    rows = (_event(event, types) for event in events)
     ids = new_ids(len(events))
     if connection.dialect.name == "postgresql":
         insert_lines(outbox, connection, rows, ids, headers)
@@ -56,24 +64,31 @@ def insert_events(outbox: Outbox, connection: Connection, events: Events) -> Non
     more = {"headers": headers, "attempts": 0}
     # inline(): nobody reads the sequence, so no RETURNING.
     statement = insert(outbox.table).values(occurred_at=now, available_at=now).inline()
-    connection.execute(
-        statement,
-        [{**row, "id": UUID(new_id), **more} for row, new_id in zip(rows, ids, strict=True)],
-    )
+    parameters = [
+        {"id": UUID(new_id), **dict(zip(_COLUMNS, row, strict=True)), **more}
+        for new_id, row in zip(ids, rows, strict=True)
+    ]
+    connection.execute(statement, parameters)
 
 
-class _Codecs(dict["Mapper[Any]", Codec]):
-    """:func:`codec_of`, for one pass over many rows: quicker than the weak references."""
+_COLUMNS: Final = ("aggregate_type", "aggregate_id", "event_type", "payload", "receivers")
 
-    def __missing__(self, mapper: Mapper[Any]) -> Codec:
-        self[mapper] = found = codec_of(mapper)
+Row = tuple[str, str, str, dict[str, Any], tuple[str, ...]]
+"""The values of :data:`_COLUMNS`."""
+
+
+class _TypesByMapper(dict["Mapper[Any]", Types]):
+    """Nothing is known of any type yet: one for all rows, until it is used up."""
+
+    def __missing__(self, mapper: Mapper[Any]) -> Types:
+        self[mapper] = found = Types(codec_of(mapper))
         return found
 
 
-def _event(event: Owed, codecs: _Codecs) -> dict[str, Any]:
+def _event(event: Owed, unused: _TypesByMapper) -> Row:
     effect, values, receivers = event
-    codec = codecs[state_of(effect.instance).manager.mapper]
-    types = Types(codec)
+    mapper = state_of(effect.instance).manager.mapper
+    types = unused[mapper]
     deleted = effect.kind is DELETED
     identity: Any = effect.was if deleted else effect.row
     snapshot = types.encode_snapshot(values)
@@ -96,13 +111,8 @@ def _event(event: Owed, codecs: _Codecs) -> dict[str, Any]:
             payload["raw"] = True
     if types.known:
         payload["types"] = types.known
-    return {
-        "aggregate_type": codec.model,
-        "aggregate_id": subject(key),
-        "event_type": effect.kind.value,
-        "payload": payload,
-        "receivers": receivers,
-    }
+        del unused[mapper]
+    return types.codec.model, subject(key), effect.kind.value, payload, receivers
 
 
 def _reference(instance: Any) -> dict[str, Any]:
