@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid5
 
@@ -173,6 +174,10 @@ class CeleryPublisher:
                 self.worker.run(message, attempt)
             except Exception as error:
                 failed.append((message, text, error))
+            except SystemExit as error:
+                if _is_told_to_end(error):
+                    raise
+                failed.append((message, text, _exited(message, error)))
         again = [
             (message, text)
             for message, text, error in failed
@@ -239,6 +244,26 @@ class CeleryPublisher:
             return outbox, sessions.engine_of(outbox)
         session, _ = sessions.make()
         return known_outbox(mapper), session.get_bind(mapper).engine
+
+
+def _is_told_to_end(error: SystemExit) -> bool:
+    """Whether it comes from the pool's handler of signals, which interrupts whatever runs."""
+    return any(
+        frame.f_globals.get("__name__") == "billiard.common"
+        for frame, _ in walk_tb(error.__traceback__)
+    )
+
+
+def _exited(message: Message, error: SystemExit) -> SignalsError:
+    """What the message has failed with; let through, it would end a process of the pool."""
+    where = " ".join(getattr(error, "__notes__", ()))
+    failure = SignalsError(
+        f"a receiver ended with SystemExit({error.code!r}), and a worker goes on all the same. "
+        f"Raise an exception that says what went wrong. {where}"
+    )
+    failure.__cause__ = error
+    logger.error("event %s: %s", message.id, failure, exc_info=error)
+    return failure
 
 
 def _parcel(messages: Sequence[tuple[Message, str]], **options: Any) -> Parcel:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
 
 from ..durable import BusyError, Message
 from ..errors import SignalsError
@@ -93,14 +93,12 @@ class Sender:
 
     def close(self) -> None:
         """Close the connection; the next :meth:`send` opens another."""
-        producer, staging = self._producer, self._staging
+        producer = self._producer
         self._producer = self._confirms = self._staging = None
         if self._pid != os.getpid():
             return  # they are those of the parent
         if producer is not None:
             _close(producer.connection)
-        if staging is not None:
-            staging.remove()
 
     def _open(self) -> bool:
         """Connect unless that is done; return whether it was not."""
@@ -122,11 +120,9 @@ class Sender:
         if self._confirms is not None:
             return self._send_confirmed(parcels)
         batch = getattr(self._producer, "batch", None)
-        with nullcontext() if batch is None else batch():
+        with self._staging or nullcontext(), nullcontext() if batch is None else batch():
             for parcel in parcels:
                 self._send_one(parcel)
-        if self._staging is not None:
-            self._staging.hand_over()
         return {}
 
     def _send_one(self, parcel: Parcel, **options: Any) -> None:
@@ -215,23 +211,27 @@ class _Confirms:
 class _Staging:
     """Where tasks for ``filesystem://`` are written, so that workers find each as a whole.
 
-    They take a file as soon as it is there, and what has not been written by then is lost.
+    They take a file as soon as it is there, and what has not been written by then is lost. The
+    place is there only while something is sent, since nobody tells a process to tidy up.
     """
 
     def __init__(self, connection: Any) -> None:
         options = connection.transport_options
         self._folder = Path(options["data_folder_out"])
-        self._staged = Path(tempfile.mkdtemp(prefix="staged_", dir=self._folder))
+        self._staged = self._folder / f"staged_{uuid4().hex}"
         connection.transport_options = {**options, "data_folder_out": str(self._staged)}
 
-    def hand_over(self) -> None:
-        """Let the workers have what was sent."""
-        for path in sorted(self._staged.iterdir()):
-            path.replace(self._folder / path.name)
+    def __enter__(self) -> None:
+        self._staged.mkdir(mode=0o700, exist_ok=True)
 
-    def remove(self) -> None:
-        """Remove the place, with what was not handed over."""
-        shutil.rmtree(self._staged, ignore_errors=True)
+    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
+        """Let the workers have what was sent, unless that failed; leave nothing behind."""
+        try:
+            if failed is None:
+                for path in sorted(self._staged.iterdir()):
+                    path.replace(self._folder / path.name)
+        finally:
+            shutil.rmtree(self._staged, ignore_errors=True)
 
 
 def _close(connection: Any) -> None:

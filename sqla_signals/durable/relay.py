@@ -10,6 +10,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Engine
@@ -32,6 +33,10 @@ SHORTEST_POLL: Final = 0.05
 LONGEST_POLL: Final = 1.0
 LONGEST_PAUSE: Final = 30.0
 """Seconds between attempts while the database or the broker is down."""
+
+
+_inside: ContextVar[Relay | None] = ContextVar("sqla_signals_relay", default=None)
+"""The relay whose batch we are part of, also on the loop and in ``asyncio.to_thread``."""
 
 
 class Relay:
@@ -79,7 +84,13 @@ class Relay:
 
         :raises Exception: the database or the publisher as a whole does not work. Nothing is lost.
         """
-        return self.sessions.run(lambda: self._claims.work(self.batch_size, self.publisher.publish))
+        inside = _inside.set(self)
+        try:
+            return self.sessions.run(
+                lambda: self._claims.work(self.batch_size, self.publisher.publish)
+            )
+        finally:
+            _inside.reset(inside)
 
     def run(self, *, handle_signals: bool = False) -> None:
         """Publish what there is and wait for more, until :meth:`stop` is called.
@@ -141,10 +152,15 @@ class Relay:
     def stop(self) -> None:
         """Let :meth:`run` return once the batch at hand is done; for good, but for :meth:`start`.
 
-        Waits for the thread of :meth:`start`, if there is one.
+        Waits for the thread of :meth:`start`, if there is one; not when a receiver calls it, for
+        which that thread waits.
         """
         self._stopping.set()
-        if self._thread is not None and self._thread is not threading.current_thread():
+        if (
+            self._thread is not None
+            and self._thread is not threading.current_thread()
+            and _inside.get() is not self
+        ):
             self._thread.join()
             self._thread = None
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4, uuid5
 
+import billiard.common
 import pytest
 from celery import Celery
 from celery.signals import worker_process_init
@@ -131,6 +134,8 @@ def test_a_worker_never_finds_half_a_file(shop, calls, tmp_path, monkeypatch):
     place(shop, "a", "b")
     assert Relay(shop, publisher, outbox=outbox).run_once() == 2
     assert found == [0] * 4
+    # A process that ends without a word leaves nothing else behind.
+    assert {path.suffix for path in folder.iterdir()} == {".msg"}
     publisher.close()
     assert {path.suffix for path in folder.iterdir()} == {".msg"}
     shadows = Counter(message.headers["shadow"] for message in sent(app))
@@ -203,6 +208,49 @@ def test_a_receiver_that_fails_is_sent_again_for_later(shop, app, publisher, rel
     assert 0 < pauses[0] <= 1.25 < pauses[1] <= 2.5
     assert ledger(shop) == []
     assert calls == [("first bad", 1), ("first bad", 2)]
+
+
+@on_sqlite
+def test_a_receiver_that_exits_has_failed_and_the_worker_goes_on(
+    shop, app, publisher, relay, caplog
+):
+    """Else it would end a process of the pool each time, without end."""
+
+    @receiver(post_save, sender=Order, durable=True, name="shop.exits")
+    def exits(sender, session, **kwargs):
+        session.add(Ledger(entry="undone"))
+        session.flush()
+        sys.exit(3)
+
+    place(shop, "a")
+    drain(relay)
+    assert work(app, publisher) == ["RETRY", "RETRY", "FAILURE"]
+    assert ledger(shop) == []
+    (row,) = dead(shop)
+    assert row.last_error.startswith("shop.exits: SignalsError: a receiver ended with SystemExit")
+    assert "Raised by receiver shop.exits (" in row.last_error
+    assert "test_celery.py" in row.last_error
+    logged = [one for one in caplog.records if one.name == "sqla_signals" and one.exc_info]
+    assert ["ended with SystemExit(3)" in one.getMessage() for one in logged] == [True] * 3
+
+
+@on_sqlite
+def test_a_worker_that_is_told_to_end_ends(shop, app, publisher, relay, monkeypatch):
+    """Also in the middle of a receiver; the task is not done, and not gone."""
+    monkeypatch.setattr(billiard.common, "_should_have_exited", [False])
+    monkeypatch.setattr(billiard.common, "maybe_setsignal", lambda number, handler: None)
+
+    @receiver(post_save, sender=Order, durable=True, name="shop.interrupted")
+    def interrupted(sender, **kwargs):
+        billiard.common._shutdown_cleanup(signal.SIGTERM, None)
+
+    place(shop, "a")
+    drain(relay)
+    (message,) = sent(app)
+    with pytest.raises(SystemExit):
+        run(publisher, message)
+    assert sent(app) == []
+    assert dead(shop) == []
 
 
 def test_what_fails_too_often_is_a_dead_letter_for_its_receivers(

@@ -543,6 +543,35 @@ def test_what_ends_the_process_passes_through_the_loop(shop: Engine, async_worke
     assert ledger(shop) == ["done"]
 
 
+@pytest.mark.parametrize(
+    "url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)], indirect=True
+)
+@pytest.mark.parametrize("in_thread", [False, True])
+def test_an_async_receiver_may_stop_its_relay(shop: Engine, async_worker: Worker, in_thread: bool):
+    """It does not wait for what waits for it; the batch at hand is done."""
+    relay = Relay(async_worker.sessions, outbox=outbox)
+    stopped = threading.Event()
+
+    @receiver(post_save, sender=Order, durable=True, name="shop.async")
+    async def fn(sender, session, **kwargs):
+        session.add(Ledger(entry="done"))
+        if in_thread:
+            await asyncio.to_thread(relay.stop)
+        else:
+            relay.stop()
+        stopped.set()
+
+    place(shop, "a", "b")
+    relay.start()
+    thread = relay._thread
+    assert thread is not None
+    assert stopped.wait(30)
+    thread.join(30)
+    assert not thread.is_alive()
+    relay.stop()
+    assert ledger(shop) == ["done", "done"]
+
+
 def test_the_session_factory_of_install_is_the_default(shop: Engine):
     """For relays and for workers."""
     sqla_signals.install(session_factory=sessionmaker(shop))
