@@ -142,7 +142,7 @@ class Flush:
             model, source, undone = awaits
             using = model.using(row.instance)
             if using is not source.using:  # the first row; with horizontal sharding any
-                source = source._replace(using=using)
+                source = Source(source.equal, source.unfetched, source.raw, using, source.mutes)
                 awaited[state.manager.mapper] = model, source, undone
             columns = model.columns
             # A deleted instance may be refreshed from a row that has taken over its key.

@@ -90,7 +90,7 @@ _seen: tuple[object, ...] = ()
 def listen_where_needed() -> None:
     """Listen on each mapper that has receivers by now; cheap when nothing has changed."""
     global _seen
-    now = tuple(signal.table for signals, _ in _GROUPS for signal in signals)
+    now = pre_save.table, post_save.table, pre_delete.table, post_delete.table
     if now == _seen:
         return
     with _lock:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
@@ -62,7 +63,6 @@ def insert_lines(
     rows = iter(rows)
     columns: tuple[list[str], ...] = (ids, [], [], [], [], [])
     _, models, keys, kinds, payloads, receivers = columns
-    names = _AsJSON()
     # Rows that were all kept would make the garbage collector look at everything once more.
     while batch := [*islice(rows, _BATCH)]:
         of_models, of_keys, of_kinds, of_payloads, of_receivers = zip(*batch, strict=True)
@@ -70,7 +70,7 @@ def insert_lines(
         keys += map(_as_json, of_keys)
         kinds += of_kinds
         payloads.append(_json_lines(of_payloads))
-        receivers += map(names.__getitem__, of_receivers)
+        receivers += map(_names, of_receivers)
     texts = {name: "\n".join(lines) for name, lines in zip(_COLUMNS, columns, strict=True)}
     _execute(outbox, connection, {**texts, "headers": _as_json(headers)})
 
@@ -86,12 +86,10 @@ _BREAK: Final = uuid4().hex
 """Stands between values. Nobody knows it, so it is in none of them."""
 
 
-class _AsJSON(dict[Any, str]):
-    """Values as JSON, for one pass over many rows that have the same."""
-
-    def __missing__(self, value: Any) -> str:
-        self[value] = found = _as_json(value)
-        return found
+@lru_cache(maxsize=1000)
+def _names(receivers: tuple[str, ...]) -> str:
+    """The names of receivers, of which many rows have the same, as JSON."""
+    return _as_json(receivers)
 
 
 def _execute(outbox: Outbox, connection: Connection, parameters: dict[str, str]) -> None:

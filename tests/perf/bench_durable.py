@@ -320,7 +320,7 @@ def main() -> int:
         sys.stdout.flush()
 
     with postgresql() as (engine, folder), redis() as url:
-        for rows, transactions in ((10_000, 1), (1, 300)):
+        for rows, transactions in ((10_000, 1), (1, 1000)):
             ratio, by_hand, control = writing(engine, folder, rows, transactions)
             report(
                 f"writing, {rows:,} rows in a transaction, durable to plain",
