@@ -570,6 +570,11 @@ def keep_flushing(session: Session) -> bool:
     return forgotten
 
 
+def altered(session: Session, state: State) -> None:
+    """Let the instance be expired if the savepoint is rolled back, as one that was flushed is."""
+    session._register_altered([state])
+
+
 def is_clean(session: Session) -> bool:
     """Whether a flush would find nothing to do, as ``commit()`` itself asks."""
     return session._is_clean()

@@ -177,6 +177,7 @@ SESSIONS = (
     "_dirty_states",
     "_contains_state",
     "_query_cls",
+    "_register_altered",
     "_flushing",
     "connection_callable",
     "enable_baked_queries",

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import inspect, literal_column, select, tuple_
 from sqlalchemy.orm.attributes import set_committed_value
 
-from .._sqlalchemy import by_column, has_many_values, inserted_values, state_of, upsert_of
+from .._sqlalchemy import (
+    altered,
+    by_column,
+    has_many_values,
+    inserted_values,
+    state_of,
+    upsert_of,
+)
 from ..changes import UNSET, NewRow, PendingRow
 from ..errors import BulkOptionError
 from ..net import CREATED
@@ -236,6 +243,7 @@ class InsertedRows(Rows):
         for key in rows:
             instance = instances[key]
             if rows[key]:
+                altered(self._session, state_of(instance))
                 values = dict(state_of(instance).dict)
                 changes = NewRow(self._model(instance).columns.absent, values)
                 self._written.append(Written(CREATED, instance, changes, None))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from sqlalchemy import bindparam, false, select, tuple_, update
 from sqlalchemy.orm.attributes import set_committed_value
 
-from .._sqlalchemy import state_of
+from .._sqlalchemy import altered, state_of
 from ..changes import UNSET, Change, Changes, NewRow, Pairs
 from ..dispatch import active_mutes
 from ..errors import BulkOptionError
@@ -179,6 +179,7 @@ class Rows:
 
     def _note_update(self, instance: Any, old: Values, new: Values, fields: frozenset[str]) -> None:
         state = state_of(instance)
+        altered(self._session, state)
         for name, value in new.items():
             if name in state.committed_state:  # the session has a change of it pending
                 state.committed_state[name] = value

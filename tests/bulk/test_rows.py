@@ -29,7 +29,7 @@ from sqlalchemy.orm import (
     mapped_column,
     with_loader_criteria,
 )
-from sqlalchemy.orm.exc import StaleDataError
+from sqlalchemy.orm.exc import ObjectDeletedError, StaleDataError
 
 import sqla_signals
 from sqla_signals import UNSET, BulkOptionError, Change, post_save, pre_delete, pre_save
@@ -363,7 +363,14 @@ def test_more_rows_than_a_statement_takes_parameters(session: Session):
     session.execute(insert(Order), [{"id": key, "status": "open"} for key in range(1, 2501)])
     witnessed(session)
     heard = Heard().connect(Order)
+    bound: list[int] = []
+
+    def before(conn: Any, cursor: Any, statement: str, parameters: Any, *more: Any) -> None:
+        bound.append(len(parameters))
+
+    event.listen(session.get_bind(), "before_cursor_execute", before)
     session.execute(update(Order).values(status="x"), execution_options=ROWS)
+    assert max(bound) < 100
     assert len(told(session, heard)) == 2500
 
 
@@ -493,6 +500,21 @@ def test_update_by_primary_key_with_a_parameter_in_its_condition_is_refused(sess
             execution_options={**ROWS, "synchronize_session": None},
         )
     assert witnessed(session) == heard.rows("pre") == []
+
+
+def test_a_pre_receiver_assigns_to_a_column_of_a_composite(session: Session):
+    """Which was given as a whole."""
+    heard = Heard().connect(Desk)
+
+    def move(sender: Any, **kwargs: Any) -> None:
+        if kwargs["signal"] is pre_save:
+            assert kwargs["instance"].y == 3
+            kwargs["instance"].y = 9
+
+    heard.meddle = move
+    session.execute(insert(Desk), [{"id": 1, "place": Point(1, 3)}], execution_options=ROWS)
+    assert told(session, heard) == [("insert", "1")]
+    assert rows(session, Desk.__table__.c.x, Desk.__table__.c.y) == [(1, 9)]
 
 
 @pytest.mark.parametrize("how", ["values", "attribute", "list"])
@@ -1223,6 +1245,38 @@ def test_commit_receivers_of_a_row_that_several_statements_set(session: Session)
     ]  # fmt: skip
     assert heard.calls[0]["update_fields"] == {"name", "writes"}
     assert heard.calls[3]["changes"]["total"] == Change(UNSET, 6)
+
+
+@pytest.mark.parametrize("synchronize", SYNCHRONIZE)
+@pytest.mark.parametrize("operation", ["update", "list", "insert", "upsert"])
+def test_a_savepoint_that_is_rolled_back_takes_along_what_instances_were_told(
+    session: Session, operation: str, synchronize: Any
+):
+    """Brought up to date inside of it, they are as the database is after it."""
+    fill(session)
+    held = session.scalars(select(Order)).all()
+    parameters, statement = None, update(Order).values(status="x")
+    if operation == "list":
+        parameters, statement = [{"id": 1, "status": "x"}], update(Order)
+        synchronize = "auto"
+    elif operation == "insert":
+        parameters, statement = [{"id": 9, "status": "x"}], insert(Order)
+    elif operation == "upsert":
+        statement = upsert(session).values(id=1, status="x")
+        statement = statement.on_conflict_do_update(index_elements=["id"], set_={"state": "x"})
+    heard = Heard().connect(Order)
+    savepoint = session.begin_nested()
+    session.execute(
+        statement, parameters, execution_options={**ROWS, "synchronize_session": synchronize}
+    )
+    told(session, heard)
+    announced = [call["instance"] for call in heard.of("post_save")]
+    assert {one.status for one in announced} == {"x"}
+    savepoint.rollback()
+    assert [order.status for order in held] == ["open"] * 5
+    if operation == "insert":
+        with pytest.raises(ObjectDeletedError):
+            assert announced[0].status
 
 
 def test_rollback_receivers_of_rows(session: Session):

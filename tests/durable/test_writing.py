@@ -8,7 +8,7 @@ from typing import Any
 from uuid import RFC_4122, UUID
 
 import pytest
-from sqlalchemy import Engine, event, select
+from sqlalchemy import Engine, delete, event, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, configure_mappers, mapped_column
 
@@ -109,6 +109,29 @@ def test_what_a_later_before_commit_listener_changes_is_written(shop, session):
     session.add(Order(status="early"))
     session.commit()
     assert [kind[2] for kind in kinds(shop)] == ["early", "late"]
+
+
+def test_what_statements_do_to_rows_is_written(shop, session):
+    """With ``signals="rows"``: in net, together with what was flushed; late ones by themselves."""
+    rows: Any = {"signals": "rows"}
+
+    @event.listens_for(session, "before_commit")
+    def _before_commit(session: Session) -> None:
+        if session.info.pop("late", False):
+            late = update(Order).where(Order.status == "b").values(status="late")
+            session.execute(late, execution_options=rows)
+
+    session.add_all([Order(status=status) for status in "abc"])
+    session.flush()
+    session.execute(delete(Order).where(Order.status == "c"), execution_options=rows)
+    changed = update(Order).where(Order.status == "a").values(status="d")
+    session.execute(changed, execution_options=rows)
+    session.commit()
+    assert kinds(shop) == [("Order", "created", "d"), ("Order", "created", "b")]
+    session.info["late"] = True
+    session.execute(delete(Order).where(Order.status == "d"), execution_options=rows)
+    session.commit()
+    assert kinds(shop)[2:] == [("Order", "deleted", "d"), ("Order", "updated", "late")]
 
 
 def test_an_open_savepoint_is_committed_with_its_root(shop, session):
