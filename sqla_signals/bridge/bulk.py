@@ -115,7 +115,12 @@ def _execute(
             for receiver in receivers:
                 calls.call(pre_bulk, receiver, cls, **arguments)
     if rows is not None:
-        result, rowcount = rows.execute()
+        try:
+            result, rowcount = rows.execute()
+        except BaseException:
+            if rows.executed:
+                fail_transaction(session)
+            raise
     else:
         # Of an INSERT, SQLAlchemy keeps the count of rows only if told to.
         keep = {"preserve_rowcount": True}

@@ -112,7 +112,7 @@ class ChangedRows(Rows):
             )
         if rows:
             self._context.parameters = [one for one in parameters if self._key_of(one) in rows]
-        result = self._context.invoke_statement()
+        result = self._invoke_statement()
         self._note_updates(instances, rows, {key: frozenset(values[key]) | along for key in rows})
         return result, len(rows)
 
@@ -160,7 +160,7 @@ class ChangedRows(Rows):
         statement = self._statement.where(self._are(entity, rows))
         dialect: Any = self._using.dialect
         if not rows or not dialect.delete_returning_multifrom:  # SQLite counts too late with it
-            result = self._context.invoke_statement(statement)
+            result = self._invoke_statement(statement)
             self._count = getattr(result, "rowcount", -1)
             return result, rows
         result, returned = self._returning(statement, [getattr(entity, name) for name in self._key])

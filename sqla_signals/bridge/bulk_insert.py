@@ -115,7 +115,6 @@ class InsertedRows(Rows):
             values
             for one in given or ()
             if not any(map(is_expression, values := tuple(one.get(name) for name in target)))
-            and None not in values
         }
         columns = [getattr(cls, name) for name in target]
         names = list(self._upsert.updates)

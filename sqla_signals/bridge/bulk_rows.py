@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy import bindparam, false, select, tuple_, update
 from sqlalchemy.orm.attributes import set_committed_value
+from sqlalchemy.orm.exc import StaleDataError
 
 from .._sqlalchemy import altered, state_of
 from ..changes import UNSET, Change, Changes, NewRow, Pairs
@@ -59,6 +60,8 @@ class Rows:
         self._using = self._session.get_bind(**context.bind_arguments)
         self._key = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
         self._written: list[Written] = []
+        self.executed = False
+        """Whether the statement was executed, so that what fails now has to undo it."""
 
     def execute(self) -> tuple[Result[Any], int]:
         """Send the ``pre_`` signals and execute the statement; return how many rows it wrote."""
@@ -86,7 +89,11 @@ class Rows:
         return self._session.execute(
             query,
             parameters if isinstance(parameters, dict) else None,
-            execution_options={"autoflush": autoflush and self._may_autoflush()},
+            # "signals" for listeners that restrict each SELECT, to leave this one alone.
+            execution_options={
+                "autoflush": autoflush and self._may_autoflush(),
+                "signals": "rows",
+            },
             bind_arguments=self._bind(),
         )
 
@@ -117,7 +124,7 @@ class Rows:
             query = query.execution_options(populate_existing=refresh)
             for instance in self._query(query, autoflush=False).unique().scalars():
                 found[tuple(state_of(instance).key[1])] = instance  # type: ignore[index]
-        return {key: found[key] for key in identity if key in found}
+        return self._all_of(found, identity)
 
     def _read(self, names: Iterable[str], keys: Iterable[Key]) -> dict[Key, Values]:
         """The present values of these rows; in that order."""
@@ -130,18 +137,31 @@ class Rows:
             tuple(row[:size]): dict(zip(names, row[size:], strict=True))
             for row in self._query(select(*columns).where(self._are(cls, wanted)), autoflush=False)
         }
-        return {key: found[key] for key in wanted}
+        return self._all_of(found, wanted)
+
+    def _all_of(self, found: Mapping[Key, Any], keys: Iterable[Key]) -> dict[Key, Any]:
+        try:
+            return {key: found[key] for key in keys}
+        except KeyError as error:
+            raise StaleDataError(
+                f"the row {error} of {self._mapper.class_.__name__} cannot be read. If a listener "
+                f"for do_orm_execute restricts each SELECT, let it leave those alone that have the "
+                f'execution option "signals"; or connect to post_bulk'
+            ) from None
 
     # -- executing ---------------------------------------------------------------------------------
+
+    def _invoke_statement(self, statement: Any = None, **options: Any) -> Result[Any]:
+        result: Result[Any] = self._context.invoke_statement(statement, execution_options=options)
+        self.executed = True
+        return result
 
     def _returning(self, statement: Any, own: Sequence[Any]) -> tuple[Result[Any], list[Key]]:
         """Execute a statement; the result for the caller, and what it returns of ``own``."""
         # For the caller. SQLite counts while the rows are fetched: nothing is to be kept before.
         sqlite = self._using.dialect.name == "sqlite"
-        result: Any = self._context.invoke_statement(
-            statement.returning(*own),
-            execution_options={} if sqlite else {"preserve_rowcount": True},
-        )
+        counts: Any = {} if sqlite else {"preserve_rowcount": True}
+        result: Any = self._invoke_statement(statement.returning(*own), **counts)
         theirs = len(result.keys()) - len(own)
         frozen = result.freeze()
         returned = [tuple(row[theirs:]) for row in frozen()]

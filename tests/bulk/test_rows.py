@@ -1000,6 +1000,42 @@ def test_a_condition_that_changes_its_mind(session: Session):
     assert rows(session, Order.status) == ["open"] * 5
 
 
+@pytest.mark.parametrize("operation", ["update", "list", "insert"])
+@pytest.mark.parametrize("exempt", [False, True], ids=["each SELECT", "not ours"])
+def test_a_listener_that_hides_rows(session: Session, operation: str, exempt: bool):
+    """What hides them from the queries of rows is told from these; else it is a clear error."""
+    fill(session)
+
+    @event.listens_for(session, "do_orm_execute")
+    def hide(state: Any) -> None:
+        if state.is_select and not (exempt and "signals" in state.execution_options):
+            state.statement = state.statement.options(
+                with_loader_criteria(Order, Order.status != "hidden")
+            )
+
+    heard = Heard().connect(Order)
+    parameters, statement = None, update(Order).values(status="hidden").where(Order.id == 1)
+    if operation == "list":
+        parameters, statement = [{"id": 1, "status": "hidden"}], update(Order)
+    elif operation == "insert":
+        parameters, statement = [{"id": 1, "status": "hidden"}], insert(Order)
+        session.connection().execute(delete(Order).where(Order.id == 1))
+        witnessed(session)
+        session.expunge_all()
+    if exempt:
+        session.execute(statement, parameters, execution_options=ROWS)
+        assert told(session, heard) == [("insert" if operation == "insert" else "update", "1")]
+        assert heard.of("post_save")[0]["changes"]["status"].new == "hidden"
+        return
+    with pytest.raises(StaleDataError, match=r"row \(1,\) of Order.*do_orm_execute.*signals"):
+        session.execute(statement, parameters, execution_options=ROWS)
+    assert heard.rows("post") == []
+    with pytest.raises(PendingRollbackError):
+        session.commit()
+    session.rollback()
+    assert "hidden" not in rows(session, Order.status)
+
+
 def test_sqlite_is_locked_before_the_rows_are_looked_up(session: Session, statements: list[str]):
     """By an UPDATE of no row, so that nobody can write in between."""
     if session.get_bind().dialect.name != "sqlite":

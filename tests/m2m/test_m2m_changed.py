@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -250,6 +251,29 @@ def test_deleting_a_parent_whose_collection_was_never_loaded(
         expected = {("remove", 1, 1), ("remove", 1, 2)} if side == "user" else {("remove", 1, 1)}
         assert told(session, *heard) == expected
         assert rows(session, clubs.table) == [(1, 2)][: side == "group"]
+
+
+@pytest.mark.parametrize("sender", ["groups", "users"])
+def test_members_loaded_for_a_deletion_live_until_post_remove(
+    lists: Clubs, engine: Engine, sender: str
+):
+    """Though only the flush has them: from either side there is an instance to be told of."""
+    with Session(engine) as session:
+        filled(session, lists, Heard(lists.table))
+    m2m_changed._clear_state()
+    found = []
+
+    def removed(sender: Any, instance: Any, action: str, pk_set: Any, **kwargs: Any) -> None:
+        if action == "post_remove":
+            gc.collect()
+            found.append((instance.id, set(pk_set)))
+
+    m2m_changed.connect(removed, lists.User.groups if sender == "groups" else lists.Group.users)
+    with Session(engine) as session:
+        session.delete(session.get_one(lists.User, 1))
+        session.flush()
+        assert rows(session, lists.table) == []
+    assert sorted(found) == ([(1, {1, 2})] if sender == "groups" else [(1, {1}), (2, {1})])
 
 
 @pytest.mark.parametrize("deleted", ["user", "group"])
