@@ -60,7 +60,7 @@ class Rows:
         self._using = self._session.get_bind(**context.bind_arguments)
         self._key = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
         self._written: list[Written] = []
-        self.executed = False
+        self.executed: bool = False
         """Whether the statement was executed, so that what fails now has to undo it."""
 
     def execute(self) -> tuple[Result[Any], int]:
