@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from functools import partial
+from operator import attrgetter
 from types import FrameType, MemberDescriptorType, MethodType
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -805,16 +806,19 @@ def state_with_key_of(session: Session, state: State) -> State | None:
 
 def in_order(states: Iterable[State]) -> list[State]:
     """Persistent states by class and primary key, as far as the keys can be compared."""
-    by_class: dict[type, list[State]] = {}
+    by_class: dict[type, list[State]] = defaultdict(list)
     for state in states:
-        by_class.setdefault(state.class_, []).append(state)
+        by_class[state.class_].append(state)
     ordered: list[State] = []
     for cls in sorted(by_class, key=lambda cls: cls.__name__):
         try:
-            ordered += sorted(by_class[cls], key=_primary_key)
+            ordered += sorted(by_class[cls], key=_identity_key)
         except TypeError:
             ordered += sorted(by_class[cls], key=lambda state: str(_primary_key(state)))
     return ordered
+
+
+_identity_key: Final = attrgetter("key")
 
 
 def _primary_key(state: State) -> Any:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
-from itertools import repeat
+from itertools import chain, repeat
 from operator import is_
 from typing import Any, Final, NamedTuple
 
@@ -39,7 +39,54 @@ class Change(NamedTuple):
 
 
 Pairs = Mapping[str, tuple[Any, Any]]
-"""Old and new values by attribute name: what :class:`Changes` makes its :class:`Change` of."""
+"""Old and new values by attribute name."""
+
+
+class Shape:
+    """Which attributes an UPDATE changes: the same for many rows.
+
+    :param keys: the names of the attributes.
+    :param written: what it writes, if that is more than it changes.
+    :param is_plain: whether a look at the values is enough to know that a diff still stands.
+    """
+
+    __slots__ = ("along", "changed", "exotic", "is_plain", "places", "written")
+
+    def __init__(
+        self, keys: Iterable[str], written: frozenset[str] | None = None, is_plain: bool = False
+    ) -> None:
+        self.places: Mapping[str, int] = {key: 2 * i + 1 for i, key in enumerate(keys)}
+        """Where in a :data:`Diff` the old value of an attribute is; the new one is behind it."""
+        self.changed: frozenset[str] = frozenset(self.places)
+        self.written: frozenset[str] = self.changed if written is None else written
+        """With versions and ``onupdate`` columns."""
+        self.along: frozenset[str] = self.written - self.changed
+        """What it writes without having changed it."""
+        self.is_plain: bool = is_plain
+        self.exotic: Shape = Shape(keys, written) if is_plain else self
+        """The same for values that may be changed in place."""
+
+
+Diff = tuple[Any, ...]
+"""What an UPDATE changes: a :class:`Shape`, and the old and the new value of each attribute.
+
+One flat tuple, because one is kept for each row that a flush updates, and many objects would bring
+on the garbage collector.
+"""
+
+NO_DIFF: Final[Diff] = (Shape(()),)
+
+
+def diff_of(pairs: Pairs, shape: Shape | None = None) -> Diff:
+    """A diff of values that are known by name."""
+    if not pairs:
+        return NO_DIFF
+    return (shape or Shape(pairs), *chain.from_iterable(pairs.values()))
+
+
+def pairs_of(diff: Diff) -> dict[str, tuple[Any, Any]]:
+    """The values of a diff, by name."""
+    return {key: (diff[at], diff[at + 1]) for key, at in diff[0].places.items()}
 
 
 class Changes(Mapping[str, Change]):
@@ -48,23 +95,24 @@ class Changes(Mapping[str, Change]):
     Each :class:`Change` is made when it is read: most receivers look at one attribute or none.
     """
 
-    __slots__ = ("_pairs",)
+    __slots__ = ("_diff",)
 
-    def __init__(self, pairs: Pairs) -> None:
-        self._pairs = pairs
+    def __init__(self, diff: Diff) -> None:
+        self._diff = diff
 
     def __getitem__(self, key: str) -> Change:
-        old, new = self._pairs[key]
-        return Change(old, new)
+        diff = self._diff
+        at = diff[0].places[key]
+        return Change(diff[at], diff[at + 1])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._pairs)
+        return iter(self._diff[0].places)
 
     def __len__(self) -> int:
-        return len(self._pairs)
+        return len(self._diff[0].places)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._pairs
+        return key in self._diff[0].places
 
     def __repr__(self) -> str:
         return repr(dict(self))

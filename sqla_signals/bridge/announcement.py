@@ -13,7 +13,7 @@ from .._sqlalchemy import (
     is_still_kept,
     pending_states,
 )
-from ..changes import Changes, Pairs, PendingRow
+from ..changes import NO_DIFF, Changes, Diff, PendingRow
 from ..errors import SignalRecursionError
 from ..receivers import Receiver
 from ..signals import m2m_changed, pre_delete, pre_save
@@ -44,13 +44,12 @@ class Announcement:
         self._m2m = m2m
         self._objects = objects
         self._calls = calls
-        self.saves: dict[State, Pairs] = {}
+        self.saves: dict[State, Diff] = {}
         """Whose ``pre_save`` was sent, with what was assigned then; not also in ``deletes``."""
         self.deletes: set[State] = set()
         """Whose ``pre_delete`` was sent."""
         self._called: dict[Receiver, None] = {}
         self._noted: tuple[Receiver, ...] | None = None
-        self._alone: Sequence[Sequence[Receiver]] = ()
         self._foresight: Foresight | None = None
 
     @property
@@ -148,10 +147,10 @@ class Announcement:
             if state not in pending_states(self._session):
                 continue
             model = calls[state.manager.mapper]
-            self.saves[state] = NOTHING
-            for receivers in self._one_by_one(model.pre_save):
+            self.saves[state] = NO_DIFF
+            for receiver in self._heard(model.pre_save):
                 changes = PendingRow(model.columns.absent, instance_dict(instance).copy())
-                model.save(pre_save, receivers, instance, True, changes, None, calls.raw)
+                model.save(pre_save, (receiver,), instance, True, changes, None, calls.raw)
 
     def _save_changed(self, states: Sequence[State], assigns: Assigns) -> None:
         """Send ``pre_save`` of rows to be updated, unless they are not any more.
@@ -164,23 +163,25 @@ class Announcement:
                 continue
             model = calls[state.manager.mapper]
             columns = model.columns
-            pairs = columns.assigned(state)
-            foreseen = assigns.get(state, NOTHING)
-            if not (columns.will_write(state, foreseen) if foreseen else pairs):
+            diff = columns.diff(state)
+            foreseen = assigns.get(state, NOTHING) if assigns else NOTHING
+            if not (columns.will_write(state, foreseen) if foreseen else diff is not NO_DIFF):
                 continue
-            self.saves[state] = pairs
+            self.saves[state] = diff
             if self.deletes:
                 self.deletes.discard(state)
-            for number, receivers in enumerate(self._one_by_one(model.pre_save)):
-                if number:  # the receiver before may have assigned something
-                    pairs = columns.assigned(state)
+            first = True
+            for receiver in self._heard(model.pre_save):
+                if not first:  # the receiver before may have assigned something
+                    diff = columns.diff(state)
+                first = False
                 model.save(
                     pre_save,
-                    receivers,
+                    (receiver,),
                     instance,
                     False,
-                    Changes(pairs),
-                    frozenset(pairs),
+                    Changes(diff),
+                    diff[0].changed,
                     calls.raw,
                     None,
                     foreseen,
@@ -198,17 +199,16 @@ class Announcement:
         self.saves.pop(state, None)
         self.deletes.add(state)
         model = self._calls[state.manager.mapper]
-        for receivers in self._one_by_one(model.pre_delete):
-            model.delete(pre_delete, receivers, instance, origin)
+        for receiver in self._heard(model.pre_delete):
+            model.delete(pre_delete, (receiver,), instance, origin)
 
-    def _one_by_one(self, heard: Heard) -> Sequence[Sequence[Receiver]]:
-        """The receivers, so that each sees what the one before has done; noted as called."""
+    def _heard(self, heard: Heard) -> Sequence[Receiver]:
+        """The receivers, noted as called. One by one, each sees what the one before has done."""
         receivers = heard.receivers()
         if receivers is not self._noted:
             self._noted = receivers
             self._called.update(dict.fromkeys(receivers))
-            self._alone = [(receiver,) for receiver in receivers]
-        return self._alone
+        return receivers
 
 
 class _Wanted(dict["Mapper[Any]", bool]):

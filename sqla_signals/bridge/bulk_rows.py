@@ -14,7 +14,7 @@ from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.exc import StaleDataError
 
 from .._sqlalchemy import altered, state_of
-from ..changes import UNSET, Change, Changes, NewRow, Pairs
+from ..changes import UNSET, Change, Changes, NewRow, Pairs, diff_of
 from ..dispatch import active_mutes
 from ..errors import BulkOptionError
 from ..net import CREATED, DELETED, UPDATED, Effect, Kind, Source
@@ -190,7 +190,7 @@ class Rows:
             receivers,
             instance,
             False,
-            Changes(pairs),
+            Changes(diff_of(pairs)),
             fields,
             self._calls.raw,
             self._using,
@@ -211,7 +211,7 @@ class Rows:
             for name in fields
             if name not in old or not same(name, old[name], new[name])
         }
-        self._written.append(Written(UPDATED, instance, Changes(pairs), fields))
+        self._written.append(Written(UPDATED, instance, Changes(diff_of(pairs)), fields))
 
     def send_post(self) -> None:
         """Send the ``post_`` signals, and keep for the end of the transaction what is needed."""
@@ -249,7 +249,7 @@ class Rows:
         if one.kind is CREATED:
             changes = NewRow(columns.absent, values or {})
         elif one.kind is UPDATED:
-            changes = Changes(columns.own_pairs(dict(one.changes)))
+            changes = Changes(columns.own_diff(columns.diff_of(one.changes)))
         return Effect(
             one.kind,
             state.key,

@@ -5,9 +5,10 @@ The rules are those of SQLAlchemy's ``orm/persistence.py``, asked from outside. 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from operator import eq
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import inspect
@@ -25,13 +26,14 @@ from .._sqlalchemy import (
     property_count,
     readable_values,
 )
-from ..changes import UNSET, Change, Changes, Pairs
+from ..changes import NO_DIFF, UNSET, Change, Changes, Diff, Pairs, Shape, diff_of, pairs_of
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, Mapper, UOWTransaction
 
 Values = Mapping[str, Any]
 NOTHING: Final[Values] = {}
+MAX_SHAPES: Final = 1000
 
 
 class Columns:
@@ -40,12 +42,13 @@ class Columns:
     __slots__ = (
         "_delicate",
         "_equal",
-        "_fields",
         "_fragile",
         "_keys",
         "_primary_key",
+        "_shapes",
         "_tables",
         "_version",
+        "__weakref__",
         "_written_along",
         "absent",
         "keys",
@@ -72,7 +75,7 @@ class Columns:
         """Whose values could be changed in place."""
         self.absent: Values = {key: absent_value(prop.columns) for key, prop in props.items()}
         """What each attribute is after an INSERT that was given no value for it."""
-        self._fields: dict[tuple[str, ...], frozenset[str]] = {}
+        self._shapes = _Shapes(self)
         self._tables = {
             key: frozenset(column.table for column in prop.columns) for key, prop in props.items()
         }
@@ -98,12 +101,14 @@ class Columns:
         self._delicate = self.unfetched.union(self._primary_key)
         """That differ after an UPDATE does not say that it has written them."""
 
-    def assigned(self, state: InstanceState[Any], foreseen: Values = NOTHING) -> Pairs:
+    def diff(self, state: InstanceState[Any], foreseen: Values = NOTHING) -> Diff:
         """What an UPDATE of this instance would write if it were flushed now.
 
         :param foreseen: what the flush is going to assign itself, on top of what is there.
         """
-        changed: dict[str, tuple[Any, Any]] = {}
+        is_plain = not state.expired_attributes
+        keys: list[str] = []
+        found: list[Any] = [None]
         values = instance_dict(state.obj())
         equals = self._equal
         for key, old in state.committed_state.items():
@@ -111,15 +116,33 @@ class Columns:
                 continue
             new = values[key]
             if type(new) in IMMUTABLE and type(old) in IMMUTABLE:  # what nearly every value is
-                if equals[key](new, old) is not True:
-                    changed[key] = (old, new)
+                if equals[key](new, old) is True:
+                    continue
             elif differs(equals[key], new, old) and self._is_update_of(key, old):
-                changed[key] = (known(old), new)
-        return changed
+                is_plain = False
+                old = known(old)
+            else:
+                continue
+            keys.append(key)
+            found += old, new
+        if not keys:
+            return NO_DIFF
+        shape = self._shapes[tuple(keys)]
+        found[0] = shape if is_plain else shape.exotic
+        return tuple(found)
+
+    def diff_of(self, pairs: Pairs) -> Diff:
+        """A diff of values that are known by name."""
+        return diff_of(pairs, self._shapes[tuple(pairs)].exotic)
+
+    def shape(self, keys: tuple[str, ...]) -> Shape:
+        """The shape of an UPDATE that changes these attributes."""
+        is_plain = self._delicate.isdisjoint(keys) and self._fragile.isdisjoint(keys)
+        return Shape(keys, self.written_along(keys), is_plain)
 
     def will_write(self, state: InstanceState[Any], foreseen: Values) -> bool:
         """Whether an UPDATE is going to be written once the flush has assigned ``foreseen``."""
-        if self.assigned(state, foreseen):
+        if self.diff(state, foreseen) is not NO_DIFF:
             return True
         committed, values = state.committed_state, state.dict
         for key, new in foreseen.items():
@@ -128,60 +151,41 @@ class Columns:
                 return True
         return False
 
-    def may_lose_history(self, state: InstanceState[Any]) -> bool:
-        """Whether an UPDATE may wipe out what :meth:`updated` is going to ask for."""
-        committed = state.committed_state
-        if state.expired_attributes or not self._fragile.isdisjoint(committed):
-            return True
-        values = instance_dict(state.obj())
-        for key in committed:
-            if type(values.get(key)) not in IMMUTABLE and is_expression(values.get(key)):
-                return True
-        return False
+    def still_stands(self, state: InstanceState[Any], diff: Diff) -> bool:
+        """Whether a diff is still what an UPDATE would write, or has just written.
 
-    def history(self, state: InstanceState[Any]) -> History:
-        """The history right before the statement."""
-        return History(self.assigned(state), frozenset(state.expired_attributes))
-
-    def still_assigned(self, state: InstanceState[Any], pairs: Pairs) -> bool:
-        """Whether these and no other attributes are still assigned, so that the UPDATE wrote them.
-
-        In doubt they are not: :meth:`updated` finds out.
+        In doubt it is not: :meth:`updated` finds out.
         """
+        shape = diff[0]
         committed = state.committed_state
-        if len(committed) != len(pairs) or state.expired_attributes:
+        if not shape.is_plain or len(committed) != len(shape.places) or state.expired_attributes:
             return False
         values = instance_dict(state.obj())
-        for key, (old, new) in pairs.items():
-            if (
-                key not in committed
-                or committed[key] is not old
-                or values.get(key) is not new
-                or type(new) not in IMMUTABLE
-                or key in self._delicate
-            ):
-                return False
+        try:
+            for key, at in shape.places.items():
+                if committed[key] is not diff[at] or values[key] is not diff[at + 1]:
+                    return False
+        except KeyError:
+            return False
         return True
 
     def updated(
         self,
         state: InstanceState[Any],
-        before: History,
+        before: Diff,
+        expired: frozenset[str],
         context: Callable[[], UOWTransaction | None],
     ) -> Pairs:
         """What the UPDATE that has just been emitted wrote; empty if none was.
 
         Versions, ``onupdate`` defaults and SQL expressions lose their history when the new value
-        is fetched or expired, so the history from right before the statement is asked too: an
-        entry that vanished was written.
+        is fetched or expired, so what there was right before the statement is asked too: an entry
+        that vanished was written.
+
+        :param before: what was going to be written.
+        :param expired: what was expired already.
         """
-        committed = state.committed_state
-        if (
-            before is NO_HISTORY
-            and not state.expired_attributes
-            and self._delicate.isdisjoint(committed)
-        ):
-            return self.assigned(state)
+        committed, assigned = state.committed_state, pairs_of(before)
         changed: dict[str, tuple[Any, Any]] = {}
         values = state.dict
         for key, old in committed.items():
@@ -190,7 +194,7 @@ class Columns:
                 equal is not None
                 and key in values
                 and (
-                    key in before.assigned
+                    key in assigned
                     # Fetched after the statement, so that a difference is the database's.
                     or (key not in self.unfetched and differs(equal, values[key], old))
                 )
@@ -198,11 +202,11 @@ class Columns:
                 and not self._is_cascaded(key, state, context)
             ):
                 changed[key] = (known(old), values[key])
-        for key, (old, _) in before.assigned.items():
+        for key, (old, _) in assigned.items():
             if key not in committed:
                 changed[key] = (old, values.get(key, UNSET))
         # A SQL expression that another before_update listener assigned after ours.
-        for key in state.expired_attributes.difference(before.expired, changed, self.unfetched):
+        for key in state.expired_attributes.difference(expired, changed, self.unfetched):
             if key in self.keys and key not in self._fragile:
                 changed[key] = (UNSET, UNSET)
         return changed
@@ -215,22 +219,11 @@ class Columns:
     ) -> Pairs:
         """What the extra UPDATE of a ``post_update`` relationship wrote."""
         keys = {self._keys.get(column) for column in columns}
-        unassigned = History({}, frozenset(state.expired_attributes))
-        changed = self.updated(state, unassigned, context)
+        changed = self.updated(state, NO_DIFF, frozenset(state.expired_attributes), context)
         return {key: pair for key, pair in changed.items() if key in keys}
 
-    def written(self, changed: Iterable[str]) -> frozenset[str]:
-        """``update_fields`` for an UPDATE that changed these: with versions and ``onupdate``."""
-        key = tuple(changed)
-        found = self._fields.get(key)
-        if found is None:
-            if len(self._fields) > 1000:  # one for each combination there was so far
-                self._fields.clear()
-            found = self._fields[key] = self.written_along(key)
-        return found
-
     def written_along(self, changed: Iterable[str], of_one_table: bool = False) -> frozenset[str]:
-        """The same, not remembered.
+        """``update_fields`` for an UPDATE that changed these: with versions and ``onupdate``.
 
         :param of_one_table: an extra UPDATE, which leaves a version in another table alone.
         """
@@ -267,17 +260,17 @@ class Columns:
         exotic = self.mutable.intersection(values) if self.mutable else None
         return {**values, **{k: own_copy(values[k]) for k in exotic}} if exotic else values
 
-    def own_pairs(self, pairs: Pairs) -> Pairs:
+    def own_diff(self, diff: Diff) -> Diff:
         """The same old and new values, but copies of what could be changed in place."""
-        exotic = self.mutable.intersection(pairs) if self.mutable else None
-        if not exotic:
-            return pairs
-        return {**pairs, **{k: (own_copy(pairs[k][0]), own_copy(pairs[k][1])) for k in exotic}}
+        if not self.mutable or self.mutable.isdisjoint(diff[0].places):
+            return diff
+        shape, *values = diff
+        return (shape, *map(own_copy, values))
 
     def own_changes(self, changes: Mapping[str, Change]) -> Mapping[str, Change]:
         """The same for what is shown to a receiver."""
         if self.mutable or isinstance(changes, dict):
-            return Changes(self.own_pairs(changes))
+            return Changes(self.own_diff(self.diff_of(changes)))
         return changes
 
     def _is_update_of(self, key: str, old: Any) -> bool:
@@ -292,14 +285,18 @@ class Columns:
         return unit_of_work is not None and pk_cascaded(unit_of_work, state, column)
 
 
-class History(NamedTuple):
-    """The attribute history of an instance right before its UPDATE."""
+class _Shapes(dict[tuple[str, ...], Shape]):
+    """The shapes of one mapper's updates, one for each combination there was so far."""
 
-    assigned: Pairs
-    expired: frozenset[str]
+    def __init__(self, columns: Columns) -> None:
+        super().__init__()
+        self._columns = weakref.proxy(columns)
 
-
-NO_HISTORY: Final = History({}, frozenset())
+    def __missing__(self, keys: tuple[str, ...]) -> Shape:
+        if len(self) >= MAX_SHAPES:
+            self.clear()
+        self[keys] = found = self._columns.shape(keys)
+        return found
 
 
 def equality(equal: Any) -> Any:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from .._sqlalchemy import keep_readable
-from ..changes import Change, Changes, NewRow
+from ..changes import NO_DIFF, Change, Changes, NewRow
 from ..dispatch import active_mutes
 from ..net import CREATED, DELETED, UPDATED, Effect, Source
 from ..signals import m2m_changed, post_delete, post_save, pre_delete, pre_save
@@ -23,7 +23,7 @@ from .calls import Calls, ModelCalls
 from .foresight import cascade_origins
 from .guard import guarded
 from .m2m import M2M
-from .record import Created, Deleted, Record, Updated, Written
+from .record import Record, Written
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, Mapper, Session, UOWTransaction
@@ -34,7 +34,13 @@ SIGNALS: Final = (pre_save, post_save, pre_delete, post_delete, m2m_changed)
 """Without a receiver of one of these there is nothing to do in a flush."""
 
 _KEY: Final = "sqla_signals"
-_flushes: dict[int | None, weakref.ref[Flush]] = {}
+flushes: Final[dict[int | None, Callable[[], Flush | None]]] = {}
+"""A weak reference to the flush that each session is in, if that is listened to; by its hash key."""
+
+
+def no_flush() -> None:
+    """What a session that is in no such flush has in :data:`flushes`."""
+
 
 
 class Flush:
@@ -51,7 +57,7 @@ class Flush:
         self._origins: dict[State, Any] = {}
         # The unit of work holds us, and it dies with the flush however that ends.
         context.attributes[_KEY] = self
-        _flushes[session.hash_key] = weakref.ref(self, _forget(session.hash_key))
+        flushes[session.hash_key] = weakref.ref(self, _forget(session.hash_key))
 
     @staticmethod
     def of_context(context: UOWTransaction) -> Flush | None:
@@ -62,7 +68,7 @@ class Flush:
     @staticmethod
     def in_progress() -> bool:
         """Whether any session is in a flush that is listened to."""
-        return any(reference() is not None for reference in list(_flushes.values()))
+        return any(reference() is not None for reference in list(flushes.values()))
 
     # -- mapper events ----------------------------------------------------------------------------
 
@@ -111,89 +117,77 @@ class Flush:
         raw = calls.raw
         with guarded(self.session):
             for state, row in rows.items():
-                if row is None:
+                if row is NO_DIFF:
                     continue
                 model = calls[state.manager.mapper]
-                if isinstance(row, Deleted):
+                if row is DELETED:
                     receivers = model.post_delete.receivers()
                     if receivers:
                         origin = self._origins.get(state)
-                        model.delete(post_delete, receivers, row.instance, origin)
+                        model.delete(post_delete, receivers, state.obj(), origin)
                     continue
                 receivers = model.post_save.receivers()
                 if not receivers:
                     continue
-                if isinstance(row, Created):
-                    changes: Mapping[str, Change] = NewRow(model.columns.absent, row.values)
-                    model.save(post_save, receivers, row.instance, True, changes, None, raw)
+                created = isinstance(row, dict)
+                if created:
+                    changes: Mapping[str, Change] = NewRow(model.columns.absent, row)
+                    fields = None
                 else:
-                    changes = Changes(row.pairs)
-                    model.save(post_save, receivers, row.instance, False, changes, row.fields, raw)
+                    changes = Changes(row)
+                    fields = row[0].written
+                model.save(post_save, receivers, state.obj(), created, changes, fields, raw)
             self._m2m.send_post()
 
-    def _effects(self, rows: Mapping[State, Written | None]) -> list[Effect]:
+    def _effects(self, rows: Mapping[State, Written]) -> list[Effect]:
         """What the transaction keeps of the rows that somebody waits for."""
         awaited = _Awaited(self._calls)
         effects: list[Effect] = []
         for state, row in rows.items():
             awaits = awaited[state.manager.mapper]
-            if awaits is None or row is None:
+            if awaits is None or row is NO_DIFF:
                 continue
             model, source, undone = awaits
-            using = model.using(row.instance)
+            instance = state.obj()
+            using = model.using(instance)
             if using is not source.using:  # the first row; with horizontal sharding any
                 source = Source(source.equal, source.unfetched, source.raw, using, source.mutes)
                 awaited[state.manager.mapper] = model, source, undone
             columns = model.columns
             # A deleted instance may be refreshed from a row that has taken over its key.
-            values = columns.values(state) if undone or isinstance(row, Deleted) else None
+            values = columns.values(state) if undone or row is DELETED else None
             # Copies, because the instance lives on until the transaction ends.
-            if isinstance(row, Created):
+            if row is DELETED:
+                origin = self._origins.get(state)
+                effect = Effect(DELETED, state.key, instance, source, values=values, origin=origin)
+            elif isinstance(row, dict):
                 effect = Effect(
                     CREATED,
                     state.key,
-                    row.instance,
+                    instance,
                     source,
-                    changes=NewRow(columns.absent, columns.own_values(row.values)),
-                    values=values,
-                )
-            elif isinstance(row, Updated):
-                effect = Effect(
-                    UPDATED,
-                    state.key,
-                    row.instance,
-                    source,
-                    was=row.key,
-                    changes=Changes(columns.own_pairs(row.pairs)),
-                    along=row.along(),
-                    fields=row.fields,
+                    changes=NewRow(columns.absent, columns.own_values(row)),
                     values=values,
                 )
             else:
-                origin = self._origins.get(state)
                 effect = Effect(
-                    DELETED,
+                    UPDATED,
                     state.key,
-                    row.instance,
+                    instance,
                     source,
-                    was=row.key,
+                    was=self.record.key_before(state),
+                    changes=Changes(columns.own_diff(row)),
+                    along=row[0].along,
+                    fields=row[0].written,
                     values=values,
-                    origin=origin,
                 )
             effects.append(effect)
         return effects
 
 
-def flush_of(state: State) -> Flush | None:
-    """The flush that the state's session is in, if its session is listened to."""
-    reference = _flushes.get(state.session_id)
-    return reference() if reference is not None else None
-
-
 def states_in_flush(session: Session) -> list[State]:
     """What the session is writing right now; empty outside of a flush that is listened to."""
-    reference = _flushes.get(session.hash_key)
-    flush = reference() if reference is not None else None
+    flush = flushes.get(session.hash_key, no_flush)()
     return flush.record.states() if flush is not None else []
 
 
@@ -227,7 +221,7 @@ class _Awaited(dict["Mapper[Any]", "tuple[ModelCalls, Source, bool] | None"]):
 
 def _forget(key: int) -> Callable[[weakref.ref[Flush]], None]:
     def forget(reference: weakref.ref[Flush]) -> None:
-        if _flushes.get(key) is reference:
-            del _flushes[key]
+        if flushes.get(key) is reference:
+            del flushes[key]
 
     return forget

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Mapper
 from .._sqlalchemy import all_mappers, is_last_listener, listen_to, unlisten
 from ..receivers import Call
 from ..signals import post_delete, post_save, pre_delete, pre_save
-from .flush import flush_of
+from .flush import flushes, no_flush
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 def before_insert(mapper: Mapper[Any], connection: Connection, state: State) -> None:
     """Announce an INSERT that was not foreseen."""
-    flush = flush_of(state)
+    flush = flushes.get(state.session_id, no_flush)()
     if flush is not None and state not in flush.announcement.saves and pre_save.table.receivers:
         flush.announcement.send_late(state, is_delete=False)
 
 
 def before_update(mapper: Mapper[Any], connection: Connection, state: State) -> None:
     """Announce an UPDATE that was not foreseen, and keep the history."""
-    flush = flush_of(state)
+    flush = flushes.get(state.session_id, no_flush)()
     if flush is not None:
         if state not in flush.announcement.saves and pre_save.table.receivers:
             flush.announcement.send_late(state, is_delete=False)
@@ -44,28 +44,28 @@ def before_update(mapper: Mapper[Any], connection: Connection, state: State) -> 
 
 def before_delete(mapper: Mapper[Any], connection: Connection, state: State) -> None:
     """Announce a DELETE that was not foreseen, and load what could not be read after it."""
-    flush = flush_of(state)
+    flush = flushes.get(state.session_id, no_flush)()
     if flush is not None:
         flush.before_delete(state)
 
 
 def after_insert(mapper: Mapper[Any], connection: Connection, state: State) -> None:
     """Note an INSERT."""
-    flush = flush_of(state)
+    flush = flushes.get(state.session_id, no_flush)()
     if flush is not None:
         flush.record.inserted(state)
 
 
 def after_update(mapper: Mapper[Any], connection: Connection, state: State) -> None:
     """Note an UPDATE, if one was emitted."""
-    flush = flush_of(state)
+    flush = flushes.get(state.session_id, no_flush)()
     if flush is not None:
         flush.record.updated(state)
 
 
 def after_delete(mapper: Mapper[Any], connection: Connection, state: State) -> None:
     """Note a DELETE."""
-    flush = flush_of(state)
+    flush = flushes.get(state.session_id, no_flush)()
     if flush is not None:
         flush.record.deleted(state)
 

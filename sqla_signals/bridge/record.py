@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from .._sqlalchemy import (
     deleted_states,
     instance_dict,
     is_deleted,
-    pending_states,
     postupdated_states,
     state_with_key_of,
 )
-from ..changes import UNSET, Pairs
-from .columns import NO_HISTORY, History
+from ..changes import NO_DIFF, UNSET, Diff, Shape, diff_of, pairs_of
+from ..net import DELETED, Kind
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, UOWTransaction
@@ -25,85 +24,61 @@ if TYPE_CHECKING:
     State = InstanceState[Any]
 
 
-NO_FIELDS: Final[frozenset[str]] = frozenset()
+NOTHING_EXPIRED: Final[frozenset[str]] = frozenset()
 
-
-class Created:
-    """A row that the flush has inserted."""
-
-    __slots__ = ("instance", "values")
-
-    def __init__(self, instance: Any, values: Mapping[str, Any]) -> None:
-        self.instance: Any = instance
-        self.values: Mapping[str, Any] = values
-        """What the instance held right after the INSERT."""
-
-
-class Updated:
-    """A row that the flush has updated."""
-
-    __slots__ = ("fields", "instance", "key", "pairs")
-
-    def __init__(self, instance: Any, key: Any, pairs: Pairs, fields: frozenset[str]) -> None:
-        self.instance: Any = instance
-        self.key: Any = key
-        """The identity key before the flush."""
-        self.pairs: Pairs = pairs
-        """What the UPDATE changed."""
-        self.fields: frozenset[str] = fields
-        """What the UPDATE wrote, with versions and ``onupdate`` columns."""
-
-    def along(self) -> frozenset[str]:
-        """What it wrote without having changed it."""
-        if len(self.fields) == len(self.pairs):
-            return NO_FIELDS
-        return self.fields.difference(self.pairs)
-
-
-class Deleted:
-    """A row that the flush has deleted."""
-
-    __slots__ = ("instance", "key")
-
-    def __init__(self, instance: Any, key: Any) -> None:
-        self.instance: Any = instance
-        self.key: Any = key
-
-
-Written = Created | Updated | Deleted
+Written = dict[str, Any] | Diff | Literal[Kind.DELETED]
+"""What happened to a row: a dictionary of what the instance held right after the INSERT, a diff of
+what an UPDATE changed, or :data:`DELETED`. One small object at most, because there are many."""
 
 
 class Record:
     """The rows written by one flush, in the order of SQLAlchemy's ``after_*`` events."""
 
-    __slots__ = ("_announced", "_calls", "_context", "_history", "_pending", "_rows")
+    __slots__ = (
+        "_announced",
+        "_before",
+        "_calls",
+        "_context",
+        "_expired",
+        "_instances",
+        "_rows",
+        "_was",
+    )
 
     def __init__(
-        self, calls: Calls, announced: Mapping[State, Pairs], context: UOWTransaction
+        self, calls: Calls, announced: Mapping[State, Diff], context: UOWTransaction
     ) -> None:
         self._calls = calls
         self._announced = announced
         # Not held: it holds us, and a cycle would keep the instances until garbage collection.
         self._context = weakref.ref(context)
-        self._pending: Mapping[State, Any] | None = None
-        """The session's own, from when the first row was written."""
-        self._rows: dict[State, Written | None] = {}
-        """``None``: flushed, but no row written so far."""
-        self._history: dict[State, History] = {}
+        self._rows: dict[State, Written] = {}
+        self._instances: list[Any] = []
+        """Held, because the session lets go of what is flushed."""
+        self._before: dict[State, Diff] = {}
+        """What an UPDATE was going to write, where that is not what was announced."""
+        self._expired: dict[State, frozenset[str]] = {}
+        """What was expired right before the UPDATE."""
+        self._was: dict[State, Any] = {}
+        """The identity key before the flush, where it may be another one after it."""
 
     @property
-    def rows(self) -> Mapping[State, Written | None]:
+    def rows(self) -> Mapping[State, Written]:
         """What :meth:`take` would hand over."""
         return self._rows
 
-    def take(self) -> Mapping[State, Written | None]:
-        """Hand over the rows, ``None`` where nothing was written; none are left after that."""
+    def take(self) -> Mapping[State, Written]:
+        """Hand over the rows, ``NO_DIFF`` where nothing was written; none are left after that."""
         rows, self._rows = self._rows, {}
         return rows
 
+    def key_before(self, state: State) -> Any:
+        """The identity key of a row before it was updated."""
+        return self._was.get(state, state.key)
+
     def deletes(self) -> list[State]:
         """The states whose rows were deleted."""
-        return [state for state, row in self._rows.items() if isinstance(row, Deleted)]
+        return [state for state, row in self._rows.items() if row is DELETED]
 
     def states(self) -> list[State]:
         """The states that the flush is going to write, or has written."""
@@ -112,10 +87,13 @@ class Record:
         return [state for state, (_, listonly) in states.items() if not listonly]
 
     def remember(self, state: State) -> None:
-        """Keep the history that an UPDATE may wipe out."""
+        """Keep what an UPDATE is going to write, because it may wipe out the history."""
         columns = self._calls[state.manager.mapper].columns
-        if columns.may_lose_history(state):
-            self._history[state] = columns.history(state)
+        announced = self._announced.get(state)
+        if announced is None or not columns.still_stands(state, announced):
+            self._before[state] = columns.diff(state)
+            if state.expired_attributes:
+                self._expired[state] = frozenset(state.expired_attributes)
 
     def inserted(self, state: State) -> None:
         """An INSERT was emitted for the state."""
@@ -124,7 +102,8 @@ class Record:
         if state.expired_attributes:  # computed by the database and not fetched
             for key in state.expired_attributes:
                 values.setdefault(key, UNSET)
-        self._rows[state] = Created(instance, values)
+        self._rows[state] = values
+        self._instances.append(instance)
 
     def row_switched(self, state: State) -> None:
         """The row of a deleted instance was turned into the row of a new one."""
@@ -132,33 +111,32 @@ class Record:
         if replaced is not None:
             self.deleted(replaced)
         self.inserted(state)
-        new = self._rows[state]
-        assert isinstance(new, Created)
         # What the new instance was not given, the row has from the old one.
         kept = dict.fromkeys(self._calls[state.manager.mapper].columns.keys, UNSET)
-        new.values = {**kept, **new.values}
+        self._rows[state] = {**kept, **self._values_of(state)}
 
     def updated(self, state: State) -> None:
         """The state went through an UPDATE, which may have written nothing."""
-        if self._pending is None:
-            self._pending = pending_states(self._calls.session)
-        if state in self._pending:
+        if state.key is None:
             self.row_switched(state)
             return
         columns = self._calls[state.manager.mapper].columns
-        pairs = self._announced.get(state)
-        if pairs is None or state in self._history or not columns.still_assigned(state, pairs):
-            before = self._history.pop(state, NO_HISTORY)
-            pairs = columns.updated(state, before, self._context)
-        self._rows[state] = (
-            Updated(state.obj(), state.key, pairs, columns.written(pairs)) if pairs else None
-        )
+        diff = self._before.pop(state, None) if self._before else None
+        if diff is None:
+            diff = self._announced.get(state, NO_DIFF)
+        if not columns.still_stands(state, diff):
+            expired = self._expired.pop(state, NOTHING_EXPIRED)
+            diff = columns.diff_of(columns.updated(state, diff, expired, self._context))
+            self._was[state] = state.key
+        self._rows[state] = diff
+        self._instances.append(state.obj())
 
     def deleted(self, state: State) -> None:
         """A DELETE was emitted for the state."""
         if state.key is None:
             return  # it was pending, so no row is its own
-        self._rows[state] = Deleted(state.obj(), state.key)
+        self._rows[state] = DELETED
+        self._instances.append(state.obj())
 
     def complete(self, context: UOWTransaction) -> None:
         """Add what has no mapper event, while the history is still there."""
@@ -176,11 +154,15 @@ class Record:
         if not pairs:
             return
         fields = mapped.written_along(pairs, of_one_table=True)
-        known = self._rows.get(state)
-        if known is None:
-            self._rows[state] = Updated(state.obj(), state.key, pairs, fields)
-        elif isinstance(known, Created):
-            known.values = {**known.values, **{k: state.dict.get(k, UNSET) for k in fields}}
-        elif isinstance(known, Updated):
-            known.pairs = {**known.pairs, **pairs}
-            known.fields |= fields
+        row = self._rows.get(state, NO_DIFF)
+        if isinstance(row, dict):
+            self._rows[state] = {**row, **{k: state.dict.get(k, UNSET) for k in fields}}
+        elif row is not DELETED:
+            pairs = {**pairs_of(row), **pairs}
+            self._rows[state] = diff_of(pairs, Shape(pairs, row[0].written | fields))
+            self._instances.append(state.obj())
+
+    def _values_of(self, state: State) -> dict[str, Any]:
+        values = self._rows[state]
+        assert isinstance(values, dict)
+        return values

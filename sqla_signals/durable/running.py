@@ -21,7 +21,7 @@ from .. import watching
 from .._sqlalchemy import attached_copy, current_task, detached_copy, is_committing, own_copies
 from ..bridge.calls import Calls
 from ..bridge.columns import columns_of
-from ..changes import Changes
+from ..changes import Changes, diff_of
 from ..errors import AsyncReceiverError, SignalsError
 from ..mapping import outbox_of
 from ..receivers import Receiver
@@ -205,7 +205,7 @@ class _Call:
         along = self._still_mapped(dict.fromkeys(data.get("along", ())))
         return {
             "created": self.created,
-            "changes": Changes(changes),
+            "changes": Changes(diff_of(changes)),
             "update_fields": None if self.created else frozenset((*changes, *along)),
             "raw": data.get("raw", False),
         }

@@ -18,7 +18,8 @@ from .._sqlalchemy import (
 from ..bridge.columns import columns_of
 from ..bridge.flush import Flush
 from ..bridge.m2m import primary_key_of
-from ..bridge.record import Created, Deleted
+from ..changes import NO_DIFF
+from ..net import DELETED
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, UOWTransaction
@@ -51,10 +52,12 @@ def rows_of(session: Session, context: UOWTransaction) -> Iterator[tuple[str, St
     flush = Flush.of_context(context)
     known = flush.record.rows if flush is not None else {}
     for state, row in known.items():
-        if isinstance(row, Created | Deleted):
-            yield "INSERT" if isinstance(row, Created) else "DELETE", state, ""
-        elif row is not None:
-            yield "UPDATE", state, _names(row.fields)
+        if isinstance(row, dict):
+            yield "INSERT", state, ""
+        elif row is DELETED:
+            yield "DELETE", state, ""
+        elif row is not NO_DIFF:
+            yield "UPDATE", state, _names(row[0].written)
     for state, (is_delete, listonly) in context.states.items():
         if state in known or listonly:
             continue
@@ -63,9 +66,9 @@ def rows_of(session: Session, context: UOWTransaction) -> Iterator[tuple[str, St
         elif state in pending_states(session):
             yield "INSERT", state, ""
         else:
-            fields = columns_of(state.manager.mapper).assigned(state)
-            if fields:
-                yield "UPDATE", state, _names(fields)
+            diff = columns_of(state.manager.mapper).diff(state)
+            if diff is not NO_DIFF:
+                yield "UPDATE", state, _names(diff[0].changed)
 
 
 def association_rows(context: UOWTransaction) -> Iterator[str]:
@@ -82,7 +85,7 @@ def association_rows(context: UOWTransaction) -> Iterator[str]:
 def _assigned(state: State) -> list[str]:
     """The attributes with another value than in the database."""
     columns = columns_of(state.manager.mapper)
-    assigned = columns.assigned(state)
+    assigned = columns.diff(state)[0].changed
     return [key for key in state.committed_state if key in assigned or key not in columns.keys]
 
 
