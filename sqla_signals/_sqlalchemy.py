@@ -39,6 +39,7 @@ from sqlalchemy.orm import (
     dependency,
 )
 from sqlalchemy.orm import session as session_module
+from sqlalchemy.orm.base import DEFAULT_STATE_ATTR
 from sqlalchemy.orm.exc import ObjectDeletedError, UnmappedColumnError
 from sqlalchemy.orm.mapper import _all_registries
 from sqlalchemy.schema import Column
@@ -50,7 +51,7 @@ from .changes import UNSET
 if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.ext.asyncio import AsyncSession
-    from sqlalchemy.orm import InstanceState, Mapper, SessionTransaction
+    from sqlalchemy.orm import ClassManager, InstanceState, Mapper, SessionTransaction
 
     State = InstanceState[Any]
 
@@ -180,6 +181,9 @@ def unwrap_init(mapper: Mapper[Any]) -> None:
 state_of: Callable[[Any], State] = attributes.instance_state
 """The state of a mapped instance; what ``inspect`` gives, without its detours."""
 
+manager_of_class: Callable[[type], ClassManager[Any]] = attributes.manager_of_class
+"""The class manager of a mapped class."""
+
 instance_dict: Callable[[Any], dict[str, Any]] = attributes.instance_dict
 """The dictionary behind the attributes of a mapped instance."""
 
@@ -208,7 +212,7 @@ def _copy(mapper: Mapper[Any], key: Any, values: Mapping[str, Any], session: Ses
     if key[2] is not None:
         state.identity_token = key[2]
     columns = mapper.column_attrs
-    if len(values) < len(columns):
+    if len(values) < len(columns._data):
         state.expired_attributes.update(prop.key for prop in columns if prop.key not in values)
     if session is not None:
         identity_map = session.identity_map
@@ -220,12 +224,20 @@ def _copy(mapper: Mapper[Any], key: Any, values: Mapping[str, Any], session: Ses
     return instance
 
 
-def take_back(session: Session, instance: Any) -> None:
-    """Detach an :func:`attached_copy`, the only instance of its session, as if that was gone."""
-    state = state_of(instance)
-    session.identity_map._dict.clear()
-    state.session_id = None
-    del state._instance_dict
+def take_back(session: Session, instance: Any) -> bool:
+    """Detach an :func:`attached_copy` as if its session was gone.
+
+    :returns: whether it was the only instance of the session, which has none now.
+    """
+    known = session.identity_map._dict
+    if len(known) > 1:
+        return False
+    if known:
+        known.clear()
+        state = state_of(instance)
+        state.session_id = None
+        del state._instance_dict
+    return True
 
 
 IMMUTABLE: Final = frozenset(
@@ -783,9 +795,10 @@ def keep_readable(state: State, key: str) -> None:
     state.callables = {**state.callables, **dict.fromkeys(values, _Kept(values))}
 
 
-def readable_values(state: State) -> Mapping[str, Any]:
-    """What is loaded of an instance, and what :func:`keep_readable` has kept."""
-    values = instance_dict(state.obj())
+def readable_values(state: State) -> dict[str, Any]:
+    """A copy of what is loaded of an instance, and what :func:`keep_readable` has kept."""
+    values = instance_dict(state.obj()).copy()
+    values.pop(DEFAULT_STATE_ATTR, None)
     if state.callables:
         for loader in state.callables.values():
             if isinstance(loader, _Kept):

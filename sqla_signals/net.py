@@ -12,7 +12,7 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-from .changes import UNSET, Change
+from .changes import UNSET, Change, Changes, diff_of
 
 
 class Kind(Enum):
@@ -141,7 +141,7 @@ class Effect:
         net.source = later.source._replace(raw=self.raw and later.raw, mutes=mutes)
         return net
 
-    def _chained(self, later: Effect) -> dict[str, Change]:
+    def _chained(self, later: Effect) -> Changes:
         """The changes of both, from the first old to the last new value.
 
         What an UPDATE wrote along is not known before and after that.
@@ -161,7 +161,7 @@ class Effect:
             known = old is not UNSET and change.new is not UNSET
             if not created and known and (later.source.equal or _same)(key, old, change.new):
                 del changes[key]
-        return changes
+        return Changes(diff_of(changes))
 
     def known_to(self, instance: Any) -> Effect:
         """The same effect, with another instance of the row."""

@@ -234,6 +234,7 @@ ELSEWHERE = (
     "_current_fn",
     "_is_autocommit_isolation",
     "_sa_class_manager",
+    "_data",
     "_pending_mutations",
     "_trans_context_manager",
     "_Session__binds",
@@ -290,6 +291,24 @@ def test_a_mapped_class_has_its_manager_under_sa_class_manager():
     assert Parent.__dict__.get("_sa_class_manager") is sa_inspect(Parent).class_manager, (
         f"SQLAlchemy {sqlalchemy.__version__} has no _sa_class_manager in a mapped class: {WHERE}."
     )
+
+
+def test_the_manager_of_a_mapped_class_is_found_by_the_class():
+    """``orm.attributes.manager_of_class``."""
+    manager = sa_inspect(Parent).class_manager
+    assert _sqlalchemy.manager_of_class(Parent) is manager, WHERE
+
+
+def test_the_column_attributes_of_a_mapper_are_counted_in_their_data():
+    """``ReadOnlyProperties._data``."""
+    columns = sa_inspect(Parent).column_attrs
+    assert len(columns._data) == len(columns) == 3, WHERE
+
+
+def test_an_instance_keeps_its_state_among_its_values():
+    """Under ``DEFAULT_STATE_ATTR``."""
+    parent = Parent(name="x")
+    assert parent.__dict__[_sqlalchemy.DEFAULT_STATE_ATTR] is sa_inspect(parent), WHERE
 
 
 @pytest.mark.parametrize("name", MANAGERS)

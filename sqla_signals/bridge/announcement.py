@@ -24,7 +24,7 @@ from .guard import GUARDED_BEFORE, guarded
 if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, Mapper, Session
 
-    from .calls import Calls, Heard
+    from .calls import Calls
     from .m2m import M2M
 
     State = InstanceState[Any]
@@ -44,6 +44,8 @@ class Announcement:
         self._m2m = m2m
         self._objects = objects
         self._calls = calls
+        self.hears_saves: bool = bool(pre_save.table.receivers)
+        """Whether anybody is to be told before any row is saved."""
         self.saves: dict[State, Diff] = {}
         """Whose ``pre_save`` was sent, with what was assigned then; not also in ``deletes``."""
         self.deletes: set[State] = set()
@@ -113,13 +115,9 @@ class Announcement:
             if (deleted if row.is_delete else saved)[row.state.manager.mapper]
             and row.state not in (self.deletes if row.is_delete else self.saves)
         ]
-        assigned = {row.state for row in derived}
+        settled = self.saves.keys() | {row.state for row in derived}
         inserts, updates = (
-            [
-                state
-                for state in states
-                if state not in self.saves and saved[state.manager.mapper] and state not in assigned
-            ]
+            [state for state in states if state not in settled and saved[state.manager.mapper]]
             for states in (foresight.inserts, foresight.updates)
         )
         deletes = [
@@ -142,13 +140,16 @@ class Announcement:
 
     def _save_new(self, states: Sequence[State]) -> None:
         """Send ``pre_save`` of rows to be inserted, unless they are not any more."""
-        calls = self._calls
+        calls, session_id = self._calls, self._session.hash_key
         for state, instance in zip(states, [state.obj() for state in states], strict=True):
-            if state not in pending_states(self._session):
+            if state.session_id != session_id:
                 continue
             model = calls[state.manager.mapper]
             self.saves[state] = NO_DIFF
-            for receiver in self._heard(model.pre_save):
+            receivers = model.pre_save.receivers()
+            if receivers is not self._noted:
+                self._note(receivers)
+            for receiver in receivers:
                 changes = PendingRow(model.columns.absent, instance_dict(instance).copy())
                 model.save(pre_save, (receiver,), instance, True, changes, None, calls.raw)
 
@@ -170,8 +171,11 @@ class Announcement:
             self.saves[state] = diff
             if self.deletes:
                 self.deletes.discard(state)
+            receivers = model.pre_save.receivers()
+            if receivers is not self._noted:
+                self._note(receivers)
             first = True
-            for receiver in self._heard(model.pre_save):
+            for receiver in receivers:
                 if not first:  # the receiver before may have assigned something
                     diff = columns.diff(state)
                 first = False
@@ -199,16 +203,15 @@ class Announcement:
         self.saves.pop(state, None)
         self.deletes.add(state)
         model = self._calls[state.manager.mapper]
-        for receiver in self._heard(model.pre_delete):
+        receivers = model.pre_delete.receivers()
+        self._note(receivers)
+        for receiver in receivers:
             model.delete(pre_delete, (receiver,), instance, origin)
 
-    def _heard(self, heard: Heard) -> Sequence[Receiver]:
-        """The receivers, noted as called. One by one, each sees what the one before has done."""
-        receivers = heard.receivers()
-        if receivers is not self._noted:
-            self._noted = receivers
-            self._called.update(dict.fromkeys(receivers))
-        return receivers
+    def _note(self, receivers: tuple[Receiver, ...]) -> None:
+        """These are called in this round. One by one: each sees what the one before has done."""
+        self._noted = receivers
+        self._called.update(dict.fromkeys(receivers))
 
 
 class _Wanted(dict["Mapper[Any]", bool]):

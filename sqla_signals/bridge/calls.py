@@ -235,7 +235,7 @@ class ModelCalls:
         if self._bind is not None:
             return self._bind
         session = self._session
-        if session.connection_callable is not None:  # horizontal sharding: each row has its own
+        if is_sharded(session):
             # Asking settles the shard of a new instance; that is for the flush to do.
             state = state_of(instance)
             token = state.identity_token
@@ -245,6 +245,11 @@ class ModelCalls:
         # A flush asks for the connection of the whole hierarchy.
         self._bind = session.get_bind(self.mapper.base_mapper)
         return self._bind
+
+
+def is_sharded(session: Session) -> bool:
+    """Whether each row may have a bind of its own."""
+    return session.connection_callable is not None
 
 
 class Heard:

@@ -40,6 +40,7 @@ class Columns:
     """The column attributes of one mapper, with what is asked of them for each row."""
 
     __slots__ = (
+        "__weakref__",
         "_delicate",
         "_equal",
         "_fragile",
@@ -48,7 +49,6 @@ class Columns:
         "_shapes",
         "_tables",
         "_version",
-        "__weakref__",
         "_written_along",
         "absent",
         "keys",
@@ -244,8 +244,9 @@ class Columns:
 
     def values(self, state: InstanceState[Any]) -> Values:
         """The column values that the instance holds and the database knows."""
-        held = readable_values(state)
-        values = {key: held[key] for key in self.keys if key in held}
+        values = readable_values(state)
+        if values.keys() != self.keys:
+            values = {key: values[key] for key in self.keys if key in values}
         if state.modified:
             for key, old in state.committed_state.items():
                 if key in values:
@@ -262,16 +263,20 @@ class Columns:
 
     def own_diff(self, diff: Diff) -> Diff:
         """The same old and new values, but copies of what could be changed in place."""
-        if not self.mutable or self.mutable.isdisjoint(diff[0].places):
+        exotic = self.mutable.intersection(diff[0].places) if self.mutable else None
+        if not exotic:
             return diff
-        shape, *values = diff
-        return (shape, *map(own_copy, values))
+        own = list(diff)
+        for key in exotic:
+            at = diff[0].places[key]
+            own[at : at + 2] = own_copy(diff[at]), own_copy(diff[at + 1])
+        return tuple(own)
 
     def own_changes(self, changes: Mapping[str, Change]) -> Mapping[str, Change]:
         """The same for what is shown to a receiver."""
-        if self.mutable or isinstance(changes, dict):
-            return Changes(self.own_diff(self.diff_of(changes)))
-        return changes
+        if not self.mutable or self.mutable.isdisjoint(changes):
+            return changes
+        return Changes(self.own_diff(self.diff_of(changes)))
 
     def _is_update_of(self, key: str, old: Any) -> bool:
         # A primary key whose old value was never loaded locates the row and is not SET.
@@ -295,8 +300,9 @@ class _Shapes(dict[tuple[str, ...], Shape]):
     def __missing__(self, keys: tuple[str, ...]) -> Shape:
         if len(self) >= MAX_SHAPES:
             self.clear()
-        self[keys] = found = self._columns.shape(keys)
-        return found
+        shape: Shape = self._columns.shape(keys)
+        self[keys] = shape
+        return shape
 
 
 def equality(equal: Any) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
 from inspect import isawaitable
@@ -126,7 +126,7 @@ def keep_values(session: Session, frame: Frame) -> None:
         if (
             waits_its_turn
             or effect.kind is DELETED
-            or (audience is not None and audience.has_saves_of(effect))
+            or (audience is not None and audience.of(effect).saves)
         ):
             effect.values = known_values(session, frame, effect, columns)
         else:
@@ -197,13 +197,8 @@ def _deliver(delivery: _Delivery, batch: Batch) -> None:
     if not _anybody_waits(batch.frame):
         return
     # Settled now: what receivers connect and disconnect on the way is for the next delivery.
-    audience = Audience("commit")
-    calls = [
-        (effect, receivers)
-        for effect in batch.frame.occurrences
-        if (receivers := audience.for_effect(effect))
-    ]
-    if not calls and not batch.frame.on_commit:
+    runs = _runs(batch.frame.occurrences)
+    if not runs and not batch.frame.on_commit:
         return
     own = OwnSessions(batch.session, batch.async_session, batch.session_factory)
     call, call_back = own.call, _call_back
@@ -213,17 +208,35 @@ def _deliver(delivery: _Delivery, batch: Batch) -> None:
     outer = _current.set(None)
     try:
         calling: Receiver | None = None
-        for effect, receivers in calls:
-            for receiver in receivers:
-                if receiver is not calling:
-                    calling = receiver
-                    _current.set((delivery, Cause(receiver, depth, batch.cause)))
-                call(receiver, effect)
+        for receivers, effects in runs:
+            for effect in effects:
+                for receiver in receivers:
+                    if receiver is not calling:
+                        calling = receiver
+                        _current.set((delivery, Cause(receiver, depth, batch.cause)))
+                    call(receiver, effect)
         for fn in batch.frame.on_commit:
             _current.set((delivery, Cause(fn, depth, batch.cause)))
             call_back(batch.session, fn, "on_commit")
     finally:
         _current.reset(outer)
+
+
+def _runs(
+    occurrences: Iterable[Effect | Executed],
+) -> list[tuple[Sequence[Receiver], list[Effect | Executed]]]:
+    """Who is to be called for what, in order; what goes to the same receivers is taken together."""
+    audience = Audience("commit")
+    runs: list[tuple[Sequence[Receiver], list[Effect | Executed]]] = []
+    current: Sequence[Receiver] = ()
+    effects: list[Effect | Executed] = []
+    for effect in occurrences:
+        receivers = audience.for_effect(effect)
+        if receivers is not current:
+            current, effects = receivers, []
+            runs.append((receivers, effects))
+        effects.append(effect)
+    return [(receivers, effects) for receivers, effects in runs if receivers]
 
 
 def _log_recursion(batch: Batch) -> None:
@@ -308,42 +321,45 @@ def _call_back(session: Session, fn: Callable[[], Any], what: str) -> None:
             watcher.failed(error)
 
 
-class Audience(dict["Mapper[Any]", "tuple[Sequence[Receiver], bool, Sequence[Receiver]]"]):
-    """Who waits for the end of a transaction.
+class Waiting(NamedTuple):
+    """Who waits for the end of a transaction because of one class."""
 
-    For each mapper: those who wait for saves, whether any of them has ``fields``, and those who
-    wait for deletes. Looked up when first asked for, and the same from then on.
-    """
+    saves: Sequence[Receiver]
+    some_choose: bool
+    """Whether one of them has ``fields``."""
+    deletes: Sequence[Receiver]
+
+
+class Audience(dict["Mapper[Any]", Waiting]):
+    """Who waits for the end of a transaction: looked up once for each mapper."""
 
     def __init__(self, on: Call) -> None:
         super().__init__()
         self._on: Call = on
 
-    def __missing__(
-        self, mapper: Mapper[Any]
-    ) -> tuple[Sequence[Receiver], bool, Sequence[Receiver]]:
+    def __missing__(self, mapper: Mapper[Any]) -> Waiting:
         saves = post_save.table.lookup(mapper.class_, self._on)
         deletes = post_delete.table.lookup(mapper.class_, self._on)
-        found = self[mapper] = saves, any(one.fields for one in saves), deletes
+        found = self[mapper] = Waiting(saves, any(one.fields for one in saves), deletes)
         return found
 
-    def has_saves_of(self, effect: Effect) -> bool:
-        """Whether anybody waits for saves of such an instance, muted or not."""
-        saves, *_ = self[state_of(effect.instance).manager.mapper]
-        return bool(saves)
+    def of(self, effect: Effect) -> Waiting:
+        """Who waits because of the class of this instance, muted or not."""
+        return self[state_of(effect.instance).manager.mapper]
 
     def for_effect(self, effect: Effect | Executed) -> Sequence[Receiver]:
         """Who is to be called for a net effect, or for a statement, in order."""
         if isinstance(effect, Executed):
-            sender, mutes = effect.sender, (effect.mutes,)
+            sender, occasion = effect.sender, (effect.mutes,)
             found = post_bulk.table.lookup(sender, self._on)
-            return [one for one in found if was_audible(post_bulk, sender, one, mutes)]
+            return [one for one in found if was_audible(post_bulk, sender, one, occasion)]
         mapper = state_of(effect.instance).manager.mapper
-        saves, choosy, deletes = self[mapper]
+        saves, some_choose, deletes = self[mapper]
         receivers = deletes if effect.kind is DELETED else saves
-        if choosy and effect.kind is UPDATED:
+        if some_choose and effect.kind is UPDATED:
             receivers = [one for one in receivers if one.passes(mapper, effect.changes)]
-        if effect.mutes != NEVER_MUTED:
+        mutes = effect.source.mutes
+        if mutes != NEVER_MUTED:
             signal, cls = signal_of(effect), mapper.class_
-            receivers = [r for r in receivers if was_audible(signal, cls, r, effect.mutes)]
+            receivers = [r for r in receivers if was_audible(signal, cls, r, mutes)]
         return receivers

@@ -25,10 +25,10 @@ def call_for(effect: Effect, model: ModelCalls, receiver: Receiver, instance: An
     if effect.kind is DELETED:
         model.delete(post_delete, (receiver,), instance, effect.origin, source.using)
         return
-    created = effect.kind is CREATED
-    # A receiver may change what is mutable; the next one must not see it.
-    changes = model.columns.own_changes(effect.changes)
-    fields = effect.written()
+    created, changes = effect.kind is CREATED, effect.changes
+    if model.columns.mutable:  # a receiver may change it; the next one must not see that
+        changes = model.columns.own_changes(changes)
+    fields = effect.fields if created or effect.fields is not None else effect.written()
     model.save(post_save, (receiver,), instance, created, changes, fields, source.raw, source.using)
 
 

@@ -19,7 +19,7 @@ from ..net import CREATED, DELETED, UPDATED, Effect, Source
 from ..signals import m2m_changed, post_delete, post_save, pre_delete, pre_save
 from . import owed, transactions
 from .announcement import Announcement
-from .calls import Calls, ModelCalls
+from .calls import Calls, ModelCalls, is_sharded
 from .foresight import cascade_origins
 from .guard import guarded
 from .m2m import M2M
@@ -35,12 +35,11 @@ SIGNALS: Final = (pre_save, post_save, pre_delete, post_delete, m2m_changed)
 
 _KEY: Final = "sqla_signals"
 flushes: Final[dict[int | None, Callable[[], Flush | None]]] = {}
-"""A weak reference to the flush that each session is in, if that is listened to; by its hash key."""
+"""By the hash key of each session in a flush that is listened to: a weak reference to that."""
 
 
 def no_flush() -> None:
     """What a session that is in no such flush has in :data:`flushes`."""
-
 
 
 class Flush:
@@ -129,19 +128,18 @@ class Flush:
                 receivers = model.post_save.receivers()
                 if not receivers:
                     continue
-                created = isinstance(row, dict)
-                if created:
+                if isinstance(row, dict):
                     changes: Mapping[str, Change] = NewRow(model.columns.absent, row)
-                    fields = None
+                    model.save(post_save, receivers, state.obj(), True, changes, None, raw)
                 else:
-                    changes = Changes(row)
-                    fields = row[0].written
-                model.save(post_save, receivers, state.obj(), created, changes, fields, raw)
+                    changes, fields = Changes(row), row[0].written
+                    model.save(post_save, receivers, state.obj(), False, changes, fields, raw)
             self._m2m.send_post()
 
     def _effects(self, rows: Mapping[State, Written]) -> list[Effect]:
         """What the transaction keeps of the rows that somebody waits for."""
         awaited = _Awaited(self._calls)
+        sharded, keys_before = is_sharded(self.session), self.record.keys_before
         effects: list[Effect] = []
         for state, row in rows.items():
             awaits = awaited[state.manager.mapper]
@@ -149,10 +147,9 @@ class Flush:
                 continue
             model, source, undone = awaits
             instance = state.obj()
-            using = model.using(instance)
-            if using is not source.using:  # the first row; with horizontal sharding any
+            if sharded:
+                using = model.using(instance)
                 source = Source(source.equal, source.unfetched, source.raw, using, source.mutes)
-                awaited[state.manager.mapper] = model, source, undone
             columns = model.columns
             # A deleted instance may be refreshed from a row that has taken over its key.
             values = columns.values(state) if undone or row is DELETED else None
@@ -175,7 +172,7 @@ class Flush:
                     state.key,
                     instance,
                     source,
-                    was=self.record.key_before(state),
+                    was=keys_before.get(state),
                     changes=Changes(columns.own_diff(row)),
                     along=row[0].along,
                     fields=row[0].written,
@@ -213,7 +210,8 @@ class _Awaited(dict["Mapper[Any]", "tuple[ModelCalls, Source, bool] | None"]):
         found = None
         if undone or model.awaits("commit") or model.awaits("durable"):
             columns = model.columns
-            source = Source(columns.same, columns.unfetched, self._calls.raw, None, self._mutes)
+            using = None if is_sharded(self._calls.session) else model.using(None)
+            source = Source(columns.same, columns.unfetched, self._calls.raw, using, self._mutes)
             found = model, source, undone
         self[mapper] = found
         return found

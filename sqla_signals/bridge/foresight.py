@@ -9,7 +9,8 @@ for what they are: added, deleted, or changed in a column.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import inspect
@@ -24,6 +25,7 @@ from .._sqlalchemy import (
     in_order,
     is_orphan,
     is_referenced,
+    manager_of_class,
     modified_states,
     orphaned_outside_of_session,
     pending_states,
@@ -245,8 +247,11 @@ class _Relations(dict["ClassManager[Any]", Relations]):
 
 def _managers(states: Iterable[State]) -> set[ClassManager[Any]]:
     """What the classes of the states are known by."""
-    # By way of their mappers: a manager's own __hash__ is in Python, and there are many states.
-    return {mapper.class_manager for mapper in {state.manager.mapper for state in states}}
+    # By way of the classes: a manager's own __hash__ is in Python, and there are many states.
+    return {manager_of_class(cls) for cls in set(map(_class, states))}
+
+
+_class: Final = attrgetter("class_")
 
 
 _relations: WeakKeyDictionary[Mapper[Any], Relations] = WeakKeyDictionary()

@@ -29,16 +29,19 @@ if TYPE_CHECKING:
 def before_insert(mapper: Mapper[Any], connection: Connection, state: State) -> None:
     """Announce an INSERT that was not foreseen."""
     flush = flushes.get(state.session_id, no_flush)()
-    if flush is not None and state not in flush.announcement.saves and pre_save.table.receivers:
-        flush.announcement.send_late(state, is_delete=False)
+    if flush is not None:
+        announcement = flush.announcement
+        if announcement.hears_saves and state not in announcement.saves:
+            announcement.send_late(state, is_delete=False)
 
 
 def before_update(mapper: Mapper[Any], connection: Connection, state: State) -> None:
     """Announce an UPDATE that was not foreseen, and keep the history."""
     flush = flushes.get(state.session_id, no_flush)()
     if flush is not None:
-        if state not in flush.announcement.saves and pre_save.table.receivers:
-            flush.announcement.send_late(state, is_delete=False)
+        announcement = flush.announcement
+        if announcement.hears_saves and state not in announcement.saves:
+            announcement.send_late(state, is_delete=False)
         flush.record.remember(state)
 
 

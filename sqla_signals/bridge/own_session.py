@@ -51,22 +51,27 @@ class OwnSessions:
         """Those of a session that was used for nothing, and that nobody knows any more."""
         self._as_new: dict[str, Any] = {}
         self._front_as_new: dict[str, Any] = {}
+        self._references: float = nan
+        """How many references to the session there are when nobody knows it."""
 
     def call(self, receiver: Receiver, effect: Effect | Executed) -> None:
         """Call one receiver in a transaction that is committed if it returns."""
         session: Session | None = None
         instance = None
+        is_spare = False
         try:
             calls, self._spare = self._spare or self._open(), None
             session = calls.session
             if isinstance(effect, Executed):
-                references = _references(calls)
+                self._references = _references(calls)
                 calls.call(post_bulk, receiver, effect.sender, **effect.arguments)
             else:
                 mapper = state_of(effect.instance).manager.mapper
+                is_known = mapper in calls
                 model = calls[mapper]
-                # Before there is an instance: who hears of its loading may keep the session too.
-                references = _references(calls)
+                if not is_known:
+                    # Before there is an instance: who hears of its loading may keep the session.
+                    self._references = _references(calls)
                 values = effect.values or NOTHING
                 if model.columns.mutable:
                     # A receiver may change it in place; the next one must not see that.
@@ -76,14 +81,13 @@ class OwnSessions:
                 else:
                     instance = attached_copy(session, mapper, effect.row, values)
                 call_for(effect, model, receiver, instance)
-            if _has_begun(session):
-                session.commit()
-            elif self._is_as_new(calls) and _references(calls) == references:
-                if len(session.identity_map):
-                    take_back(session, instance)
+            if not self._is_as_new(calls):
+                if _has_begun(session):
+                    session.commit()
+            elif _references(calls) == self._references and take_back(session, instance):
                 # The receiver may have kept the one that was there.
                 session.__dict__["info"] = {**self._as_new["info"]}
-                self._spare = calls
+                self._spare, is_spare = calls, True
         except Exception as error:
             if session is not None and _has_begun(session):
                 try:
@@ -94,7 +98,11 @@ class OwnSessions:
         finally:
             # A factory's session may hold what it was made with. Ours is left open only by what
             # passes through, such as KeyboardInterrupt.
-            if session is not None and (self._factory is not None or session.in_transaction()):
+            if (
+                not is_spare
+                and session is not None
+                and (self._factory is not None or session.in_transaction())
+            ):
                 _close(session)
 
     def _open(self) -> Calls:
@@ -124,10 +132,8 @@ class OwnSessions:
         """
         session, front = calls.session, calls.async_session
         try:
-            return (
-                session.__dict__ == self._as_new
-                and len(session.identity_map) < 2
-                and (front is None or front.__dict__ == self._front_as_new)
+            return session.__dict__ == self._as_new and (
+                front is None or front.__dict__ == self._front_as_new
             )
         except Exception:  # what a receiver has put there cannot be compared
             return False

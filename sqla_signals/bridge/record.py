@@ -10,6 +10,7 @@ from .._sqlalchemy import (
     deleted_states,
     instance_dict,
     is_deleted,
+    pending_states,
     postupdated_states,
     state_with_key_of,
 )
@@ -41,8 +42,9 @@ class Record:
         "_context",
         "_expired",
         "_instances",
+        "_pending",
         "_rows",
-        "_was",
+        "keys_before",
     )
 
     def __init__(
@@ -50,6 +52,8 @@ class Record:
     ) -> None:
         self._calls = calls
         self._announced = announced
+        self._pending: Mapping[State, Any] | None = None
+        """The session's own, from when the first row was written."""
         # Not held: it holds us, and a cycle would keep the instances until garbage collection.
         self._context = weakref.ref(context)
         self._rows: dict[State, Written] = {}
@@ -59,8 +63,8 @@ class Record:
         """What an UPDATE was going to write, where that is not what was announced."""
         self._expired: dict[State, frozenset[str]] = {}
         """What was expired right before the UPDATE."""
-        self._was: dict[State, Any] = {}
-        """The identity key before the flush, where it may be another one after it."""
+        self.keys_before: dict[State, Any] = {}
+        """The identity key before an UPDATE that may have changed it."""
 
     @property
     def rows(self) -> Mapping[State, Written]:
@@ -71,10 +75,6 @@ class Record:
         """Hand over the rows, ``NO_DIFF`` where nothing was written; none are left after that."""
         rows, self._rows = self._rows, {}
         return rows
-
-    def key_before(self, state: State) -> Any:
-        """The identity key of a row before it was updated."""
-        return self._was.get(state, state.key)
 
     def deletes(self) -> list[State]:
         """The states whose rows were deleted."""
@@ -91,9 +91,11 @@ class Record:
         columns = self._calls[state.manager.mapper].columns
         announced = self._announced.get(state)
         if announced is None or not columns.still_stands(state, announced):
-            self._before[state] = columns.diff(state)
-            if state.expired_attributes:
-                self._expired[state] = frozenset(state.expired_attributes)
+            diff = self._before[state] = columns.diff(state)
+            if not diff[0].is_plain:
+                self.keys_before[state] = state.key
+                if state.expired_attributes:
+                    self._expired[state] = frozenset(state.expired_attributes)
 
     def inserted(self, state: State) -> None:
         """An INSERT was emitted for the state."""
@@ -117,7 +119,9 @@ class Record:
 
     def updated(self, state: State) -> None:
         """The state went through an UPDATE, which may have written nothing."""
-        if state.key is None:
+        if self._pending is None:
+            self._pending = pending_states(self._calls.session)
+        if state in self._pending:
             self.row_switched(state)
             return
         columns = self._calls[state.manager.mapper].columns
@@ -127,7 +131,6 @@ class Record:
         if not columns.still_stands(state, diff):
             expired = self._expired.pop(state, NOTHING_EXPIRED)
             diff = columns.diff_of(columns.updated(state, diff, expired, self._context))
-            self._was[state] = state.key
         self._rows[state] = diff
         self._instances.append(state.obj())
 
