@@ -75,8 +75,8 @@ LISTENERS = listening(
 COMMIT = installed((post_save, reads, {"sender": Thing, "on": "commit"}))
 
 # Calls per row. What makes one of these smaller may lower it, what makes it larger has to say why.
-MORE_THAN_LISTENERS = {"insert": 20, "update": 40}
-MORE_THAN_A_COMMIT = {"insert": 72, "update": 90}
+MORE_THAN_LISTENERS = {"insert": 15, "update": 32}
+MORE_THAN_A_COMMIT = {"insert": 51, "update": 64}
 
 
 def calls_in(work: Work) -> int:

@@ -141,6 +141,12 @@ class ModelCalls:
         """Whether anybody waits for the transaction to end like this, muted or not."""
         return bool(self.post_save.phases()[on] or self.post_delete.phases()[on])
 
+    def tells_of_saves(self) -> bool:
+        """Whether anybody is told what was inserted or updated, at once or in the end."""
+        phases = self.post_save.phases()
+        # Also who waits for deletes: a row created and deleted again is no deleted row.
+        return any(phases.values()) or any(self.post_delete.phases()[on] for on in AFTER_FLUSH)
+
     def save(
         self,
         signal: Signal,
@@ -250,6 +256,10 @@ class ModelCalls:
 def is_sharded(session: Session) -> bool:
     """Whether each row may have a bind of its own."""
     return session.connection_callable is not None
+
+
+AFTER_FLUSH: Final[tuple[Call, ...]] = ("commit", "rollback", "durable")
+"""The calls that wait for the end of the transaction."""
 
 
 class Heard:

@@ -15,8 +15,8 @@ from sqlalchemy import event
 from sqlalchemy.orm import Mapper
 
 from .._sqlalchemy import all_mappers, is_last_listener, listen_to, unlisten
-from ..receivers import Call
 from ..signals import post_delete, post_save, pre_delete, pre_save
+from .calls import AFTER_FLUSH
 from .flush import flushes, no_flush
 
 if TYPE_CHECKING:
@@ -82,8 +82,6 @@ _SAVES: Final = {
 _DELETES: Final = {"before_delete": before_delete, "after_delete": after_delete}
 _GROUPS: Final = (((pre_save, post_save), _SAVES), ((pre_delete, post_delete), _DELETES))
 """What takes part where one of these is heard, or the end of the transaction is awaited."""
-
-AFTER_FLUSH: Final[tuple[Call, ...]] = ("commit", "rollback", "durable")
 
 _lock = threading.Lock()
 _listening: WeakKeyDictionary[Mapper[Any], set[str]] = WeakKeyDictionary()

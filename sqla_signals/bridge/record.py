@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from .. import watching
 from .._sqlalchemy import (
     deleted_states,
     instance_dict,
@@ -18,9 +19,10 @@ from ..changes import NO_DIFF, UNSET, Diff, Shape, diff_of, pairs_of
 from ..net import DELETED, Kind
 
 if TYPE_CHECKING:
-    from sqlalchemy.orm import InstanceState, UOWTransaction
+    from sqlalchemy.orm import InstanceState, Mapper, UOWTransaction
 
     from .calls import Calls
+    from .columns import Columns
 
     State = InstanceState[Any]
 
@@ -39,6 +41,7 @@ class Record:
         "_announced",
         "_before",
         "_calls",
+        "_columns",
         "_context",
         "_expired",
         "_instances",
@@ -51,6 +54,7 @@ class Record:
         self, calls: Calls, announced: Mapping[State, Diff], context: UOWTransaction
     ) -> None:
         self._calls = calls
+        self._columns = _ColumnsToNote(calls)
         self._announced = announced
         self._pending: Mapping[State, Any] | None = None
         """The session's own, from when the first row was written."""
@@ -88,7 +92,9 @@ class Record:
 
     def remember(self, state: State) -> None:
         """Keep what an UPDATE is going to write, because it may wipe out the history."""
-        columns = self._calls[state.manager.mapper].columns
+        columns = self._columns[state.manager.mapper]
+        if columns is None:
+            return
         announced = self._announced.get(state)
         if announced is None or not columns.still_stands(state, announced):
             diff = self._before[state] = columns.diff(state)
@@ -99,6 +105,8 @@ class Record:
 
     def inserted(self, state: State) -> None:
         """An INSERT was emitted for the state."""
+        if self._columns[state.manager.mapper] is None:
+            return
         instance = state.obj()
         values = instance_dict(instance).copy()
         if state.expired_attributes:  # computed by the database and not fetched
@@ -113,9 +121,10 @@ class Record:
         if replaced is not None:
             self.deleted(replaced)
         self.inserted(state)
-        # What the new instance was not given, the row has from the old one.
-        kept = dict.fromkeys(self._calls[state.manager.mapper].columns.keys, UNSET)
-        self._rows[state] = {**kept, **self._values_of(state)}
+        columns, values = self._columns[state.manager.mapper], self._rows.get(state)
+        if columns is not None and isinstance(values, dict):
+            # What the new instance was not given, the row has from the old one.
+            self._rows[state] = {**dict.fromkeys(columns.keys, UNSET), **values}
 
     def updated(self, state: State) -> None:
         """The state went through an UPDATE, which may have written nothing."""
@@ -124,7 +133,9 @@ class Record:
         if state in self._pending:
             self.row_switched(state)
             return
-        columns = self._calls[state.manager.mapper].columns
+        columns = self._columns[state.manager.mapper]
+        if columns is None:
+            return
         diff = self._before.pop(state, None) if self._before else None
         if diff is None:
             diff = self._announced.get(state, NO_DIFF)
@@ -152,7 +163,9 @@ class Record:
                 self._post_updated(state, columns)
 
     def _post_updated(self, state: State, columns: set[Any]) -> None:
-        mapped = self._calls[state.manager.mapper].columns
+        mapped = self._columns[state.manager.mapper]
+        if mapped is None:
+            return
         pairs = mapped.post_updated(state, columns, self._context)
         if not pairs:
             return
@@ -165,7 +178,20 @@ class Record:
             self._rows[state] = diff_of(pairs, Shape(pairs, row[0].written | fields))
             self._instances.append(state.obj())
 
-    def _values_of(self, state: State) -> dict[str, Any]:
-        values = self._rows[state]
-        assert isinstance(values, dict)
-        return values
+
+class _ColumnsToNote(dict["Mapper[Any]", "Columns | None"]):
+    """For each mapper, its columns; ``None`` where nobody is told what was inserted or updated.
+
+    A trace is told of every row.
+    """
+
+    def __init__(self, calls: Calls) -> None:
+        super().__init__()
+        self._calls = calls
+
+    def __missing__(self, mapper: Mapper[Any]) -> Columns | None:
+        # Asked when the first row is written: pre_save receivers may have connected others.
+        model = self._calls[mapper]
+        is_told = model.tells_of_saves() or watching.watcher is not None
+        self[mapper] = found = model.columns if is_told else None
+        return found

@@ -68,7 +68,7 @@ def rows_of(session: Session, context: UOWTransaction) -> Iterator[tuple[str, St
         else:
             diff = columns_of(state.manager.mapper).diff(state)
             if diff is not NO_DIFF:
-                yield "UPDATE", state, _names(diff[0].changed)
+                yield "UPDATE", state, _names(diff[0].written)
 
 
 def association_rows(context: UOWTransaction) -> Iterator[str]:
