@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from enum import Enum
 from itertools import chain, repeat
 from operator import is_
@@ -53,7 +53,7 @@ class Shape:
     __slots__ = ("along", "changed", "exotic", "is_plain", "places", "written")
 
     def __init__(
-        self, keys: Iterable[str], written: frozenset[str] | None = None, is_plain: bool = False
+        self, keys: Collection[str], written: frozenset[str] | None = None, is_plain: bool = False
     ) -> None:
         self.places: Mapping[str, int] = {key: 2 * i + 1 for i, key in enumerate(keys)}
         """Where in a :data:`Diff` the old value of an attribute is; the new one is behind it."""
