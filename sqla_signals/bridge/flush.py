@@ -111,7 +111,7 @@ class Flush:
         if post_save.table.flush or post_delete.table.flush or self._m2m.has_rows:
             self._send_post(rows)
 
-    def _send_post(self, rows: Mapping[State, Written | None]) -> None:
+    def _send_post(self, rows: Mapping[State, Written]) -> None:
         calls = self._calls
         raw = calls.raw
         with guarded(self.session):
