@@ -880,6 +880,14 @@ class DryRun(UOWTransaction):
             self.causes.setdefault(state, self._cause)
         return super().register_object(state, isdelete, listonly, cancel_delete)
 
+    def forget(self) -> None:
+        """Drop all that was found, except what was marked as deleted."""
+        for found in (self.assigns, self.post_updates, self.causes):
+            found.clear()
+        marked = deleted_states(self.session)
+        for state in [state for state in self.states if state not in marked]:
+            del self.states[state]
+
     # -- orm/unitofwork.py: UOWTransaction._generate_actions, Preprocess.execute ----------------
 
     def presort(self) -> None:

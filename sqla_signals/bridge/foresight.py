@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import inspect
 from sqlalchemy.orm import MANYTOONE
+from sqlalchemy.orm.exc import ObjectDeletedError
 
 from .._sqlalchemy import (
     DryRun,
@@ -139,8 +140,12 @@ class Foresight:
         for state in self._marked:
             self.run.register_object(state, isdelete=True)
         if self.run.states:
-            self.run.presort()
-            self.run.synchronize()
+            try:
+                self.run.presort()
+                self.run.synchronize()
+            except ObjectDeletedError:
+                # The flush is going to fail of it, and then has something to roll back.
+                self.run.forget()
             self.inserts = [state for state in self.inserts if not self._is_deleted(state)]
             self.updates = [state for state in self.updates if not self._is_deleted(state)]
         if only is not None:

@@ -1071,6 +1071,56 @@ def test_origin_is_known_where_its_own_class_has_no_receivers(session: Session):
     assert rows(session, Page.id) == []
 
 
+def test_a_flush_that_sqlalchemy_cannot_do_ends_as_without_signals(engine: Engine):
+    """It failed before it had begun, and the rollback that belongs to it came from the caller."""
+
+    class Local(DeclarativeBase):
+        pass
+
+    class Folder(Local):
+        __tablename__ = "folders"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        files: Mapped[list[File]] = relationship(cascade="all", back_populates="folder")
+
+    class File(Local):
+        __tablename__ = "files"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        folder_id: Mapped[int | None] = mapped_column(ForeignKey("folders.id"))
+        folder: Mapped[Folder | None] = relationship(back_populates="files")
+
+    def delete_twice() -> list[tuple[str, str]]:
+        errors = []
+        with Session(engine) as session:
+            folder = Folder(files=[File()])
+            session.add(folder)
+            session.flush()
+            session.delete(folder.files[0])
+            session.flush()
+            session.delete(folder)  # its cascade marks the file again, which has no row
+            for step in (lambda: session.refresh(folder), session.rollback):
+                try:
+                    step()
+                except Exception as error:
+                    errors.append(
+                        f"{type(error).__name__} after {type(error.__context__).__name__}"
+                    )
+            assert list(session.scalars(select(Folder.id))) == []
+        return errors
+
+    Local.metadata.create_all(engine)
+    try:
+        without = delete_twice()
+        installation = install()
+        try:
+            pre_save.connect(lambda sender, **kwargs: None, weak=False)
+            assert delete_twice() == without
+            assert without == [("InvalidRequestError", "ObjectDeletedError")]
+        finally:
+            installation.remove()
+    finally:
+        Local.metadata.drop_all(engine)
+
+
 def test_a_relationship_added_after_the_first_flush_is_foreseen(engine: Engine, installed):
     """The class was remembered as one whose rows are written for their own sake alone."""
 
