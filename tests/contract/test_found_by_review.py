@@ -1101,9 +1101,7 @@ def test_a_flush_that_sqlalchemy_cannot_do_ends_as_without_signals(engine: Engin
                 try:
                     step()
                 except Exception as error:
-                    errors.append(
-                        f"{type(error).__name__} after {type(error.__context__).__name__}"
-                    )
+                    errors.append((type(error).__name__, type(error.__context__).__name__))
             assert list(session.scalars(select(Folder.id))) == []
         return errors
 
