@@ -179,13 +179,19 @@ class Columns:
         """What the UPDATE that has just been emitted wrote; empty if none was.
 
         Versions, ``onupdate`` defaults and SQL expressions lose their history when the new value
-        is fetched or expired, so what there was right before the statement is asked too: an entry
-        that vanished was written.
+        is fetched or expired, so for these what there was right before the statement is asked too:
+        an entry that vanished was written. Of the others a listener behind ours may have thought
+        better.
 
         :param before: what was going to be written.
         :param expired: what was expired already.
         """
-        committed, assigned = state.committed_state, pairs_of(before)
+        committed = state.committed_state
+        assigned = {
+            key: pair
+            for key, pair in pairs_of(before).items()
+            if key in self._fragile or is_expression(pair[1])
+        }
         changed: dict[str, tuple[Any, Any]] = {}
         values = state.dict
         for key, old in committed.items():

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event
+from sqlalchemy import JSON, Engine, Integer, event, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from sqla_signals import UNSET, Change
+from sqla_signals import UNSET, Change, post_save
 
 from .models import Author, Book, Tag
 from .observing import Log, both, listen, rows
@@ -111,6 +111,81 @@ def test_a_before_update_hook_that_takes_the_change_back_leaves_no_post_save(
     session.flush()
     assert log.lines == ["pre_save updated Author(b)"]
     assert rows(session, Author.name) == ["a"]
+
+
+@pytest.mark.parametrize("is_json", [False, True], ids=["plain", "JSON"])
+def test_what_a_before_update_hook_behind_ours_takes_back_was_not_written(
+    engine: Engine, installed, hook, is_json: bool
+):
+    """Nobody listens to ``pre_save``, so the hook does come behind ours."""
+
+    class FreshBase(DeclarativeBase):
+        pass
+
+    class Fresh(FreshBase):
+        __tablename__ = "fresh"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        name: Mapped[str]
+        value: Mapped[Any] = mapped_column(JSON if is_json else Integer)
+
+    told: list[tuple[dict[str, Change], frozenset[str]]] = []
+
+    def saved(sender, created, changes, update_fields, **kwargs):
+        if not created:
+            told.append((dict(changes), update_fields))
+
+    old, new = ([1], [1, 2]) if is_json else (1, 2)
+    FreshBase.metadata.create_all(engine)
+    try:
+        with Session(engine, expire_on_commit=False) as session:
+            post_save.connect(saved, sender=Fresh)
+            fresh = Fresh(name="a", value=old)
+            session.add(fresh)
+            session.commit()
+            hook(Fresh, "before_update", lambda mapper, _, target: setattr(target, "value", old))
+            fresh.value = new
+            session.commit()
+            assert told == []
+            fresh.name, fresh.value = "b", new
+            session.commit()
+            assert told == [({"name": Change("a", "b")}, {"name"})]
+            assert session.execute(select(Fresh.name, Fresh.value)).all() == [("b", old)]
+    finally:
+        FreshBase.metadata.drop_all(engine)
+
+
+def test_a_key_that_a_before_update_hook_behind_ours_assigns_is_that_of_the_same_row(
+    engine: Engine, installed, hook
+):
+    """The transaction's net effect on it is one."""
+
+    class FreshBase(DeclarativeBase):
+        pass
+
+    class Fresh(FreshBase):
+        __tablename__ = "fresh"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        name: Mapped[str]
+
+    told: list[tuple[int, bool]] = []
+
+    def saved(sender, instance, created, **kwargs):
+        told.append((instance.id, created))
+
+    FreshBase.metadata.create_all(engine)
+    try:
+        with Session(engine) as session:
+            post_save.connect(saved, sender=Fresh, on="commit")
+            fresh = Fresh(id=1, name="a")
+            session.add(fresh)
+            session.flush()
+            hook(Fresh, "before_update", lambda mapper, _, target: setattr(target, "id", 2))
+            fresh.name = "b"
+            session.commit()
+            assert told == [(2, True)]
+            assert session.execute(select(Fresh.id, Fresh.name)).all() == [(2, "b")]
+    finally:
+        FreshBase.metadata.drop_all(engine)
 
 
 def test_a_before_insert_hook_that_assigns_is_shown_in_post_save(session: Session, log: Log, hook):
