@@ -44,8 +44,8 @@ class Announcement:
         self._m2m = m2m
         self._objects = objects
         self._calls = calls
-        self.hears_saves: bool = bool(pre_save.table.receivers)
-        """Whether anybody is to be told before any row is saved."""
+        self.hears_saves: bool = False
+        """Whether anybody is to be told before any row is saved, after :meth:`send`."""
         self.saves: dict[State, Diff] = {}
         """Whose ``pre_save`` was sent, with what was assigned then; not also in ``deletes``."""
         self.deletes: set[State] = set()
@@ -62,8 +62,12 @@ class Announcement:
     def send(self) -> None:
         """Send ``pre_*`` for every row foreseen, until the receivers add nothing new."""
         signals = (pre_save, pre_delete, m2m_changed)
-        if not any(signal.table.receivers for signal in signals):
-            return
+        if any(signal.table.receivers for signal in signals):
+            self._send_until_settled()
+            # Now, because a receiver may have connected the first one.
+            self.hears_saves = bool(pre_save.table.receivers)
+
+    def _send_until_settled(self) -> None:
         rounds: deque[Iterable[Receiver]] = deque(maxlen=10)
         with guarded(self._session, GUARDED_BEFORE):
             for _ in range(MAX_ROUNDS):

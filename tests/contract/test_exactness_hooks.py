@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import JSON, Engine, Integer, event, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from sqla_signals import UNSET, Change, post_save
+from sqla_signals import UNSET, Change, post_save, pre_delete, pre_save
 
 from .models import Author, Book, Tag
 from .observing import Log, both, listen, rows
@@ -186,6 +186,35 @@ def test_a_key_that_a_before_update_hook_behind_ours_assigns_is_that_of_the_same
             assert session.execute(select(Fresh.id, Fresh.name)).all() == [(2, "b")]
     finally:
         FreshBase.metadata.drop_all(engine)
+
+
+def test_who_is_connected_by_a_pre_delete_receiver_hears_of_what_could_not_be_foreseen(
+    session: Session, hook
+):
+    """Nobody listened to ``pre_save`` when the flush began."""
+    told: list[str] = []
+
+    def saving(sender, instance, **kwargs):
+        told.append(f"{instance.name} {instance.age}")
+
+    def connecting(sender, **kwargs):
+        pre_save.connect(saving, sender=Author)
+
+    def touch(mapper, connection, target):
+        target.age = 5
+
+    author, book, tag = Author(name="a"), Book(name="b"), Tag(name="t")
+    session.add_all([author, book, tag])
+    session.commit()
+    session.refresh(author), session.refresh(book)
+    pre_delete.connect(connecting, sender=Tag)
+    hook(Author, "before_update", touch, insert=True)
+    # Of the author only the collection changes; the hook is called for that and assigns.
+    author.books.append(book)
+    session.delete(tag)
+    session.commit()
+    assert told == ["a 5"]
+    assert rows(session, Author.age) == [5]
 
 
 def test_a_before_insert_hook_that_assigns_is_shown_in_post_save(session: Session, log: Log, hook):
