@@ -179,18 +179,16 @@ class Columns:
         """What the UPDATE that has just been emitted wrote; empty if none was.
 
         Versions, ``onupdate`` defaults and SQL expressions lose their history when the new value
-        is fetched or expired, so for these what there was right before the statement is asked too:
-        an entry that vanished was written. Of the others a listener behind ours may have thought
-        better.
+        is fetched or expired, so what there was right before the statement is asked too: an entry
+        that vanished was written. Any other counts if it still differs: a listener behind ours may
+        have taken it back.
 
         :param before: what was going to be written.
         :param expired: what was expired already.
         """
-        committed = state.committed_state
-        assigned = {
-            key: pair
-            for key, pair in pairs_of(before).items()
-            if key in self._fragile or is_expression(pair[1])
+        committed, assigned = state.committed_state, pairs_of(before)
+        computed = {
+            key for key, (_, new) in assigned.items() if key in self._fragile or is_expression(new)
         }
         changed: dict[str, tuple[Any, Any]] = {}
         values = state.dict
@@ -200,7 +198,7 @@ class Columns:
                 equal is not None
                 and key in values
                 and (
-                    key in assigned
+                    key in computed
                     # Fetched after the statement, so that a difference is the database's.
                     or (key not in self.unfetched and differs(equal, values[key], old))
                 )
@@ -209,7 +207,8 @@ class Columns:
             ):
                 changed[key] = (known(old), values[key])
         for key, (old, _) in assigned.items():
-            if key not in committed:
+            # What is neither was refreshed by a listener behind ours, before the statement.
+            if key not in committed and (key in computed or key in state.expired_attributes):
                 changed[key] = (old, values.get(key, UNSET))
         # A SQL expression that another before_update listener assigned after ours.
         for key in state.expired_attributes.difference(expired, changed, self.unfetched):

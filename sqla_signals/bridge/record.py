@@ -97,7 +97,7 @@ class Record:
             return
         announced = self._announced.get(state)
         if announced is None or not columns.still_stands(state, announced):
-            diff = self._before[state] = columns.diff(state)
+            self._before[state] = columns.diff(state)
             if state.expired_attributes:
                 self._expired[state] = frozenset(state.expired_attributes)
 
