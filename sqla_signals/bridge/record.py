@@ -97,9 +97,12 @@ class Record:
             return
         announced = self._announced.get(state)
         if announced is None or not columns.still_stands(state, announced):
-            self._before[state] = columns.diff(state)
-            if state.expired_attributes:
-                self._expired[state] = frozenset(state.expired_attributes)
+            diff = self._before[state] = columns.diff(state)
+            if not diff[0].is_plain:
+                # After the UPDATE it may be another one already.
+                self.keys_before[state] = state.key
+                if state.expired_attributes:
+                    self._expired[state] = frozenset(state.expired_attributes)
 
     def inserted(self, state: State) -> None:
         """An INSERT was emitted for the state."""
@@ -140,7 +143,7 @@ class Record:
         if not columns.still_stands(state, diff):
             expired = self._expired.pop(state, NOTHING_EXPIRED)
             diff = columns.diff_of(columns.updated(state, diff, expired, self._context))
-            self.keys_before[state] = state.key
+            self.keys_before.setdefault(state, state.key)
         self._rows[state] = diff
         self._instances.append(state.obj())
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import JSON, Engine, Integer, event, select
+from sqlalchemy import JSON, Engine, FetchedValue, Integer, event, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sqla_signals import UNSET, Change, post_save, pre_delete, pre_save
@@ -193,6 +193,42 @@ def test_a_key_that_a_before_update_hook_behind_ours_assigns_is_that_of_the_same
             assert session.execute(select(Fresh.id, Fresh.name)).all() == [(2, "b")]
     finally:
         FreshBase.metadata.drop_all(engine)
+
+
+def test_a_changed_key_is_that_of_the_same_row_where_sqlalchemy_reads_it_again(
+    engine: Engine, installed
+):
+    """``eager_defaults``: the instance has its new identity before SQLAlchemy tells of the UPDATE."""
+
+    class EagerBase(DeclarativeBase):
+        pass
+
+    class Eager(EagerBase):
+        __tablename__ = "eager"
+        __table_args__ = {"implicit_returning": False}  # noqa: RUF012
+        __mapper_args__ = {"eager_defaults": True}  # noqa: RUF012
+        id: Mapped[int] = mapped_column(primary_key=True)
+        name: Mapped[str]
+        seen: Mapped[str] = mapped_column(server_default="a", server_onupdate=FetchedValue())
+
+    told: list[tuple[int, bool]] = []
+
+    def saved(sender, instance, created, **kwargs):
+        told.append((instance.id, created))
+
+    EagerBase.metadata.create_all(engine)
+    try:
+        with Session(engine) as session:
+            post_save.connect(saved, sender=Eager, on="commit")
+            eager = Eager(id=1, name="a")
+            session.add(eager)
+            session.flush()
+            eager.id, eager.name = 2, "b"
+            session.commit()
+            assert told == [(2, True)]
+            assert session.execute(select(Eager.id, Eager.name)).all() == [(2, "b")]
+    finally:
+        EagerBase.metadata.drop_all(engine)
 
 
 def test_who_is_connected_by_a_pre_delete_receiver_hears_of_what_could_not_be_foreseen(
