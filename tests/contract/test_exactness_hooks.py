@@ -198,15 +198,15 @@ def test_a_key_that_a_before_update_hook_behind_ours_assigns_is_that_of_the_same
 def test_a_changed_key_is_that_of_the_same_row_where_sqlalchemy_reads_it_again(
     engine: Engine, installed
 ):
-    """``eager_defaults``: the instance has its new identity before SQLAlchemy tells of the UPDATE."""
+    """The instance has its new identity before SQLAlchemy tells of the UPDATE."""
 
     class EagerBase(DeclarativeBase):
         pass
 
     class Eager(EagerBase):
         __tablename__ = "eager"
-        __table_args__ = {"implicit_returning": False}  # noqa: RUF012
-        __mapper_args__ = {"eager_defaults": True}  # noqa: RUF012
+        __table_args__ = {"implicit_returning": False}
+        __mapper_args__ = {"eager_defaults": True}
         id: Mapped[int] = mapped_column(primary_key=True)
         name: Mapped[str]
         seen: Mapped[str] = mapped_column(server_default="a", server_onupdate=FetchedValue())
