@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from enum import Enum
+from functools import partial
 from itertools import chain, repeat
 from operator import is_
 from typing import Any, Final, NamedTuple
@@ -37,6 +38,9 @@ class Change(NamedTuple):
     new: Any
     """The value after, or :data:`UNSET`."""
 
+
+_change: Final[Callable[[tuple[Any, ...]], Change]] = partial(tuple.__new__, Change)
+"""A change of an old and a new value, made without a call in Python."""
 
 Pairs = Mapping[str, tuple[Any, Any]]
 """Old and new values by attribute name."""
@@ -103,7 +107,7 @@ class Changes(Mapping[str, Change]):
     def __getitem__(self, key: str) -> Change:
         diff = self._diff
         at = diff[0].places[key]
-        return Change(diff[at], diff[at + 1])
+        return _change(diff[at : at + 2])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._diff[0].places)

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 from sqlalchemy import event
 from sqlalchemy.orm import Mapper
 
+from .. import watching
 from .._sqlalchemy import all_mappers, is_last_listener, listen_to, unlisten
 from ..signals import post_delete, post_save, pre_delete, pre_save
 from .calls import AFTER_FLUSH
@@ -73,15 +74,13 @@ def after_delete(mapper: Mapper[Any], connection: Connection, state: State) -> N
         flush.record.deleted(state)
 
 
-_NEW: Final = {"before_insert": before_insert}
+_BEFORE_SAVES: Final = {"before_insert": before_insert, "before_update": before_update}
 _SAVES: Final = {
     "before_update": before_update,
     "after_insert": after_insert,
     "after_update": after_update,
 }
 _DELETES: Final = {"before_delete": before_delete, "after_delete": after_delete}
-_GROUPS: Final = (((pre_save, post_save), _SAVES), ((pre_delete, post_delete), _DELETES))
-"""What takes part where one of these is heard, or the end of the transaction is awaited."""
 
 _lock = threading.Lock()
 _listening: WeakKeyDictionary[Mapper[Any], set[str]] = WeakKeyDictionary()
@@ -96,13 +95,15 @@ def listen_where_needed() -> None:
         return
     with _lock:
         for mapper in all_mappers():
-            if pre_save.table.lookup(mapper.class_):
-                _listen(mapper, _NEW)
-            for signals, listeners in _GROUPS:
-                if _awaits_end(mapper) or any(
-                    signal.table.lookup(mapper.class_) for signal in signals
-                ):
-                    _listen(mapper, listeners)
+            cls, awaits_end = mapper.class_, _awaits_end(mapper)
+            is_announced = bool(pre_save.table.lookup(cls))
+            if is_announced:
+                _listen(mapper, _BEFORE_SAVES)
+            is_traced = is_announced and watching.watcher is not None
+            if awaits_end or is_traced or post_save.table.lookup(cls):
+                _listen(mapper, _SAVES)
+            if awaits_end or pre_delete.table.lookup(cls) or post_delete.table.lookup(cls):
+                _listen(mapper, _DELETES)
         _seen = now
 
 
@@ -152,6 +153,6 @@ def stop_listening() -> None:
             event.remove(Mapper, "mapper_configured", _mapper_configured)
         for mapper, names in list(_listening.items()):
             for name in names:
-                unlisten(mapper, name, {**_NEW, **_SAVES, **_DELETES}[name])
+                unlisten(mapper, name, {**_BEFORE_SAVES, **_SAVES, **_DELETES}[name])
         _listening.clear()
         _seen = ()
