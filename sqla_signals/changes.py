@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from enum import Enum
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain, repeat
 from operator import is_
 from typing import Any, Final, NamedTuple
@@ -85,7 +85,11 @@ def diff_of(pairs: Pairs, shape: Shape | None = None) -> Diff:
     """A diff of values that are known by name."""
     if not pairs:
         return NO_DIFF
-    return (shape or Shape(pairs), *chain.from_iterable(pairs.values()))
+    return (shape or _shape_of(tuple(pairs)), *chain.from_iterable(pairs.values()))
+
+
+_shape_of: Final = lru_cache(maxsize=1000)(Shape)
+"""Shared, because it is larger than all the values of a row."""
 
 
 def pairs_of(diff: Diff) -> dict[str, tuple[Any, Any]]:

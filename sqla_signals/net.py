@@ -133,12 +133,14 @@ class Effect:
             net = later._copy(self.kind)
             net.was = self.was
             net.changes = self._chained(later)
-            net.along = self.along | later.along
-            net.unknown = self.unknown | later.unknown
+            net.along = _union(self.along, later.along)
+            net.unknown = _union(self.unknown, later.unknown)
             if self.kind is UPDATED and not net.changes and not net.along:
                 return None
         mutes = self.mutes if later.mutes == self.mutes else self.mutes + later.mutes
-        net.source = later.source._replace(raw=self.raw and later.raw, mutes=mutes)
+        raw = self.raw and later.raw
+        if (raw, mutes) != (later.raw, later.mutes):
+            net.source = later.source._replace(raw=raw, mutes=mutes)
         return net
 
     def _chained(self, later: Effect) -> Changes:
@@ -190,6 +192,11 @@ class Executed(NamedTuple):
     sender: type
     arguments: Mapping[str, Any]
     mutes: tuple[Any, ...]
+
+
+def _union(one: frozenset[str], other: frozenset[str]) -> frozenset[str]:
+    """One of them, where that is all: there may be many rows."""
+    return one | other if one and other else one or other
 
 
 def _same(key: str, old: Any, new: Any) -> bool:
