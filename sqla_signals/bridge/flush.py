@@ -56,7 +56,8 @@ class Flush:
         self._origins: dict[State, Any] = {}
         # The unit of work holds us, and it dies with the flush however that ends.
         context.attributes[_KEY] = self
-        flushes[session.hash_key] = weakref.ref(self, _forget(session.hash_key))
+        reference: weakref.ref[Flush] = weakref.ref(self, _forget(session.hash_key))
+        flushes[session.hash_key] = reference
 
     @staticmethod
     def of_context(context: UOWTransaction) -> Flush | None:
