@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from .._sqlalchemy import is_autocommit
 from ..errors import AutocommitError
 from ..signals import post_delete, post_save
-from .calls import Calls
+from .calls import Calls, is_sharded
 from .flush import states_in_flush
 from .foresight import Foresight
 
@@ -56,7 +56,7 @@ def _refuse(session: Session, connections: list[Connection], states: Iterable[St
         if mapper in asked:
             continue
         # With horizontal sharding each row has its own bind.
-        if session.connection_callable is None:
+        if not is_sharded(session):
             asked.add(mapper)
         receivers = [
             (signal, receiver)

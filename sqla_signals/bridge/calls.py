@@ -143,9 +143,8 @@ class ModelCalls:
 
     def tells_of_saves(self) -> bool:
         """Whether anybody is told what was inserted or updated, at once or in the end."""
-        phases = self.post_save.phases()
         # Also who waits for deletes: a row created and deleted again is no deleted row.
-        return any(phases.values()) or any(self.post_delete.phases()[on] for on in AFTER_FLUSH)
+        return bool(self.post_save.phases()["flush"]) or any(map(self.awaits, AFTER_FLUSH))
 
     def save(
         self,

@@ -149,8 +149,7 @@ class Flush:
             model, source, undone = awaits
             instance = state.obj()
             if sharded:
-                using = model.using(instance)
-                source = Source(source.equal, source.unfetched, source.raw, using, source.mutes)
+                source = source._replace(using=model.using(instance))
             columns = model.columns
             # A deleted instance may be refreshed from a row that has taken over its key.
             values = columns.values(state) if undone or row is DELETED else None

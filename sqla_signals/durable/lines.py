@@ -37,14 +37,10 @@ if TYPE_CHECKING:
     from .tables import Outbox
     from .writing import Row
 
-_COLUMNS: Final = (
-    "id",
-    "aggregate_type",
-    "aggregate_id",
-    "event_type",
-    "payload",
-    "receivers",
-)
+COLUMNS: Final = ("aggregate_type", "aggregate_id", "event_type", "payload", "receivers")
+"""What differs from event to event, besides its id."""
+
+_COLUMNS: Final = ("id", *COLUMNS)
 
 _as_json: Final = json.JSONEncoder(separators=(",", ":")).encode
 

@@ -16,7 +16,7 @@ from ..errors import AutocommitError
 from ..net import CREATED, DELETED
 from .clock import database_time
 from .encoding import Types, codec_of, encode_changes
-from .lines import insert_lines
+from .lines import COLUMNS, insert_lines
 from .message import SCHEMA
 
 if TYPE_CHECKING:
@@ -65,16 +65,14 @@ def insert_events(outbox: Outbox, connection: Connection, events: Events) -> Non
     # inline(): nobody reads the sequence, so no RETURNING.
     statement = insert(outbox.table).values(occurred_at=now, available_at=now).inline()
     parameters = [
-        {"id": UUID(new_id), **dict(zip(_COLUMNS, row, strict=True)), **more}
+        {"id": UUID(new_id), **dict(zip(COLUMNS, row, strict=True)), **more}
         for new_id, row in zip(ids, rows, strict=True)
     ]
     connection.execute(statement, parameters)
 
 
-_COLUMNS: Final = ("aggregate_type", "aggregate_id", "event_type", "payload", "receivers")
-
 Row = tuple[str, str, str, dict[str, Any], tuple[str, ...]]
-"""The values of :data:`_COLUMNS`."""
+"""The values of :data:`~.lines.COLUMNS`."""
 
 
 class _TypesByMapper(dict["Mapper[Any]", Types]):
