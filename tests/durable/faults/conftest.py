@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -107,16 +108,17 @@ class Scene:
                 },
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
         self.processes.append(process)
         return process
 
     def stop(self) -> None:
-        """End all that still runs."""
+        """End all that still runs, and what that has started."""
         for process in self.processes:
-            process.send_signal(signal.SIGCONT)
-            process.kill()
-        for process in self.processes:
+            # A relay that outlives its scene would take the events of the next one.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         self.engine.dispose()
 
@@ -128,8 +130,16 @@ class Scene:
         while not happened():
             if time.monotonic() > deadline:
                 log = self.log()[-6000:]
-                pytest.fail(f"not within {DEADLINE:g} s: {what}. {self.count()}\n{log}")
+                pytest.fail(f"not within {DEADLINE:g} s: {what}. {self.whereabouts()}\n{log}")
             time.sleep(0.05)
+
+    def whereabouts(self) -> str:
+        """Where things are that have not arrived, for who reads of a failure."""
+        ended = [process.poll() for process in self.processes]
+        return (
+            f"{self.count()}; in the outbox: {self.rows('outbox')}; dead letters: "
+            f"{self.rows('dead_letters')}; exit codes of the processes: {ended}"
+        )
 
     def rows(self, name: str) -> int:
         with self.engine.connect() as connection:

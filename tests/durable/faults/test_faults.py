@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,6 +41,19 @@ def on(*servers: Any) -> Callable[[Any], Any]:
 
 def names(prefix: str, count: int) -> list[str]:
     return [f"{prefix}{number}" for number in range(count)]
+
+
+@on(QUICK)
+def test_nothing_outlives_its_scene(scene: Scene):
+    """A relay behind a command of its own would otherwise take the events of the next test."""
+    file = scene.folder / "child"
+    scene.relay(prefix=("sh", "-c", f'"$@" & echo $! > {file}; wait', "sh"))
+    scene.until("the relay is running", lambda: "is running" in scene.log())
+    command = Path(f"/proc/{int(file.read_text())}/cmdline")
+    assert b"sqla_signals" in command.read_bytes()
+    scene.stop()
+    # Nobody may have asked what became of it: then it is there, and has no command any more.
+    scene.until("the relay has ended", lambda: not command.exists() or not command.read_bytes())
 
 
 @on(QUICK, POSTGRESQL_REDIS)
