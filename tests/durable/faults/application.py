@@ -89,9 +89,13 @@ def make_app() -> Celery:
     app = Celery("faults")
     url = os.environ["FAULTS_BROKER_URL"]
     options: dict[str, Any] = {}
+    name = os.environ["FAULTS_QUEUE"]
     if url.startswith("redis"):
+        # Not only the queue is the scene's own: a worker gives back what any worker has had for too
+        # long, and one that is killed while it looks keeps all others from looking for minutes.
         options = {
-            "visibility_timeout": 2,
+            "global_keyprefix": name,
+            "visibility_timeout": OPTIONS.get("visibility_timeout", 600),
             "unacked_restore_interval": 1,
             "unacked_restore_throttle": 1,
         }
@@ -104,7 +108,6 @@ def make_app() -> Celery:
             "control_folder": str(FOLDER / "control"),
             "polling_interval": 0.05,
         }
-    name = os.environ["FAULTS_QUEUE"]
     queue: dict[str, Any] = {}
     if "max_length" in OPTIONS:
         queue["queue_arguments"] = {
@@ -156,7 +159,7 @@ publisher = Publisher(
     batch_size=10,
 )
 relay = Relay(factory, publisher, outbox=outbox, max_attempts=OPTIONS.get("relay_attempts", 10))
-Leases.seconds = 2.0  # so that the test of a killed relay need not wait for minutes
+Leases.seconds = OPTIONS.get("lease", Leases.seconds)
 
 published = 0
 

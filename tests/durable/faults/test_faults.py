@@ -72,7 +72,7 @@ def test_the_application_is_killed_before_and_after_commit(scene: Scene):
 def test_the_relay_is_killed_while_it_publishes(scene: Scene):
     """The next one begins the batch again; what comes twice has its effect once."""
     scene.place(*names("a", 10))
-    assert scene.relay(dies="relay 5").wait(60) == KILLED
+    assert scene.relay(dies="relay 5", lease=2).wait(60) == KILLED
     scene.relay()
     scene.worker()
     found = scene.settle("relay killed in the middle of a batch", events=10)
@@ -134,6 +134,7 @@ def test_poison(scene: Scene):
 @on(POSTGRESQL_REDIS, POSTGRESQL_RABBITMQ, MARIADB_RABBITMQ)
 def test_a_worker_is_killed_in_a_receiver(scene: Scene):
     """With all its processes: another worker gets what it had, and begins again."""
+    scene.options = {"visibility_timeout": 2}
     scene.relay()
     scene.place(*names("a", 5), "deadly", *names("b", 5))
     assert scene.worker(dies="receiver deadly").wait(90) == KILLED
@@ -168,7 +169,7 @@ def test_async_receivers_in_a_worker_that_forks(scene: Scene):
 @on(POSTGRESQL_REDIS, POSTGRESQL_RABBITMQ)
 def test_a_worker_is_killed_in_a_message_of_several_events(scene: Scene):
     """What was done of it is not done again."""
-    scene.options = {"events_per_message": 10}
+    scene.options = {"events_per_message": 10, "visibility_timeout": 2}
     scene.place(*names("a", 5), "deadly", *names("b", 5))
     scene.relay()
     assert scene.worker(dies="receiver deadly").wait(90) == KILLED
@@ -221,7 +222,8 @@ def test_the_queue_is_full(scene: Scene):
     scene.options = {"max_length": 5, "relay_attempts": 2}
     scene.place(*names("a", 30))
     scene.relay()
-    scene.until("refused often", lambda: scene.log().count("the queue is full") > 3)
+    # Whole batches: the first, of which five events fit in, is over.
+    scene.until("refused often", lambda: scene.log().count("trying again in") > 3)
     assert scene.rows("outbox") == 25
     scene.worker()
     scene.settle("queue full", events=30)
