@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,7 +23,7 @@ from sqlalchemy import Engine, Table, func, select
 from ...conftest import IN_CI
 from ..conftest import engine_for
 from .models import Base
-from .proxy import Proxy
+from .proxy import Proxy, own_port
 
 ROOT = Path(__file__).parents[3]
 APPLICATION = f"{__package__}.application"
@@ -269,9 +268,8 @@ class RedisServer:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        self._port = own_port()
+        self.port: int = self._port.getsockname()[1]
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.start()
 
@@ -312,3 +310,4 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     server = RedisServer(tmp_path_factory.mktemp("redis"))
     yield server
     server.kill()
+    server._port.close()

@@ -10,6 +10,17 @@ from urllib.parse import urlsplit
 PORTS = {"redis": 6379, "amqp": 5672, "postgresql+psycopg": 5432, "mariadb+pymysql": 3306}
 
 
+def own_port() -> socket.socket:
+    """A port of 127.0.0.1 that nobody else gets, for a server that comes and goes.
+
+    While no server listens on it, connections are refused. The server has to set ``SO_REUSEADDR``.
+    """
+    port = socket.socket()
+    port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    port.bind(("127.0.0.1", 0))
+    return port
+
+
 class Proxy:
     """Passes TCP connections on to the server of a URL, until it is cut.
 
@@ -22,18 +33,19 @@ class Proxy:
         self._ends: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._listener: socket.socket | None = None
-        self._port = 0
+        self._port = own_port()
+        self._address = self._port.getsockname()
         self.mend()
         login = f"{parts.username}:{parts.password}@" if parts.username else ""
-        self.url = parts._replace(netloc=f"{login}127.0.0.1:{self._port}").geturl()
+        self.url = parts._replace(netloc=f"{login}127.0.0.1:{self._address[1]}").geturl()
 
     def mend(self) -> None:
         """Accept connections."""
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", self._port))
+        listener.bind(self._address)
         listener.listen()
-        self._listener, self._port = listener, listener.getsockname()[1]
+        self._listener = listener
         threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
 
     def cut(self) -> None:
@@ -54,6 +66,7 @@ class Proxy:
 
     def __exit__(self, *exc: object) -> None:
         self.cut()
+        self._port.close()
 
     def _accept(self, listener: socket.socket) -> None:
         while True:
