@@ -59,6 +59,8 @@ def tell(folder: Path) -> None:
     with process(WORKER, folder / "worker.log") as worker:
         with process(RELAY, folder / "relay.log") as relay:
             wait("Ada's parcel", lambda: counting.parcels() == 1)
+            # SQLite: what a killed relay had in hand, the next one gets after minutes.
+            wait("an empty outbox", lambda: counting.waiting() == 0)
             show.line("Ada's order is confirmed, paid and packed.")
 
             show.heading("4. The relay is killed with -9; the shop goes on selling")
