@@ -112,6 +112,8 @@ class Program:
 @pytest.mark.parametrize("kind", KINDS)
 @settings(
     max_examples=EXAMPLES,
+    derandomize=True,  # the same in every run
+    database=None,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
