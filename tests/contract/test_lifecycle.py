@@ -653,16 +653,7 @@ def calls(work: Callable[[], Any]) -> Counter[str]:
     return found
 
 
-@pytest.fixture
-def nobody_listens() -> None:
-    """The traceback of a flush that failed in another test keeps what was installed there."""
-    gc.collect()
-    sqla_signals.install().remove()
-
-
-def test_constructing_and_loading_cost_nothing_where_nobody_listens(
-    library: Engine, nobody_listens: None
-):
+def test_constructing_and_loading_cost_nothing_where_nobody_listens(library: Engine):
     """1,000 instances: not one call more than without the package, and none after a disconnect."""
     with Session(library) as session:
         session.add_all([Author(name="a") for _ in range(1000)])
@@ -691,9 +682,7 @@ def test_constructing_and_loading_cost_nothing_where_nobody_listens(
     assert not any("instances" in name for name in more if name.startswith(ours))
 
 
-def test_nobody_pays_for_a_receiver_of_another_class_to_the_call(
-    library: Engine, nobody_listens: None
-):
+def test_nobody_pays_for_a_receiver_of_another_class_to_the_call(library: Engine):
     """Without a session in between, the count is the same to the last call."""
 
     def work() -> None:
