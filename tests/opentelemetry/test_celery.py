@@ -32,6 +32,8 @@ def app(monkeypatch: pytest.MonkeyPatch) -> Iterator[Celery]:
         broker_transport_options={"polling_interval": 0.01},
         task_default_queue=f"queue-{uuid4()}",
     )
+    # A worker would give this process its own log, in which later tests find nothing.
+    monkeypatch.setattr(app.log, "setup", lambda **_: None)
     yield app
     app.close()
 
