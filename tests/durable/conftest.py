@@ -12,7 +12,7 @@ from sqlalchemy import Engine, create_engine, make_url, select
 from sqlalchemy.orm import Session
 
 import sqla_signals
-from sqla_signals.durable import Relay
+from sqla_signals.durable import Relay, claims
 
 from ..conftest import IN_CI, clear_postgresql, create_sqlite_engine
 from ..delivery.test_two_phase import two_phase_url as two_phase_url  # a fixture
@@ -26,6 +26,12 @@ DATABASES = [
     pytest.param("postgresql", marks=pytest.mark.postgresql),
     pytest.param("mariadb", marks=pytest.mark.mariadb),
 ]
+
+
+@pytest.fixture(autouse=True)
+def long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is, what has failed is not due before :func:`make_due`."""
+    monkeypatch.setattr(claims, "FIRST_RETRY", 60.0)
 
 
 @pytest.fixture(scope="session")
