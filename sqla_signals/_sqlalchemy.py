@@ -598,12 +598,12 @@ def is_autocommit(connection: Connection) -> bool:
     return connection._is_autocommit_isolation()
 
 
-def is_committing(root: SessionTransaction) -> bool:
-    """Inside ``before_commit``: whether it is this root that commits, and not a savepoint alone.
+def is_committing(transaction: SessionTransaction) -> bool:
+    """In ``before_commit`` and in commit's own flushes: whether it is this one that commits.
 
-    The event tells the session only, and is the same for both.
+    The event tells the session only, and is the same for a root and for a savepoint.
     """
-    return root._current_fn is not None
+    return transaction._current_fn is not None
 
 
 def contains_state(session: Session, state: State) -> bool:

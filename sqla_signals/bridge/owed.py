@@ -17,6 +17,7 @@ from ..net import Effect, Frame
 from ..signals import post_delete, post_save
 from . import delivery, transactions
 from .columns import ColumnsByMapper
+from .settling import MAX_FLUSHES
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Mapper, Session
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
 _WRITTEN: Final = "sqla_signals.owed"
 """Kept on the root transaction once its events are in the outbox."""
-_FLUSHES: Final = 100
-"""After as many, ``commit()`` itself gives up."""
 
 
 Owed = tuple[Effect, Mapping[str, Any], tuple[str, ...]]
@@ -67,7 +66,7 @@ def committing(session: Session) -> None:
     root = session.get_transaction()
     if root is None or _WRITTEN in root.__dict__ or not is_committing(root):
         return
-    for _ in range(_FLUSHES):
+    for _ in range(MAX_FLUSHES):
         if is_clean(session):
             break
         session.flush()
