@@ -51,7 +51,10 @@ def do_orm_execute(
 ) -> Result[Any] | None:
     """Execute a statement that inserts, updates or deletes instances; ``None`` for any other."""
     mapper = dml_mapper(context.statement)
-    if mapper is None or _SEEN in context.execution_options:
+    if mapper is None:
+        _refuse_rows_of_table(context)
+        return None
+    if _SEEN in context.execution_options:
         return None
     context.update_execution_options(**{_SEEN: True})
     mode = context.execution_options.get("signals")
@@ -84,6 +87,24 @@ def do_orm_execute(
         return _execute(context, mapper, operation, rows)
     finally:
         _open.discard(token)
+
+
+def _refuse_rows_of_table(context: ORMExecuteState) -> None:
+    """No class, no receivers: not what somebody expects who has asked for the signals of rows."""
+    statement: Any = context.statement
+    if not statement.is_dml or context.execution_options.get("signals") != "rows":
+        return
+    # From SQLAlchemy 2.1 on, a session may ask so for whatever it executes.
+    if getattr(context.session, "execution_options", {}).get("signals") == "rows":
+        return
+    if statement.is_from_statement:
+        statement = statement.element
+    operation = _operation(context)
+    raise BulkOptionError(
+        f'execution option signals="rows": {operation}() of the Table {str(statement.table)!r} has '
+        f"no instances to tell of; name the class, {operation}(Order). The rows of a "
+        f"secondary table are told by m2m_changed, when the relationship is changed"
+    )
 
 
 _open: set[object] = set()

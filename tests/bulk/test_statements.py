@@ -35,6 +35,7 @@ from tests.contract.observing import asynchronous, rows
 from .shop import Base, Clerk, Customer, Employee, Heard, Manager, Order, witnessed
 
 SKIP: Any = {"signals": "skip"}
+ROWS: Any = {"signals": "rows"}
 
 
 def listen(sender: Any = None, **options: Any) -> Heard:
@@ -216,6 +217,45 @@ def test_another_value_of_the_option_is_refused(session: Session):
     with pytest.raises(BulkOptionError, match=r"'row'.*\"rows\".*\"skip\""):
         session.execute(update(Order).values(status="x"), execution_options={"signals": "row"})
     assert witnessed(session) == []
+
+
+@pytest.mark.parametrize("on_itself", [True, False])
+@pytest.mark.parametrize("operation", ["insert", "update", "delete", "from_statement"])
+def test_signals_of_rows_are_refused_for_a_statement_on_a_table(
+    session: Session, operation: str, on_itself: bool
+):
+    """It has been asked for them, and there is no telling which class the rows are of."""
+    fill(session)
+    post_save.connect(listen())
+    orders = Order.__table__
+    statement: Any = {
+        "insert": insert(orders).values(id=7),
+        "delete": delete(orders),
+        "update": update(orders).values(state="x"),
+        "from_statement": select(Order).from_statement(
+            update(orders).values(state="x").returning(orders)
+        ),
+    }[operation]
+    options: Any = ROWS
+    if on_itself:
+        statement, options = statement.execution_options(**ROWS), {}
+    with pytest.raises(BulkOptionError, match=r"\(\) of the Table 'orders'.*name the class"):
+        session.execute(statement, execution_options=options)
+    assert witnessed(session) == []
+
+
+def test_what_a_session_asks_for_in_general_does_not_keep_it_from_tables(
+    shop: Engine, session: Session
+):
+    """SQLAlchemy 2.1 takes execution options for all that a session executes."""
+    if not hasattr(session, "execution_options"):
+        pytest.skip("new in SQLAlchemy 2.1")
+    fill(session)
+    post_save.connect(listen())
+    with Session(shop, execution_options=ROWS) as general:
+        general.execute(update(Order.__table__).values(state="x"))
+        general.commit()
+    assert rows(session, Order.status) == ["x"] * 3
 
 
 def test_mute(session: Session):
