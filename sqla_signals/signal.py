@@ -130,7 +130,8 @@ class Signal(blinker.NamedSignal):
         :param on: ``"flush"``: called at once, inside the transaction; ``"commit"``: after the
             transaction was committed, in one of its own; ``"rollback"``: after the work was undone.
         :param propagate: also for the mapped subclasses of ``sender``.
-        :param fields: attribute names; only called when one of them changed or the row is new.
+        :param fields: attribute names; only called when one of them changed, or the row is new or
+            deleted.
         :param durable: called by a worker process, at least once, even if this one dies right
             after the commit; implies ``on="commit"`` and adds the argument ``event``. The models
             need an outbox: :func:`sqla_signals.durable.outbox_table`.
@@ -148,6 +149,8 @@ class Signal(blinker.NamedSignal):
                 f"{who}: on={on!r} is not one of {', '.join(map(repr, self._phases))}, "
                 f"which this signal takes"
             )
+        if not isinstance(name, str | None):
+            raise ReceiverOptionError(f"{who}: name={name!r} is no str")
         try:
             if durable:
                 self._check_durable(receiver, on, name or default_name(receiver))

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
+from sqlalchemy.orm import Session
+
 from .. import mapping
 from .._sqlalchemy import contains_state, state_of
 from ..errors import SignalsError
@@ -19,8 +21,10 @@ from . import delivery
 from .calls import UNBEGUN
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncSession
-    from sqlalchemy.orm import Session, SessionTransaction
+    from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
+    from sqlalchemy.orm import SessionTransaction, scoped_session
+
+    AnySession = Session | AsyncSession | scoped_session[Any] | async_scoped_session[Any]
 
 _FRAME: Final = "sqla_signals.frame"
 """Kept on the transaction, to live as long: a callback may refer to the session, and so to it."""
@@ -149,7 +153,7 @@ def net_frame(session: Session) -> Frame:
     return net
 
 
-def on_commit(session: Session | AsyncSession, fn: Callable[[], Any]) -> None:
+def on_commit(session: AnySession, fn: Callable[[], Any]) -> None:
     """Call ``fn`` once the work of the session is committed.
 
     :param session: a session that an installation listens to.
@@ -167,7 +171,7 @@ def on_commit(session: Session | AsyncSession, fn: Callable[[], Any]) -> None:
     frame_of(_checked(session, fn)).on_commit.append(fn)
 
 
-def on_rollback(session: Session | AsyncSession, fn: Callable[[], Any]) -> None:
+def on_rollback(session: AnySession, fn: Callable[[], Any]) -> None:
     """Call ``fn`` once the work of the session is undone.
 
     That is when the savepoint it was called in, or the whole transaction, is rolled back, also by
@@ -179,7 +183,12 @@ def on_rollback(session: Session | AsyncSession, fn: Callable[[], Any]) -> None:
 def _checked(session: Any, fn: Any) -> Session:
     if hasattr(session, "registry"):  # a scoped_session or an async_scoped_session
         session = session()
-    sync: Session = getattr(session, "sync_session", session)
+    sync: Any = getattr(session, "sync_session", session)
+    if not isinstance(sync, Session):
+        raise SignalsError(
+            f"on_commit() and on_rollback() are about the transaction of a session, which "
+            f"{session!r} is not: give a Session or an AsyncSession"
+        )
     if not callable(fn):
         raise SignalsError(f"on_commit() and on_rollback() take a function, not {fn!r}")
     if not any(one.closeness(sync) for one in mapping.installations):

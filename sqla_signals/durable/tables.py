@@ -9,7 +9,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import JSON, BigInteger, Column, DateTime, Index, Integer, String, Table, Text, Uuid
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    DateTime,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    Uuid,
+)
 from sqlalchemy.dialects import mysql, postgresql
 
 from ..errors import ReceiverOptionError
@@ -19,7 +31,7 @@ from .encoding import check_columns
 from .writing import insert_events
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, MetaData
+    from sqlalchemy import Connection
     from sqlalchemy.orm import Mapper
     from sqlalchemy.types import TypeEngine
 
@@ -125,10 +137,15 @@ def outbox_table(
         are: a later one waits until the earlier one was published, or has become a dead letter.
         Takes an index. Past the publisher, several workers may still run them in any order.
     :returns: the :class:`Outbox`, with its ``table``, ``inbox`` and ``dead_letters``.
-    :raises ReceiverOptionError: called before for the same metadata, with other options.
+    :raises ReceiverOptionError: not a ``MetaData``; or called before for it, with other options.
 
     Creates nothing in a database: ``Base.metadata.create_all()`` and Alembic do.
     """
+    if not isinstance(metadata, MetaData):
+        raise ReceiverOptionError(
+            f"outbox_table(): {metadata!r} is no MetaData; give that of the models: "
+            f"outbox_table(Base.metadata)"
+        )
     schema = schema or metadata.schema
     known: Outbox | None = metadata.info.get(OUTBOX)
     if known is not None:

@@ -218,6 +218,13 @@ def test_an_empty_list_of_senders_is_refused():
         receiver(post_save, sender=[])(lambda sender, **kwargs: None)
 
 
+def test_a_name_that_is_no_text_is_refused():
+    """It would stand in messages and logs."""
+    with pytest.raises(ReceiverOptionError, match="name=5"):
+        receiver(post_save, sender=Author, name=5)(lambda sender, **kwargs: None)
+    assert not post_save.receivers
+
+
 # -- sender: names -------------------------------------------------------------------------------
 
 

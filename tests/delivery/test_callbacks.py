@@ -198,6 +198,15 @@ def test_a_callback_must_be_callable(session: Session, register):
         register(session, "not a function")
 
 
+@pytest.mark.parametrize("register", [on_commit, on_rollback])
+def test_what_is_no_session_takes_no_callbacks(library: Engine, installed, register):
+    """The error asks for a session, and not for an installation that is there."""
+    for other in (library, sessionmaker(library)):
+        with pytest.raises(SignalsError, match="give a Session or an AsyncSession") as caught:
+            register(other, lambda: None)
+        assert "install" not in str(caught.value)
+
+
 @pytest.mark.parametrize("end", ["commit", "rollback"])
 @pytest.mark.parametrize("shape", ["function", "partial", "lambda"])
 def test_an_async_callback_of_a_plain_session_is_logged_as_failed(

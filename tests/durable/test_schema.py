@@ -12,6 +12,8 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Engine, create_engine, inspect
 from sqlalchemy.schema import CreateTable
 
+from sqla_signals import ReceiverOptionError, outbox_table
+
 from .conftest import engine_for
 from .models import Base, outbox
 
@@ -46,6 +48,13 @@ def upgrade():
 def downgrade():
     ${downgrades if downgrades else "pass"}
 '''
+
+
+@pytest.mark.parametrize("given", [Base, Base.registry])
+def test_the_tables_are_added_to_a_metadata_and_the_error_says_which(given: object):
+    """The base class is what one has at hand."""
+    with pytest.raises(ReceiverOptionError, match=r"outbox_table\(Base\.metadata\)"):
+        outbox_table(given)
 
 
 def test_autogenerate_finds_no_difference_after_create_all(shop: Engine):

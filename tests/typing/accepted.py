@@ -9,10 +9,21 @@ from typing import Any, assert_type
 
 from blinker import ANY
 from sqlalchemy import Connection, Engine, Table
-from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Session
+from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from sqla_signals import Change, Signal, m2m_changed, post_delete, post_save, pre_save, receiver
+from sqla_signals import (
+    Change,
+    Signal,
+    m2m_changed,
+    on_commit,
+    on_rollback,
+    post_delete,
+    post_save,
+    pre_save,
+    raw,
+    receiver,
+)
 
 from .models import AnyModel, Base, Customer, HasTotal, Order, RushOrder, shipped
 
@@ -196,3 +207,14 @@ def linked(sender: Any, instance: Order, action: str, pk_set: frozenset[Any], **
 
 
 assert_type(linked(None, Order(), "pre_add", frozenset()), int)
+
+
+# -- Sessions of all kinds -------------------------------------------------------------------------
+
+registry = scoped_session(sessionmaker())
+async_registry = async_scoped_session(async_sessionmaker(), scopefunc=lambda: 1)
+
+for any_session in (Session(), AsyncSession(), registry, async_registry):
+    on_commit(any_session, lambda: None)
+    on_rollback(any_session, lambda: None)
+    raw(any_session)
