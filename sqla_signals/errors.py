@@ -45,9 +45,10 @@ class SessionInFlushError(SignalsError, InvalidRequestError):
 
 
 class AutocommitError(SignalsError, InvalidRequestError):
-    """A session writes rows with durable receivers on an AUTOCOMMIT connection.
+    """A session writes rows with durable receivers, or would call these, with AUTOCOMMIT.
 
-    Their events could not be written in the same transaction. Nothing was written.
+    The events could not be written in the same transaction, nor what a receiver does together with
+    the note that it is done. Nothing was written.
     """
 
 

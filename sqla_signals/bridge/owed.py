@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from .._sqlalchemy import is_clean, is_committing, state_of
+from .._sqlalchemy import fail_transaction, is_clean, is_committing, state_of
 from ..mapping import outbox_of
 from ..net import Effect, Frame
 from ..signals import post_delete, post_save
@@ -71,8 +71,14 @@ def committing(session: Session) -> None:
             break
         session.flush()
     root.__dict__[_WRITTEN] = True
-    frame = transactions.net_frame(session)
-    _write(session, frame, frame.effects)
+    try:
+        frame = transactions.net_frame(session)
+        _write(session, frame, frame.effects)
+    except BaseException:
+        # As commit's own flush does that fails: else a second commit() would keep the rows alone.
+        del root.__dict__[_WRITTEN]
+        fail_transaction(session)
+        raise
 
 
 def flushed(session: Session, effects: Iterable[Effect]) -> None:

@@ -18,11 +18,18 @@ from sqlalchemy import delete, event, insert
 from sqlalchemy.exc import IntegrityError
 
 from .. import watching
-from .._sqlalchemy import attached_copy, current_task, detached_copy, is_committing, own_copies
+from .._sqlalchemy import (
+    attached_copy,
+    current_task,
+    detached_copy,
+    is_autocommit,
+    is_committing,
+    own_copies,
+)
 from ..bridge.calls import Calls
 from ..bridge.columns import columns_of
 from ..changes import Changes, diff_of
-from ..errors import AsyncReceiverError, SignalsError
+from ..errors import AsyncReceiverError, AutocommitError, SignalsError
 from ..mapping import outbox_of
 from ..receivers import Receiver
 from ..signal import ModelSignal, logger
@@ -143,6 +150,9 @@ class _Call:
 
     def _enter(self, session: Session) -> bool:
         """Write into the inbox that this is done; ``False`` if it was."""
+        if not session.in_transaction():
+            session.begin()  # with autobegin=False nobody else does
+        self._refuse_autocommit(session)
         inbox = self.outbox.inbox
         row = {"event_id": self.message.id, "receiver": self.message.receiver}
         try:
@@ -155,6 +165,16 @@ class _Call:
             session.rollback()
             return False
         return True
+
+    def _refuse_autocommit(self, session: Session) -> None:
+        connection = session.connection(bind_arguments={"bind": self.using})
+        if is_autocommit(connection):
+            raise AutocommitError(
+                f"{self.signal.name}: receiver {self.receiver} is durable, but the sessions of "
+                f"this worker are on {connection.engine!r} with isolation_level='AUTOCOMMIT': the "
+                f"note that it is done would stay when it fails. Give the Relay or the Worker "
+                f"sessions on an engine with transactions"
+            )
 
     def _leave(self, session: Session) -> None:
         """Take that back: the receiver commits by itself, and may fail or be killed after that."""

@@ -10,9 +10,10 @@ from sqlalchemy import Engine, insert, select
 from sqlalchemy.orm import Session
 
 from sqla_signals import AutocommitError, mute, post_delete, post_save, receiver
+from sqla_signals.durable import Relay
 
-from .conftest import engine_for, events
-from .models import Base, Line, Order, Seat
+from .conftest import engine_for, events, ledger, make_due
+from .models import Base, Ledger, Line, Order, Seat, outbox
 
 
 @pytest.fixture(autouse=True)
@@ -132,4 +133,30 @@ def test_what_a_statement_has_written_is_an_error_at_the_commit(shop: Engine):
         session.execute(insert(Line), [{}], execution_options={"signals": "rows"})
         with pytest.raises(AutocommitError, match="without the 1 events"):
             session.commit()
+    assert events(shop) == []
+
+
+def test_a_receiver_is_not_called_where_the_note_that_it_is_done_would_outlive_its_failure(
+    shop: Engine, caplog: pytest.LogCaptureFixture
+):
+    """Its event stays in the outbox, and is delivered by a relay with transactions."""
+
+    @receiver(post_save, sender=Seat, durable=True, name="shop.seats")
+    def fn(sender, session, event, **kwargs):
+        session.add(Ledger(entry=f"attempt {event.attempt}"))
+        session.flush()
+        if event.attempt < 3:
+            raise ValueError("not yet")
+
+    with Session(shop) as session:
+        session.add(Seat(row="A", number=1))
+        session.commit()
+    relay = Relay(shop.execution_options(isolation_level="AUTOCOMMIT"), outbox=outbox)
+    assert relay.run_once() == 1
+    assert "AutocommitError: post_save: receiver shop.seats" in events(shop)[0].last_error
+    assert ledger(shop) == []
+    for _ in range(2):
+        make_due(shop)
+        Relay(shop, outbox=outbox).run_once()
+    assert ledger(shop) == ["attempt 3"]
     assert events(shop) == []

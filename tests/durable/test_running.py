@@ -283,6 +283,24 @@ def test_a_receiver_that_rolls_back_by_itself_is_done(shop: Engine):
     assert calls == [1]
 
 
+@pytest.mark.parametrize("ends_it", [False, True])
+def test_sessions_that_do_not_begin_by_themselves_do_it_for_receivers(shop: Engine, ends_it: bool):
+    """With ``autobegin=False``; also where the receiver has ended the transaction."""
+
+    @receiver(post_save, sender=Order, durable=True, name="shop.fn")
+    def fn(sender, instance, session, **kwargs):
+        session.add(Ledger(entry=instance.status))
+        if ends_it:
+            session.commit()
+
+    place(shop, "a")
+    (message,) = messages(shop)
+    worker = Worker(sessionmaker(shop, autobegin=False))
+    assert worker.run(message) is True
+    assert worker.run(message) is False
+    assert ledger(shop) == ["a"]
+
+
 def test_two_workers_with_the_same_message_at_once(shop: Engine):
     """One of them runs it; the other waits, and finds it done."""
     inside, both = threading.Event(), threading.Event()

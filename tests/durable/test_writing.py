@@ -9,12 +9,13 @@ from uuid import RFC_4122, UUID
 
 import pytest
 from sqlalchemy import Engine, delete, event, select, update
+from sqlalchemy.exc import PendingRollbackError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, configure_mappers, mapped_column
 
 from sqla_signals import ReceiverOptionError, mute, post_delete, post_save, receiver
 from sqla_signals.durable import outbox_table
-from sqla_signals.durable.writing import new_ids
+from sqla_signals.durable.writing import header_sources, new_ids
 
 from .conftest import clear_postgresql, engine_for, events
 from .models import Base, Line, Order, Seat, outbox
@@ -228,6 +229,34 @@ def test_an_error_while_writing_leaves_nothing_committed(shop, session):
     session.rollback()
     with Session(shop) as other:
         assert other.scalars(select(Order)).all() == []
+
+
+@pytest.mark.parametrize("in_savepoint", [False, True])
+def test_after_an_error_while_writing_a_second_commit_commits_nothing(
+    shop, session, inserts, in_savepoint
+):
+    """As after a flush that failed: else the rows would be there without their events."""
+
+    def refuse(outbox: Any, count: int) -> dict[str, str]:
+        raise LookupError("no headers today")
+
+    session.add(Order(status="a"))
+    session.flush()
+    if in_savepoint:
+        session.begin_nested()
+        session.add(Order(status="b"))
+    header_sources.append(refuse)
+    with pytest.raises(LookupError, match="no headers today"):
+        session.commit()
+    header_sources.remove(refuse)
+    with pytest.raises(PendingRollbackError, match="no headers today"):
+        session.commit()
+    session.rollback()
+    assert session.scalars(select(Order)).all() == []
+    session.add(Order(status="c"))
+    session.commit()
+    assert kinds(shop) == [("Order", "created", "c")]
+    assert len(inserts) == 1
 
 
 def test_a_cascaded_delete_says_what_it_came_from(shop, session):
