@@ -22,19 +22,19 @@ def model_name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def find_mapper(name: str) -> Mapper[Any]:
+def find_mapper(name: str, *, has_outbox: bool = True) -> Mapper[Any]:
     """The mapper of the class with that name, or that had it, among those that have an outbox.
 
+    :param has_outbox: ``False``: or of one that has none, if no other is found.
     :raises UnknownModelError: there is none, or are several.
     """
     configure_mappers()
-    found = [
-        mapper
-        for mapper in all_mappers()
-        if model_name(mapper.class_) == name and known_outbox(mapper)
-    ]
-    if not found and (moved := _moved(name)) is not None:
-        found = [moved]
+    named = [mapper for mapper in all_mappers() if model_name(mapper.class_) == name]
+    if not named and (moved := _moved(name)) is not None:
+        named = [moved]
+    found = [mapper for mapper in named if known_outbox(mapper)]
+    if not found and not has_outbox:
+        found = named
     if len(found) == 1:
         return found[0]
     raise UnknownModelError(
@@ -49,7 +49,7 @@ def _moved(name: str) -> Mapper[Any] | None:
     module, _, attribute = name.rpartition(".")
     # Not imported here: who can write messages must not make us run code by that.
     mapper: Any = inspect(getattr(sys.modules.get(module), attribute, None), raiseerr=False)
-    return mapper if isinstance(mapper, Mapper) and known_outbox(mapper) else None
+    return mapper if isinstance(mapper, Mapper) else None
 
 
 def find_receiver(name: str, signal: ModelSignal) -> Receiver:

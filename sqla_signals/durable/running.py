@@ -204,7 +204,9 @@ class _Call:
         data = self.message.data.get("origin")
         if data is None:
             return None
-        mapper = find_mapper(data["model"])
+        mapper = find_mapper(data["model"], has_outbox=False)
+        if data["key"] is None:
+            return mapper.class_manager.new_instance()
         key = self._identity(mapper, Types(codec_of(mapper), data.get("types")), data)
         values = zip(codec_of(mapper).primary_key, key[1], strict=True)
         return detached_copy(mapper, key, dict(values))

@@ -114,9 +114,11 @@ def _event(event: Owed, unused: _TypesByMapper) -> Row:
 
 
 def _reference(instance: Any) -> dict[str, Any]:
-    """Names another row."""
+    """Names another row, of which nobody has checked yet that its primary key may be told."""
     state = state_of(instance)
     codec = codec_of(state.manager.mapper)
+    if not codec.secret.isdisjoint(codec.primary_key):
+        return {"model": codec.model, "key": None}
     types = Types(codec)
     assert state.key is not None
     key = types.encode_key(state.key[1])

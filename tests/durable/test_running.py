@@ -13,27 +13,31 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import Engine, event, inspect, select
+from sqlalchemy import Engine, ForeignKey, String, event, inspect, select
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
     Session,
+    foreign,
     mapped_column,
     object_session,
+    relationship,
     sessionmaker,
 )
 
 import sqla_signals
 from sqla_signals import AsyncReceiverError, Change, post_delete, post_save, receiver
 from sqla_signals.durable import (
+    SECRET,
     Message,
     Relay,
     UnknownModelError,
     UnknownReceiverError,
     UnknownSchemaError,
     Worker,
+    outbox_table,
 )
 
 from .conftest import drain, events, ledger
@@ -359,6 +363,68 @@ def test_origin_is_the_deleted_parent(shop: Engine):
         session.commit()
     drain(Relay(shop))
     assert found == [(Order, 1, True)]
+
+
+class Elsewhere(DeclarativeBase):
+    """Models without an outbox."""
+
+
+class Tenant(Elsewhere):
+    __tablename__ = "tenants"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    rooms: Mapped[list[Room]] = relationship(
+        lambda: Room,
+        primaryjoin=lambda: Tenant.id == foreign(Room.tenant_id),
+        cascade="all, delete-orphan",
+    )
+
+
+class Housed(DeclarativeBase):
+    """Models with an outbox of their own."""
+
+
+class Key(Housed):
+    """Who knows its primary key gets in."""
+
+    __tablename__ = "secret_keys"
+    token: Mapped[str] = mapped_column(String(20), primary_key=True, info=SECRET)
+    name: Mapped[str] = mapped_column(String(20))
+    rooms: Mapped[list[Room]] = relationship(cascade="all, delete-orphan")
+
+
+class Room(Housed):
+    __tablename__ = "rooms"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    tenant_id: Mapped[int | None]
+    token: Mapped[str | None] = mapped_column(ForeignKey(Key.token), info=SECRET)
+
+
+housed = outbox_table(Housed.metadata, prefix="housed")
+
+
+def test_origin_may_be_without_an_outbox_and_tells_no_secret(shop: Engine):
+    """Nobody has checked its class: of one whose primary key is secret only the class is told."""
+    found: list[Any] = []
+
+    @receiver(post_delete, sender=Room, durable=True, name="shop.fn")
+    def fn(sender, instance, origin, **kwargs):
+        found.append((type(origin), inspect(origin).identity))
+
+    Elsewhere.metadata.create_all(shop)
+    Housed.metadata.create_all(shop)
+    parents = [Tenant(id=7, rooms=[Room()]), Key(token="s3cret", name="key", rooms=[Room()])]
+    with Session(shop) as session:
+        for parent in parents:
+            session.add(parent)
+            session.commit()
+            session.delete(parent)
+            session.commit()
+    with shop.connect() as connection:
+        rows = connection.execute(select(housed.table)).all()
+    assert len(rows) == 2
+    assert "s3cret" not in str(rows)
+    drain(Relay(shop, outbox=housed))
+    assert found == [(Tenant, (7,)), (Key, None)]
 
 
 def test_what_a_receiver_changes_in_place_the_next_one_does_not_see(shop: Engine):
