@@ -598,6 +598,12 @@ def is_autocommit(connection: Connection) -> bool:
     return connection._is_autocommit_isolation()
 
 
+def shards_of(session: Session) -> Mapping[Any, Engine | Connection]:
+    """The binds of a ``ShardedSession``, by their shards; none of any other session."""
+    found: Mapping[Any, Engine | Connection] = getattr(session, "_ShardedSession__shards", {})
+    return found
+
+
 def is_committing(transaction: SessionTransaction) -> bool:
     """In ``before_commit`` and in commit's own flushes: whether it is this one that commits.
 

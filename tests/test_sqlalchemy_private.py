@@ -19,6 +19,7 @@ import sqlalchemy
 from sqlalchemy import JSON, ForeignKey, create_engine, event, update
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.horizontal_shard import ShardedSession
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.ext.asyncio import session as asyncio_session
 from sqlalchemy.orm import (
@@ -238,6 +239,7 @@ ELSEWHERE = (
     "_pending_mutations",
     "_trans_context_manager",
     "_Session__binds",
+    "_ShardedSession__shards",
     "_OneToManyDP",
     "_expand_composites",
     "_expand_other_attrs",
@@ -452,6 +454,17 @@ def test_a_session_keeps_its_binds_under_a_known_name():
     assert session.__dict__.get("binds") or session.__dict__.get("_Session__binds"), (
         f"SQLAlchemy {sqlalchemy.__version__} keeps the binds of a session elsewhere: {WHERE}."
     )
+
+
+def test_a_sharded_session_keeps_its_shards_under_a_known_name():
+    engine = create_engine("sqlite://")
+    session = ShardedSession(
+        shards={"one": engine},
+        shard_chooser=lambda *_, **__: "one",
+        identity_chooser=lambda *_, **__: ["one"],
+        execute_chooser=lambda _: ["one"],
+    )
+    assert session.__dict__["_ShardedSession__shards"] == {"one": engine}, WHERE
 
 
 def test_a_session_in_a_begin_block_of_a_sessionmaker_has_a_trans_context_manager():

@@ -14,11 +14,12 @@ from uuid import uuid5
 from celery import signals
 from celery.exceptions import Reject, Retry
 
-from .._sqlalchemy import all_mappers
+from .._sqlalchemy import all_mappers, shards_of
 from ..durable import BusyError, MalformedMessageError, Message, UnknownModelError, Worker
 from ..durable.dead_letters import bury_message
 from ..durable.naming import find_mapper
 from ..durable.relay import the_outbox
+from ..durable.sessions import engines_of
 from ..errors import ReceiverOptionError, SignalsError
 from ..mapping import known_outbox
 from ..signal import logger
@@ -230,9 +231,9 @@ class CeleryPublisher:
         if os.getpid() == self._pid:  # the pool is solo, which sends this as well
             return
         session, _front = self.worker.sessions.make()
-        for mapper in all_mappers():
-            if known_outbox(mapper) is not None:
-                session.get_bind(mapper).engine.dispose(close=False)
+        models = [mapper for mapper in all_mappers() if known_outbox(mapper) is not None]
+        for engine in engines_of(session, models):
+            engine.dispose(close=False)
 
     def _outbox_of(self, message: Message) -> tuple[Outbox, Engine]:
         """The outbox that a message is from, and its engine."""
@@ -243,7 +244,9 @@ class CeleryPublisher:
             outbox = the_outbox()
             return outbox, sessions.engine_of(outbox)
         session, _ = sessions.make()
-        return known_outbox(mapper), session.get_bind(mapper).engine
+        shard = message.data.get("shard")
+        bind = shards_of(session).get(shard) or session.get_bind(mapper)
+        return known_outbox(mapper), bind.engine
 
 
 def _is_told_to_end(error: SystemExit) -> bool:

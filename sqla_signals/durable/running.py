@@ -152,22 +152,7 @@ class _Call:
         """Write into the inbox that this is done; ``False`` if it was."""
         if not session.in_transaction():
             session.begin()  # with autobegin=False nobody else does
-        self._refuse_autocommit(session)
-        inbox = self.outbox.inbox
-        row = {"event_id": self.message.id, "receiver": self.message.receiver}
-        try:
-            # Waits for another worker that is doing the same, and learns what became of it.
-            session.execute(
-                insert(inbox).values(done_at=database_time(), **row),
-                bind_arguments={"bind": self.using},
-            )
-        except IntegrityError:
-            session.rollback()
-            return False
-        return True
-
-    def _refuse_autocommit(self, session: Session) -> None:
-        connection = session.connection(bind_arguments={"bind": self.using})
+        connection = self._connection(session)
         if is_autocommit(connection):
             raise AutocommitError(
                 f"{self.signal.name}: receiver {self.receiver} is durable, but the sessions of "
@@ -175,16 +160,27 @@ class _Call:
                 f"note that it is done would stay when it fails. Give the Relay or the Worker "
                 f"sessions on an engine with transactions"
             )
+        row = {"event_id": self.message.id, "receiver": self.message.receiver}
+        try:
+            # Waits for another worker that is doing the same, and learns what became of it.
+            connection.execute(insert(self.outbox.inbox).values(done_at=database_time(), **row))
+        except IntegrityError:
+            session.rollback()
+            return False
+        return True
 
     def _leave(self, session: Session) -> None:
         """Take that back: the receiver commits by itself, and may fail or be killed after that."""
         inbox = self.outbox.inbox.c
-        session.execute(
+        self._connection(session).execute(
             delete(self.outbox.inbox).where(
                 inbox.event_id == self.message.id, inbox.receiver == self.message.receiver
-            ),
-            bind_arguments={"bind": self.using},
+            )
         )
+
+    def _connection(self, session: Session) -> Connection:
+        # The session itself would ask listeners and shards where a statement goes.
+        return session.connection(bind_arguments={"bind": self.using})
 
     def _instance(self, session: Session) -> Any:
         key = self._identity(self.mapper, self.types, self.message.data)

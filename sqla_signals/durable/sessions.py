@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from sqlalchemy import Engine
@@ -15,12 +15,13 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.util import greenlet_spawn
 
 from .. import mapping
-from .._sqlalchemy import all_mappers
+from .._sqlalchemy import all_mappers, shards_of
 from ..errors import InstallError
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.orm import Mapper
 
     from .tables import Outbox
 
@@ -65,11 +66,7 @@ class Sessions:
         receivers = mapping.durable_receivers()
         heard = [one for one in models if any(fn.matches(one.class_) for fn in receivers)]
         session, _ = self.make()
-        engines = {
-            bind.engine
-            for mapper in heard or models
-            if (bind := _bind(session, mapper=mapper)) is not None
-        }
+        engines = engines_of(session, heard or models)
         if not engines and (bind := _bind(session, clause=outbox.table)) is not None:
             engines = {bind.engine}
         if len(engines) == 1:
@@ -85,6 +82,12 @@ class Sessions:
     def run(self, fn: Callable[[], T]) -> T:
         """Call ``fn``, which may use the sessions; asynchronous ones on a loop of their own."""
         return _loop().run(fn) if self.is_async else fn()
+
+
+def engines_of(session: Session, mappers: Iterable[Mapper[Any]]) -> set[Engine]:
+    """The engines of the databases that the rows of these models may be in."""
+    binds = shards_of(session).values() or [_bind(session, mapper=mapper) for mapper in mappers]
+    return {bind.engine for bind in binds if bind is not None}
 
 
 def _bind(session: Session, **arguments: Any) -> Engine | Connection | None:

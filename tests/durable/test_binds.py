@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, select
+from sqlalchemy.ext.horizontal_shard import ShardedSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from sqla_signals import Installation, InstallError, post_save, receiver
@@ -134,6 +135,81 @@ def test_sessions_that_know_no_database_for_the_models_are_refused(stock):
     """With what they lack."""
     with pytest.raises(InstallError, match="know no database for"):
         Relay(sessionmaker(binds={Stock: stock}), outbox=sales_outbox)
+
+
+@pytest.fixture
+def sharded(sales: Engine, stock: Engine) -> sessionmaker[ShardedSession]:
+    """Sales on two databases, odd and even; what has no number is on none of them."""
+    Sales.metadata.create_all(stock)
+    names = ("even", "odd")
+
+    def shard_of(mapper: Any, instance: Any, clause: Any = None) -> str:
+        return names[instance.id % 2]
+
+    return sessionmaker(
+        class_=ShardedSession,
+        shards=dict(zip(names, (sales, stock), strict=True)),
+        shard_chooser=shard_of,
+        identity_chooser=lambda mapper, key, **_: [names[key[0] % 2]],
+        execute_chooser=lambda _: names,
+    )
+
+
+def test_each_shard_has_an_outbox_and_an_inbox_and_a_relay(sales, stock, sharded):
+    """The receiver's effects and the note that it is done are where the row is, and nowhere else."""
+
+    @receiver(post_save, sender=Sale, durable=True, name="shop.fn")
+    def fn(sender, instance, session, **kwargs):
+        session.add(Return(id=instance.id))
+
+    with sharded() as session:
+        session.add_all([Sale(id=number) for number in (1, 2, 3)])
+        session.commit()
+    with pytest.raises(InstallError, match="a relay of its own: Relay"):
+        Relay(sharded, outbox=sales_outbox)
+    for engine, count in ((sales, 1), (stock, 2)):
+        assert rows(engine, sales_outbox.table) == count
+        relay = Relay(engine, LocalPublisher(sharded), outbox=sales_outbox)
+        assert [relay.run_once(), relay.run_once()] == [count, 0]
+        assert rows(engine, sales_outbox.inbox) == rows(engine, Return) == count
+
+
+def test_a_worker_of_celery_gives_an_event_up_on_its_shard(sales, stock, sharded):
+    """And leaves the connections of all shards to the process that it was forked from."""
+    from celery import Celery
+    from celery.signals import worker_process_init
+
+    @receiver(post_save, sender=Sale, durable=True, name="shop.fn")
+    def fn(sender, **kwargs):
+        raise ValueError("no")
+
+    app = Celery("shards", broker="memory://")
+    publisher = CeleryPublisher(app, sharded, max_attempts=1)
+    with sharded() as session:
+        session.add(Sale(id=1))
+        session.commit()
+    (text,) = published(stock)
+    assert publisher.task.apply([text]).state == "FAILURE"
+    assert rows(stock, sales_outbox.dead_letters) == 1
+    pools = sales.pool, stock.pool
+    publisher._pid = 0
+    worker_process_init.send(sender="prefork")
+    assert (sales.pool is pools[0], stock.pool is pools[1]) == (False, False)
+    publisher.close()
+    app.close()
+
+
+def published(engine: Engine) -> list[str]:
+    """The messages of the outbox of sales, as text."""
+    texts: list[str] = []
+
+    class Keeping(LocalPublisher):
+        def publish(self, messages: Any) -> Any:
+            texts.extend(message.to_json() for message in messages)
+            return {}
+
+    Relay(engine, Keeping(engine), outbox=sales_outbox).run_once()
+    return texts
 
 
 def test_a_worker_of_celery_gives_an_event_up_where_its_row_is(sales, stock):
