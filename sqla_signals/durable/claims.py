@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import Row, Select, bindparam, delete, exists, select, update
+from sqlalchemy import Row, Select, bindparam, delete, select, update
 
 from ..errors import InstallError
 from ..signal import logger
@@ -85,14 +85,16 @@ class Claims:
         if self._outbox.ordered:
             # Only the first one of each row. Until it is deleted, which is when it was published,
             # everybody sees it, locked or not; so nobody takes the second one.
-            earlier = events.alias("earlier")
-            due = due.where(
-                ~exists().where(
-                    earlier.c.aggregate_type == events.c.aggregate_type,
-                    earlier.c.aggregate_id == events.c.aggregate_id,
-                    earlier.c.sequence < events.c.sequence,
-                )
+            same = events.alias("earlier")
+            earlier = select(same.c.sequence).where(
+                same.c.aggregate_type == events.c.aggregate_type,
+                same.c.aggregate_id == events.c.aggregate_id,
+                same.c.sequence < events.c.sequence,
             )
+            if self._engine.dialect.name == "postgresql":
+                # Else it makes a join of this, and compares each event of a row with each other.
+                earlier = earlier.offset(0)
+            due = due.where(~earlier.exists())
         return due.order_by(events.c.sequence).limit(limit)
 
     def _publish(self, claimed: list[Claimed], publish: Publish) -> dict[int, Failures]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import Connection, Engine, String, create_engine, event, select
@@ -472,6 +473,35 @@ def test_an_ordered_outbox_publishes_the_events_of_a_row_one_after_the_other(sho
     last = Meanwhile()
     assert drain(Relay(shop, last, outbox=ordered)) == 2
     assert statuses(last.published) == ["tickets.fn 1a", "tickets.fn 1b"]
+    Queue.metadata.drop_all(shop)
+
+
+@pytest.mark.parametrize(
+    "url", [pytest.param("postgresql", marks=pytest.mark.postgresql)], indirect=True
+)
+def test_many_events_of_one_row_are_not_compared_with_each_other(shop, publisher):
+    """As in a join, with which PostgreSQL took seconds to find the first of a few thousand."""
+    receiver(post_save, sender=Ticket, durable=True, name="tickets.fn")(lambda sender, **_: None)
+    Queue.metadata.create_all(shop)
+    with Session(shop) as session:
+        session.add(Ticket(status="a"))
+        session.commit()
+    with shop.begin() as connection:
+        (row,) = connection.execute(select(ordered.table)).mappings()
+        more = [{**row, "sequence": number, "id": uuid4()} for number in range(2, 3000)]
+        connection.execute(ordered.table.insert(), more)
+    plans: list[str] = []
+
+    @event.listens_for(shop, "before_cursor_execute")
+    def _execute(connection, cursor, statement, parameters, context, executemany) -> None:
+        if statement.startswith("SELECT ordered_outbox"):
+            cursor.execute(f"EXPLAIN {statement}", parameters)
+            plans.append("\n".join(line for (line,) in cursor.fetchall()))
+
+    assert Relay(shop, publisher, outbox=ordered).run_once() == 1
+    (plan,) = plans
+    assert "SubPlan" in plan
+    assert "Join" not in plan
     Queue.metadata.drop_all(shop)
 
 
