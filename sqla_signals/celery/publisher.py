@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid5
 
 from celery import signals
-from celery.exceptions import Reject, Retry
+from celery.exceptions import Reject, Retry, SoftTimeLimitExceeded
 
 from .._sqlalchemy import all_mappers, shards_of
 from ..durable import BusyError, MalformedMessageError, Message, UnknownModelError, Worker
@@ -163,16 +163,15 @@ class CeleryPublisher:
     def _run(self, task: Any, texts: Sequence[str]) -> None:
         attempt: int = task.request.retries + 1
         failed: list[tuple[Message, str, Exception]] = []
-        for text in texts:
-            try:
-                message = Message.from_json(text)
-            except MalformedMessageError:
-                if len(texts) == 1:
-                    raise
-                logger.exception("task %s: what is no message was left out", task.request.id)
-                continue
+        messages = self._read(task, texts)
+        for message, text in messages:
             try:
                 self.worker.run(message, attempt)
+            except SoftTimeLimitExceeded as error:
+                failed.append((message, text, error))
+                # It comes once for each task: what is left would meet the hard limit next, which
+                # nobody notes.
+                self._send_again([*messages], {"retries": attempt - 1})
             except Exception as error:
                 failed.append((message, text, error))
             except SystemExit as error:
@@ -190,6 +189,16 @@ class CeleryPublisher:
             # What Celery shows to those who watch it.
             last = failed[0][2]
             raise Retry(exc=last, when=pause) if again else last
+
+    @staticmethod
+    def _read(task: Any, texts: Sequence[str]) -> Iterator[tuple[Message, str]]:
+        for text in texts:
+            try:
+                yield Message.from_json(text), text
+            except MalformedMessageError:
+                if len(texts) == 1:
+                    raise
+                logger.exception("task %s: what is no message was left out", task.request.id)
 
     def _send_again(self, failed: list[tuple[Message, str]], options: dict[str, Any]) -> None:
         """Send each message as a task of its own."""

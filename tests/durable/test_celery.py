@@ -15,6 +15,7 @@ from uuid import uuid4, uuid5
 import billiard.common
 import pytest
 from celery import Celery
+from celery.exceptions import SoftTimeLimitExceeded
 from celery.signals import worker_process_init
 from kombu.transport import filesystem
 from sqlalchemy import Engine, select
@@ -321,6 +322,38 @@ def test_several_events_travel_as_one_task_where_asked_for(shop, app, calls):
     assert (again.headers["shadow"], again.headers["retries"]) == ("shop.second", 1)
     assert run(publisher, again).state == "FAILURE"
     assert [row.receivers for row in dead(shop)] == [["shop.second"]]
+    publisher.close()
+
+
+@on_sqlite
+def test_what_has_not_begun_at_the_soft_time_limit_is_sent_again_by_itself(shop, app):
+    """The limit comes once for each task: the next one that hangs would be killed, and not count."""
+    calls = []
+
+    @receiver(post_save, sender=Order, durable=True, name="shop.slow")
+    def slow(sender, instance, session, event, **kwargs):
+        calls.append((instance.status, event.attempt))
+        session.add(Ledger(entry=instance.status))
+        session.flush()
+        if instance.status == "hangs":
+            raise SoftTimeLimitExceeded
+
+    publisher = CeleryPublisher(
+        app, shop, max_attempts=2, events_per_message=9, name="shop.several"
+    )
+    place(shop, "a", "hangs", "b", "hangs")
+    Relay(shop, publisher, outbox=outbox).run_once()
+    (message,) = sent(app)
+    assert run(publisher, message).state == "SUCCESS"
+    assert calls == [("a", 1), ("hangs", 1)]
+    again = sent(app)
+    assert [one.headers["retries"] for one in again] == [0, 0, 1]
+    assert [one.headers["eta"] is None for one in again] == [True, True, False]
+    assert [run(publisher, one).state for one in again] == ["SUCCESS", "RETRY", "FAILURE"]
+    assert work(app, publisher) == ["FAILURE"]
+    assert calls[2:] == [("b", 1), ("hangs", 1), ("hangs", 2), ("hangs", 2)]
+    assert ledger(shop) == ["a", "b"]
+    assert [row.attempts for row in dead(shop)] == [2, 2]
     publisher.close()
 
 
