@@ -139,7 +139,9 @@ def _add_outbox(commands: Any) -> None:
         "older than --max-age",
     )
     _takes_app(show)
-    show.add_argument("--max-age", type=float, default=300.0, metavar="SECONDS", help="default 300")
+    show.add_argument(
+        "--max-age", type=duration, default=300.0, metavar="SECONDS", help="default 300"
+    )
     show.add_argument("--json", action="store_true", help="for machines")
     show.set_defaults(command=_list)
 
@@ -152,11 +154,18 @@ def _add_outbox(commands: Any) -> None:
     _takes_app(purge)
     _takes_sequences(purge).add_argument(
         "--inbox",
-        type=float,
+        type=duration,
         metavar="DAYS",
         help="not dead letters, but rows of the inbox that are older than that",
     )
     purge.set_defaults(command=_purge)
+
+
+def duration(text: str) -> float:
+    """Seconds or days, as many as a ``timedelta`` takes."""
+    if not 0 <= (found := float(text)) <= timedelta.max.days:
+        raise ValueError
+    return found
 
 
 def _takes_sequences(command: argparse.ArgumentParser) -> Any:
@@ -200,12 +209,17 @@ def _as_text(found: Backlog, late: bool) -> str:
     ]
     for dead in found.dead_letters:
         lines.append(
-            f"  {dead.sequence}  {dead.model} {dead.subject} {dead.kind}, for "
+            f"  {dead.sequence}  {dead.model} {_printable(dead.subject)} {dead.kind}, for "
             f"{', '.join(dead.receivers)}; given up {dead.dead_at:%Y-%m-%d %H:%M:%S} UTC "
             f"after {dead.attempts} attempts"
         )
-        lines += [f"      {line}" for line in dead.last_error.splitlines()]
+        lines += [f"      {_printable(line)}" for line in dead.last_error.splitlines()]
     return "\n".join(lines)
+
+
+def _printable(text: str) -> str:
+    """Without what would move the cursor of a terminal, or worse."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
 def _as_json(found: Backlog, late: bool) -> str:

@@ -94,7 +94,8 @@ class Message:
             "id": str(self.id),
             "source": self.source,
             "type": f"{self.model}.{self.kind}",
-            "subject": self.subject,
+            # Not empty, says the specification.
+            **({"subject": self.subject} if self.subject else {}),
             "time": self.occurred_at.isoformat(),
             "datacontenttype": "application/json",
             "sequence": str(self.sequence),
@@ -122,7 +123,7 @@ class Message:
                 occurred_at=datetime.fromisoformat(envelope["time"]),
                 source=envelope["source"],
                 model=model,
-                subject=envelope["subject"],
+                subject=envelope.get("subject", ""),
                 kind=kind,
                 data=dict(envelope["data"]),
                 receiver=envelope["receiver"],

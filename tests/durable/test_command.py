@@ -18,7 +18,7 @@ from sqla_signals.cli import main
 from sqla_signals.durable import Relay
 
 from .conftest import events, ledger, make_due
-from .models import Base, Ledger, Order
+from .models import Base, Ledger, Order, outbox
 from .test_relay import place
 
 
@@ -89,3 +89,34 @@ def test_dead_letters_are_listed_retried_and_purged(shop, app, capsys):
     assert run("outbox", "purge", "--all") == (0, "deleted 1 dead letters\n")
     assert run("outbox", "list")[0] == 0
     assert events(shop) == []
+
+
+def test_what_an_error_says_cannot_move_the_cursor_of_the_terminal(shop, app, capsys):
+    """Whoever can make a receiver fail would write on the operator's screen."""
+
+    @receiver(post_save, sender=Order, durable=True, name="shop.poisoned")
+    def poisoned(sender, **kwargs):
+        raise ValueError("\x1b[2Jall is well\nü")
+
+    app.relay = Relay(shop, max_attempts=1)
+    place(shop, "a")
+    app.relay.run_once()
+    assert main(["outbox", "list", "--app", "shop_app:relay"]) == 1
+    listed = capsys.readouterr().out
+    assert "\x1b" not in listed
+    assert "      shop.poisoned: ValueError: \\x1b[2Jall is well\n      ü\n" in listed
+
+
+@pytest.mark.parametrize("value", ["-1", "nan", "inf", "1e300"])
+def test_no_time_is_wrong_usage(shop, app, capsys, value):
+    """``--inbox -1`` forgot what was done a moment ago, and the others ended in a traceback."""
+    app.relay = Relay(shop)
+    place(shop, "a")
+    app.relay.run_once()
+    for arguments in (["purge", "--inbox", value], ["list", "--max-age", value]):
+        with pytest.raises(SystemExit) as stopped:
+            main(["outbox", *arguments, "--app", "shop_app:relay"])
+        assert stopped.value.code == 2
+        assert f"invalid duration value: '{value}'" in capsys.readouterr().err
+    with shop.connect() as connection:
+        assert len(connection.execute(outbox.inbox.select()).all()) == 1

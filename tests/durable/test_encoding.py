@@ -181,6 +181,23 @@ def test_a_message_is_a_cloudevent():
     assert again.key == message.key
 
 
+def test_an_empty_primary_key_is_no_subject():
+    """The specification wants a subject that is not empty, or none."""
+    message = Message(
+        id=KEY,
+        sequence=42,
+        occurred_at=datetime(2024, 2, 29, tzinfo=UTC),
+        source="/shop",
+        model="shop.models.Order",
+        subject="",
+        kind="created",
+        data={"schema": 1},
+        receiver="shop.fn",
+    )
+    assert "subject" not in json.loads(message.to_json())
+    assert Message.from_json(message.to_json()).subject == ""
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"specversion": "2.0"}', "nonsense", b"\xff"])
 def test_what_is_no_message_is_refused(text: Any):
     """With an error that says so."""
