@@ -12,14 +12,22 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import PickleType, TypeDecorator
 from sqlalchemy.schema import Column
 
 from ..changes import UNSET, Change, NewRow
 from ..errors import ReceiverOptionError, SignalsError
 from ..receivers import Receiver
+from .message import MalformedMessageError
 from .naming import model_name
-from .values import PLAIN, bound_value, decode_value, encode_as_base, encode_value, loaded_value
+from .values import (
+    PLAIN,
+    bound_value,
+    decode_value,
+    encode_as_base,
+    encode_value,
+    is_pickle,
+    loaded_value,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Mapper
@@ -121,13 +129,17 @@ class Codec:
         )
         self._types: dict[str, TypeEngine[Any]] = {}
         secret = set()
+        pickled = set()
         for prop in mapper.column_attrs:
             column = prop.columns[0]
             if isinstance(column, Column):
                 self._types[prop.key] = column.type
+                if is_pickle(column.type):
+                    pickled.add(prop.key)
                 if any(isinstance(c, Column) and c.info.get(_SECRET) for c in prop.columns):
                     secret.add(prop.key)
         self.secret: frozenset[str] = frozenset(secret)
+        self.pickled: frozenset[str] = frozenset(pickled)
 
     def encode(self, key: str, value: Any) -> tuple[str, Any]:
         """The tag of the type, empty for JSON's own, and the value as JSON."""
@@ -145,7 +157,15 @@ class Codec:
         return f"{_COLUMN}/{tag}" if tag else _COLUMN, encoded
 
     def decode(self, key: str, value: Any, tag: str) -> Any:
-        """The value that was encoded."""
+        """The value that was encoded.
+
+        :raises MalformedMessageError: it could not have been.
+        """
+        if key in self.pickled:
+            raise MalformedMessageError(
+                f"the message has a value for {self._name}.{key}, which is a pickle: nobody writes "
+                f"that, and whoever did may not have it loaded"
+            )
         by_column, _, inner = tag.rpartition("/")
         if inner != _COLUMN:
             value = decode_value(value, inner)
@@ -168,16 +188,12 @@ def check_columns(mapper: Mapper[Any], receiver: Receiver) -> None:
     That is a pickled column, and a secret one in the primary key.
     """
     codec = codec_of(mapper)
-    for prop in mapper.column_attrs:
-        kind = prop.columns[0].type
-        if isinstance(kind, TypeDecorator):
-            kind = kind if isinstance(kind, PickleType) else kind.impl_instance
-        if isinstance(kind, PickleType) and prop.key not in codec.secret:
-            raise ReceiverOptionError(
-                f"receiver {receiver} is durable, but {mapper.class_.__name__}.{prop.key} is a "
-                f"pickle, and messages never hold one. Keep it out of them: "
-                f"mapped_column(..., info=sqla_signals.durable.SECRET)"
-            )
+    for key in sorted(codec.pickled - codec.secret):
+        raise ReceiverOptionError(
+            f"receiver {receiver} is durable, but {mapper.class_.__name__}.{key} is a "
+            f"pickle, and messages never hold one. Keep it out of them: "
+            f"mapped_column(..., info=sqla_signals.durable.SECRET)"
+        )
     for key in codec.primary_key:
         if key in codec.secret:
             raise ReceiverOptionError(
@@ -244,6 +260,8 @@ def decode_changes(
     """What :func:`encode_changes` was given."""
     changes = {key: Change(UNSET, value) for key, value in snapshot.items()} if created else {}
     for key, found in encoded.items():
+        if key in types.codec.secret:
+            found = {}  # whatever somebody has written there
         old = types.decode(key, found["old"], ".old") if "old" in found else UNSET
         new = types.decode(key, found["new"], ".new") if "new" in found else UNSET
         changes[key] = Change(old, new)

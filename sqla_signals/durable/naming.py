@@ -52,18 +52,27 @@ def _moved(name: str) -> Mapper[Any] | None:
     return mapper if isinstance(mapper, Mapper) else None
 
 
-def find_receiver(name: str, signal: ModelSignal) -> Receiver:
-    """The durable receiver with that name.
+def find_receiver(name: str, signal: ModelSignal, sender: type) -> Receiver:
+    """The durable receiver with that name, which is connected for that class.
 
     :raises UnknownReceiverError: there is none.
     """
-    known = set()
+    known: set[str] = set()
+    others: list[Receiver] = []
     for one in model_signals:
         for receiver in one.table.receivers:
             if receiver.durable and receiver.fn is not None:
                 known.add(receiver.name)
                 if one is signal and receiver.name == name:
-                    return receiver
+                    if receiver.matches(sender):
+                        return receiver
+                    others.append(receiver)
+    if others:
+        raise UnknownReceiverError(
+            f"receiver {others[0]} of {signal.name} is not connected for {model_name(sender)} in "
+            f"this process, and called for nothing else. If it was when the event was written, "
+            f"connect it again until the outbox is empty"
+        )
     raise UnknownReceiverError(
         f"no durable receiver of {signal.name} is named {name!r} in this process, which runs only "
         f"what is connected here: {', '.join(sorted(known)) or 'nothing'}. Import the module of "

@@ -103,13 +103,14 @@ class _Call:
         self.deleted = message.kind == "deleted"
         self.created = message.kind == "created"
         self.signal: ModelSignal = post_delete if self.deleted else post_save
-        self.receiver: Receiver = find_receiver(message.receiver, self.signal)
         self.mapper: Mapper[Any] = find_mapper(message.model)
+        self.receiver: Receiver = find_receiver(message.receiver, self.signal, self.mapper.class_)
         self.outbox: Outbox = outbox_of(self.mapper, self.receiver)
         self.types = Types(codec_of(self.mapper), message.data.get("types"))
         self.snapshot = {
             key: self.types.decode(key, value)
             for key, value in self._still_mapped(message.data["snapshot"]).items()
+            if key not in self.types.codec.secret
         }
         self.using: Engine | Connection | None = None
         """Where the row is, and so its outbox and its inbox."""

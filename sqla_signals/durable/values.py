@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from sqlalchemy import ARRAY
+from sqlalchemy import ARRAY, PickleType, TypeDecorator
 
 from .._sqlalchemy import PlainDialect
 
@@ -76,6 +76,15 @@ def loaded_value(kind: TypeEngine[Any], value: Any) -> Any:
         return tuple(items) if kind.as_tuple else items
     process = kind.dialect_impl(_dialect).result_processor(_dialect, None)
     return value if process is None else process(value)
+
+
+def is_pickle(kind: TypeEngine[Any]) -> bool:
+    """Whether a column type makes a pickle of a value, behind whatever decorates it."""
+    if isinstance(kind, ARRAY):
+        return is_pickle(kind.item_type)
+    if isinstance(kind, TypeDecorator) and not isinstance(kind, PickleType):
+        return is_pickle(kind.impl_instance)
+    return isinstance(kind, PickleType)
 
 
 def encode_value(value: Any) -> tuple[str, Any] | None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import enum
 import json
+import pickle
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from functools import partial
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import (
@@ -20,6 +22,7 @@ from sqlalchemy import (
     Numeric,
     PickleType,
     String,
+    TypeDecorator,
     Uuid,
     create_engine,
     inspect,
@@ -33,7 +36,9 @@ from sqla_signals.durable import (
     MalformedMessageError,
     Message,
     Relay,
+    UnknownReceiverError,
     UnserializableError,
+    Worker,
     outbox_table,
 )
 
@@ -383,6 +388,115 @@ def test_a_pickled_column_is_refused_when_mappers_are_configured():
 
     configure_mappers()
     post_save.connect(fn, sender=Hidden, durable=True, name="shop.fn")
+
+
+class Wrapped(TypeDecorator[Any]):
+    impl = PickleType
+    cache_ok = True
+
+
+class WrappedAgain(TypeDecorator[Any]):
+    impl = Wrapped
+    cache_ok = True
+
+
+@pytest.mark.parametrize(
+    "kind", [PickleType(), Wrapped(), WrappedAgain(), ARRAY(PickleType), ARRAY(WrappedAgain)]
+)
+def test_a_pickle_is_known_behind_what_decorates_it(kind: Any):
+    """Behind two decorators it was written as one."""
+
+    class Base(DeclarativeBase): ...
+
+    outbox_table(Base.metadata)
+
+    class Pickled(Base):
+        __tablename__ = "pickled"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        blob: Mapped[Any] = mapped_column(kind)
+
+    configure_mappers()
+    with pytest.raises(ReceiverOptionError, match=r"Pickled\.blob is a pickle"):
+        post_save.connect(lambda sender, **_: None, sender=Pickled, durable=True, name="shop.fn")
+
+
+unpickled: list[str] = []
+
+
+class Bomb:
+    """Says that it was unpickled."""
+
+    def __reduce__(self) -> Any:
+        return unpickled.append, ("boom",)
+
+
+class Vault(DeclarativeBase): ...
+
+
+outbox_table(Vault.metadata, prefix="vault")
+
+
+class Box(Vault):
+    """What is in it is secret, because it is a pickle."""
+
+    __tablename__ = "boxes"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    content: Mapped[Any] = mapped_column(PickleType, info=SECRET)
+
+
+class Crate(Vault):
+    """No durable receiver, so nobody has asked for a secret."""
+
+    __tablename__ = "crates"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    content: Mapped[Any] = mapped_column(PickleType)
+
+
+@pytest.mark.parametrize("model", [Box, Crate])
+@pytest.mark.parametrize("connected", [Box, (Box, Crate)])
+@pytest.mark.parametrize("where", ["snapshot", "old", "new"])
+def test_a_pickle_that_somebody_has_forged_is_not_loaded(
+    shop: Engine, monkeypatch: pytest.MonkeyPatch, model: type, connected: Any, where: str
+):
+    """Who can write messages makes receivers run for what they are connected for, and no code."""
+    seen: list[Any] = []
+    # A worker that was told otherwise when it was configured.
+    monkeypatch.setattr("sqla_signals.durable.tables.check_columns", lambda *_: None)
+
+    @receiver(post_save, sender=connected, durable=True, name="vault.fn")
+    def fn(sender, instance, changes, **kwargs):
+        seen.append((inspect(instance).dict.get("content"), changes.get("content")))
+
+    Vault.metadata.create_all(shop)
+    forged = base64.b64encode(pickle.dumps(Bomb())).decode()
+    data: dict[str, Any] = {"schema": 1, "key": [1], "snapshot": {"id": 1}}
+    if where == "snapshot":
+        data["snapshot"]["content"] = forged
+    else:
+        data["changes"] = {"content": {where: forged}}
+    data["types"] = {"content": "column/base64", f"content.{where}": "column/base64"}
+    message = Message(
+        id=uuid4(),
+        sequence=1,
+        occurred_at=datetime.now(UTC),
+        source="/",
+        model=f"{model.__module__}.{model.__qualname__}",
+        subject="1",
+        kind="updated",
+        data=data,
+        receiver="vault.fn",
+    )
+    run = partial(Worker(shop).run, message)
+    if model is Box:
+        run()
+        assert seen == [(None, None if where == "snapshot" else Change(UNSET, UNSET))]
+    elif connected is Box:
+        with pytest.raises(UnknownReceiverError, match=r"vault\.fn .* is not connected for .*Crate"):
+            run()
+    else:
+        with pytest.raises(MalformedMessageError, match=r"Crate\.content, which is a pickle"):
+            run()
+    assert unpickled == []
 
 
 def test_a_secret_primary_key_is_refused():
