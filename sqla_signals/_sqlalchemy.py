@@ -49,7 +49,7 @@ from sqlalchemy.sql.expression import BinaryExpression, BindParameter
 from .changes import UNSET
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, Engine
     from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import ClassManager, InstanceState, Mapper, SessionTransaction
 

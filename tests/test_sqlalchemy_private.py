@@ -19,9 +19,9 @@ import sqlalchemy
 from sqlalchemy import JSON, ForeignKey, create_engine, event, update
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.horizontal_shard import ShardedSession
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.ext.asyncio import session as asyncio_session
+from sqlalchemy.ext.horizontal_shard import ShardedSession
 from sqlalchemy.orm import (
     DeclarativeBase,
     LoaderCallableStatus,

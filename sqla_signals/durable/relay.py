@@ -166,8 +166,10 @@ class Relay:
 
     def start(self) -> None:
         """Do :meth:`run` in a thread of this process, until :meth:`stop`."""
+        if self._stopping.is_set():
+            self.stop()  # a receiver may have, and its thread is not at its end yet
+        self._stopping.clear()
         if self._thread is None or not self._thread.is_alive():
-            self._stopping.clear()
             self._thread = threading.Thread(target=self.run, name="sqla_signals relay")
             self._thread.start()
 

@@ -156,7 +156,7 @@ def sharded(sales: Engine, stock: Engine) -> sessionmaker[ShardedSession]:
 
 
 def test_each_shard_has_an_outbox_and_an_inbox_and_a_relay(sales, stock, sharded):
-    """The receiver's effects and the note that it is done are where the row is, and nowhere else."""
+    """What the receiver does and the note that it is done are where the row is."""
 
     @receiver(post_save, sender=Sale, durable=True, name="shop.fn")
     def fn(sender, instance, session, **kwargs):

@@ -327,7 +327,7 @@ def test_several_events_travel_as_one_task_where_asked_for(shop, app, calls):
 
 @on_sqlite
 def test_what_has_not_begun_at_the_soft_time_limit_is_sent_again_by_itself(shop, app):
-    """The limit comes once for each task: the next one that hangs would be killed, and not count."""
+    """The limit comes once for each task: what hangs next would be killed, and not count."""
     calls = []
 
     @receiver(post_save, sender=Order, durable=True, name="shop.slow")

@@ -354,6 +354,35 @@ def test_a_relay_runs_in_a_thread_until_it_is_stopped(shop):
     assert events(shop) == []
 
 
+def test_a_relay_that_a_receiver_has_stopped_can_be_started_before_it_has_ended(shop):
+    """Its thread is still there then, and on its way out."""
+    stopped, go_on, delivered = threading.Event(), threading.Event(), threading.Event()
+
+    @receiver(post_save, sender=Order, durable=True, name="shop.fn")
+    def fn(sender, instance, session, **kwargs):
+        session.add(Ledger(entry=instance.status))
+        if instance.status == "last":
+            relay.stop()
+            stopped.set()
+            assert go_on.wait(30)
+        else:
+            delivered.set()
+
+    relay = Relay(shop)
+    place(shop, "last")
+    relay.start()
+    assert stopped.wait(30)
+    starting = threading.Thread(target=relay.start)
+    starting.start()
+    go_on.set()
+    starting.join(30)
+    place(shop, "next")
+    assert delivered.wait(30)
+    relay.stop()
+    assert ledger(shop) == ["last", "next"]
+    assert events(shop) == []
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 def test_a_relay_in_a_thread_that_a_receiver_has_ended_says_so_and_can_be_started(shop, caplog):
