@@ -18,7 +18,7 @@ from .._sqlalchemy import all_mappers, shards_of
 from ..durable import BusyError, MalformedMessageError, Message, UnknownModelError, Worker
 from ..durable.dead_letters import bury_message
 from ..durable.naming import find_mapper
-from ..durable.relay import the_outbox
+from ..durable.relay import at_least_one, the_outbox
 from ..durable.sessions import engines_of
 from ..errors import ReceiverOptionError, SignalsError
 from ..mapping import known_outbox
@@ -58,7 +58,7 @@ class CeleryPublisher:
     :param name: the name of the task; one for each publisher of an app.
     :param batch_size: how many events a relay claims at once.
     :raises InstallError: settings of the app would lose events; it says which, and what to set.
-    :raises ReceiverOptionError: the app has a task of that name.
+    :raises ReceiverOptionError: the app has a task of that name, or a number is below one.
 
     Make it where both the relay and the workers import it: it registers the task with the app.
     """
@@ -75,8 +75,13 @@ class CeleryPublisher:
         name: str = "sqla_signals.run",
         batch_size: int | None = None,
     ) -> None:
-        if events_per_message < 1:
-            raise ReceiverOptionError(f"events_per_message must be 1 or more: {events_per_message}")
+        at_least_one(
+            "CeleryPublisher",
+            events_per_message=events_per_message,
+            max_attempts=max_attempts,
+            max_bytes=max_bytes,
+            batch_size=batch_size,
+        )
         if name in app.tasks:
             raise ReceiverOptionError(
                 f"the Celery app {app.main!r} has a task {name!r} already. A second publisher "

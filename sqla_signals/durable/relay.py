@@ -17,7 +17,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import configure_mappers
 
 from .._sqlalchemy import all_mappers
-from ..errors import InstallError
+from ..errors import InstallError, ReceiverOptionError
 from ..mapping import durable_receivers, known_outbox
 from ..signal import logger
 from .claims import Claims, claims_for
@@ -53,6 +53,7 @@ class Relay:
     :param max_attempts: after as many an event becomes a dead letter. The pauses between them begin
         with a second and double each time, up to an hour.
     :raises InstallError: there is no outbox, or its database is none that a relay works on.
+    :raises ReceiverOptionError: less than one event at once, or than one attempt.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Relay:
         batch_size: int | None = None,
         max_attempts: int = 10,
     ) -> None:
+        at_least_one("Relay", batch_size=batch_size, max_attempts=max_attempts)
         self.sessions: Sessions = sessions if isinstance(sessions, Sessions) else Sessions(sessions)
         self.publisher: Publisher = publisher or LocalPublisher(Worker(self.sessions))
         self.outbox: Outbox = outbox or the_outbox()
@@ -179,6 +181,13 @@ class Relay:
 
     def __exit__(self, *exc: object) -> None:
         self.stop()
+
+
+def at_least_one(what: str, **options: int | None) -> None:
+    """Refuse numbers below one, with which nothing would ever be delivered."""
+    for name, number in options.items():
+        if number is not None and number < 1:
+            raise ReceiverOptionError(f"{what}({name}={number}): it must be 1 or more")
 
 
 def the_outbox() -> Outbox:

@@ -36,7 +36,7 @@ from ..signal import ModelSignal, logger
 from ..signals import post_delete, post_save, receiver_failed
 from .clock import database_time
 from .encoding import Types, codec_of, decode_changes
-from .message import SCHEMA, Event, Message, UnknownSchemaError
+from .message import SCHEMA, Event, MalformedMessageError, Message, UnknownSchemaError
 from .naming import find_mapper, find_receiver
 from .sessions import Sessions
 
@@ -191,9 +191,16 @@ class _Call:
 
     @staticmethod
     def _identity(mapper: Mapper[Any], types: Types, data: Mapping[str, Any]) -> Any:
+        names = types.codec.primary_key
+        if len(names) != len(data["key"]):
+            raise MalformedMessageError(
+                f"the message names a {mapper.class_.__name__} by {data['key']!r}, whose primary "
+                f"key is ({', '.join(names)}) in this process. If that has changed since, let the "
+                f"relay empty the outbox before such a migration"
+            )
         values = [
             types.decode(name, value, ".key")
-            for name, value in zip(types.codec.primary_key, data["key"], strict=True)
+            for name, value in zip(names, data["key"], strict=True)
         ]
         return mapper.identity_key_from_primary_key(tuple(values), data.get("shard"))
 

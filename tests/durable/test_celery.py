@@ -590,9 +590,11 @@ def test_a_worker_that_does_not_fork_keeps_its_connections(shop, publisher):
     assert pool.checkedin() == 1
 
 
-def test_a_message_takes_at_least_one_event():
-    with pytest.raises(ReceiverOptionError):
-        CeleryPublisher(settings(broker_url="amqp://h"), events_per_message=0)
+@pytest.mark.parametrize("name", ["events_per_message", "max_attempts", "max_bytes", "batch_size"])
+def test_a_number_that_would_deliver_nothing_is_refused(name):
+    options: dict[str, Any] = {name: 0}
+    with pytest.raises(ReceiverOptionError, match=rf"CeleryPublisher\({name}=0\)"):
+        CeleryPublisher(settings(broker_url="amqp://h"), **options)
 
 
 @on_sqlite

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine, String, create_engine, event, select
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from sqla_signals import InstallError, post_save, receiver, receiver_failed
+from sqla_signals import InstallError, ReceiverOptionError, post_save, receiver, receiver_failed
 from sqla_signals.durable import BusyError, Message, Relay, outbox_table, upkeep
 from sqla_signals.durable.clock import database_time
 from sqla_signals.durable.waiting import Polling, waiting_for
@@ -305,6 +305,12 @@ def test_an_outbox_is_needed(installed):
         Relay(7)
     with pytest.raises(InstallError, match="get its sessions from"):
         Relay()
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 0}, {"max_attempts": 0}])
+def test_a_number_that_would_deliver_nothing_is_refused(shop, options):
+    with pytest.raises(ReceiverOptionError, match=f"{next(iter(options))}=0"):
+        Relay(shop, outbox=outbox, **options)
 
 
 def test_a_failing_receiver_is_logged_announced_and_tried_again(shop, caplog):

@@ -31,6 +31,7 @@ import sqla_signals
 from sqla_signals import AsyncReceiverError, Change, post_delete, post_save, receiver
 from sqla_signals.durable import (
     SECRET,
+    MalformedMessageError,
     Message,
     Relay,
     UnknownModelError,
@@ -502,6 +503,17 @@ def test_a_class_that_is_not_mapped_is_refused(shop: Engine):
     (message,) = messages(shop)
     with pytest.raises(UnknownModelError, match=r"shop\.Gone"):
         Worker(shop).run(dataclasses.replace(message, model="shop.Gone"))
+
+
+def test_a_row_whose_primary_key_has_changed_its_columns_is_not_found(shop: Engine):
+    """Since the message was written; the error says what to do before such a migration."""
+    write()
+    place(shop, "a")
+    (message,) = messages(shop)
+    data = {**message.data, "key": [1, "de"]}
+    with pytest.raises(MalformedMessageError, match=r"an? Order by \[1, 'de'\].* is \(id\)"):
+        Worker(shop).run(dataclasses.replace(message, data=data))
+    assert ledger(shop) == []
 
 
 def test_a_class_that_was_moved_is_found_by_its_old_name(shop: Engine, monkeypatch):
