@@ -195,6 +195,9 @@ def test_a_worker_of_celery_gives_an_event_up_on_its_shard(sales, stock, sharded
     publisher._pid = 0
     worker_process_init.send(sender="prefork")
     assert (sales.pool is pools[0], stock.pool is pools[1]) == (False, False)
+    assert [pool.checkedin() for pool in pools] == [1, 1]  # open, as the parent wants them
+    for pool in pools:
+        pool.dispose()
     publisher.close()
     app.close()
 
