@@ -91,12 +91,12 @@ def do_orm_execute(
 
 def _refuse_rows_of_table(context: ORMExecuteState) -> None:
     """No class, no receivers: not what somebody expects who has asked for the signals of rows."""
-    statement: Any = context.statement
-    if not statement.is_dml or context.execution_options.get("signals") != "rows":
+    if context.execution_options.get("signals") != "rows":
         return
     # From SQLAlchemy 2.1 on, a session may ask so for whatever it executes.
     if getattr(context.session, "execution_options", {}).get("signals") == "rows":
         return
+    statement: Any = context.statement
     if statement.is_from_statement:
         statement = statement.element
     operation = _operation(context)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from .._sqlalchemy import is_clean, is_committing
 from ..errors import SignalRecursionError
+from .transactions import innermost
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -40,7 +41,7 @@ def flushed(session: Session, called: Callable[[], Iterable[Receiver]]) -> None:
 
     :param called: asked for their receivers when it is likely that these have to be named.
     """
-    transaction = session.get_nested_transaction() or session.get_transaction()
+    transaction = innermost(session)
     if transaction is None or not is_committing(transaction):
         return
     rounds: _Rounds = transaction.__dict__.setdefault(_ROUNDS, _Rounds())

@@ -47,7 +47,7 @@ class _Frame(Frame):
 
 def frame_of(session: Session) -> Frame:
     """The frame of the transaction or savepoint that the session is in, made if there is none."""
-    transaction = _current(session)
+    transaction = innermost(session)
     if transaction is None:
         frame: Frame = session.info.setdefault(UNBEGUN, _Frame())
         return frame
@@ -73,7 +73,7 @@ def _opened(transaction: SessionTransaction, frame: _Frame) -> _Frame:
     return frame
 
 
-def _current(session: Session) -> SessionTransaction | None:
+def innermost(session: Session) -> SessionTransaction | None:
     """The savepoint that the session is in, or else its root transaction."""
     return session.get_nested_transaction() or session.get_transaction()
 
@@ -88,7 +88,7 @@ def _outwards(transaction: SessionTransaction | None) -> Iterator[SessionTransac
 
 def committed(session: Session) -> None:
     """``after_commit``: the current root was committed, or the current savepoint released."""
-    transaction = _current(session)
+    transaction = innermost(session)
     if transaction is None:
         return
     frame = _find_frame(transaction)
@@ -143,7 +143,7 @@ def _note_undone_savepoint(
 
 def net_frame(session: Session) -> Frame:
     """What the root transaction comes to, should it and its open savepoints be committed now."""
-    found = [_find_frame(transaction) for transaction in _outwards(_current(session))]
+    found = [_find_frame(transaction) for transaction in _outwards(innermost(session))]
     frames = [frame for frame in found if frame is not None]
     if len(frames) == 1:
         return frames[0]

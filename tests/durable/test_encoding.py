@@ -6,6 +6,7 @@ import base64
 import enum
 import json
 import pickle
+from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from functools import partial
@@ -153,20 +154,23 @@ def test_the_row_in_the_outbox_is_plain_json(session: Session, relay: Relay):
     assert row.payload["schema"] == 1
 
 
+MESSAGE = Message(
+    id=KEY,
+    sequence=42,
+    occurred_at=datetime(2024, 2, 29, tzinfo=UTC),
+    source="/shop",
+    model="shop.models.Order",
+    subject="7",
+    kind="created",
+    data={"schema": 1},
+    receiver="shop.fn",
+    headers={"traceparent": "00-0af7-b7ad-01"},
+)
+
+
 def test_a_message_is_a_cloudevent():
     """With the attributes that the specification requires."""
-    message = Message(
-        id=KEY,
-        sequence=42,
-        occurred_at=datetime(2024, 2, 29, tzinfo=UTC),
-        source="/shop",
-        model="shop.models.Order",
-        subject="7",
-        kind="created",
-        data={"schema": 1},
-        receiver="shop.fn",
-        headers={"traceparent": "00-0af7-b7ad-01"},
-    )
+    message = MESSAGE
     assert json.loads(message.to_json()) == {
         "specversion": "1.0",
         "id": str(KEY),
@@ -188,17 +192,7 @@ def test_a_message_is_a_cloudevent():
 
 def test_an_empty_primary_key_is_no_subject():
     """The specification wants a subject that is not empty, or none."""
-    message = Message(
-        id=KEY,
-        sequence=42,
-        occurred_at=datetime(2024, 2, 29, tzinfo=UTC),
-        source="/shop",
-        model="shop.models.Order",
-        subject="",
-        kind="created",
-        data={"schema": 1},
-        receiver="shop.fn",
-    )
+    message = replace(MESSAGE, subject="")
     assert "subject" not in json.loads(message.to_json())
     assert Message.from_json(message.to_json()).subject == ""
 
