@@ -27,6 +27,7 @@ from sqlalchemy.orm import (
     MANYTOONE,
     ColumnProperty,
     CompositeProperty,
+    FromStatement,
     LoaderCallableStatus,
     PassiveFlag,
     QueryableAttribute,
@@ -422,7 +423,7 @@ def dml_entity(statement: Any) -> Any:
 def _dml_entity(statement: Any) -> Any:
     if not statement.is_dml:
         return None
-    if statement.is_from_statement:
+    if isinstance(statement, FromStatement):
         statement = statement.element
     # Of a Table there is none, even where the ORM has a part in the statement by a WHERE.
     return statement.table._annotations.get("parententity")

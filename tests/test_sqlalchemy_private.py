@@ -223,7 +223,6 @@ STATEMENTS = (
     "_values",
     "_with_options",
     "is_dml",
-    "is_from_statement",
     "select",
     "table",
 )

@@ -11,6 +11,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sqlalchemy.exc import ResourceClosedError
+from sqlalchemy.orm import FromStatement
 
 from .._sqlalchemy import dml_mapper, fail_transaction, frames_outwards, may_skip_rows
 from ..dispatch import active_mutes, audible
@@ -72,7 +73,7 @@ def do_orm_execute(
         return None
     rows = None
     if mode == "rows" and _row_receivers(mapper, operation):
-        if context.statement.is_from_statement:
+        if isinstance(context.statement, FromStatement):
             raise BulkOptionError(
                 'execution option signals="rows" does not work with from_statement(): execute the '
                 "statement itself, with returning()"
@@ -97,7 +98,7 @@ def _refuse_rows_of_table(context: ORMExecuteState) -> None:
     if getattr(context.session, "execution_options", {}).get("signals") == "rows":
         return
     statement: Any = context.statement
-    if statement.is_from_statement:
+    if isinstance(statement, FromStatement):
         statement = statement.element
     operation = _operation(context)
     raise BulkOptionError(

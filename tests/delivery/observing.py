@@ -6,6 +6,7 @@ import asyncio
 import functools
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
+from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +175,7 @@ class Transaction:
 
     def __call__(self, work: Work, after: Callable[[], Any] = _nothing) -> Any:
         """Do the work in a transaction, in a session of its own."""
-        if not asyncio.iscoroutinefunction(self.how):
+        if not iscoroutinefunction(self.how):
             result = self.how(self.engine, work, after)
             assert self.engine.pool.checkedout() == 0
             return result
