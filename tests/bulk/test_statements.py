@@ -154,7 +154,7 @@ def test_query_update_and_delete(session: Session):
 def test_the_session_is_synchronized_as_without_signals(session: Session, synchronize: Any):
     """What SQLAlchemy does about the instances in the session is its own affair."""
     fill(session)
-    order = session.get_one(Order, 1)
+    order = session.get(Order, 1)
     listen()
     session.execute(
         update(Order).values(status="x"), execution_options={"synchronize_session": synchronize}

@@ -385,10 +385,17 @@ async def leave_async_begin(engine: AsyncEngine, work: Work, after: Callable[[],
             after()
 
 
+def session_methods(*names: str) -> list[Callable[[Session], None]]:
+    """Those that ``Session`` has; ``reset`` came with SQLAlchemy 2.0.22."""
+    return [getattr(Session, name) for name in names if hasattr(Session, name)]
+
+
+RESETTING = (
+    (("sqlite", reset), ("sqlite+aiosqlite", async_reset)) if session_methods("reset") else ()
+)
 UNDOING = (
     ("sqlite", rollback),
     ("sqlite", close),
-    ("sqlite", reset),
     ("sqlite", invalidate),
     ("sqlite", leave_begin),
     ("sqlite", leave_sessionmaker_begin),
@@ -397,7 +404,7 @@ UNDOING = (
     ("postgresql", invalidate),
     ("sqlite+aiosqlite", async_rollback),
     ("sqlite+aiosqlite", async_close),
-    ("sqlite+aiosqlite", async_reset),
+    *RESETTING,
     ("sqlite+aiosqlite", async_invalidate),
     ("sqlite+aiosqlite", leave_async_begin),
     ("postgresql+asyncpg", async_rollback),

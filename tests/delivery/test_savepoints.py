@@ -15,7 +15,7 @@ from sqla_signals import on_commit, on_rollback
 from ..contract.models import Author
 from ..contract.observing import rows
 from .models import Box, Shelf
-from .observing import Deliveries, Transaction, Unwanted
+from .observing import Deliveries, Transaction, Unwanted, session_methods
 
 
 def names(engine: Engine) -> list[str]:
@@ -302,7 +302,7 @@ def test_a_failed_flush_rolls_everything_back(session: Session, log: Deliveries)
     assert names(session.get_bind()) == ["second try", "there"]
 
 
-@pytest.mark.parametrize("end", [Session.rollback, Session.close, Session.reset])
+@pytest.mark.parametrize("end", session_methods("rollback", "close", "reset"))
 def test_a_failed_commit_delivers_nothing_and_its_end_is_a_rollback(
     session: Session, log: Deliveries, end: Callable[[Session], None]
 ):
@@ -383,7 +383,7 @@ def test_rollback_of_the_session_inside_savepoints_undoes_everything(
     assert names(session.get_bind()) == ["next"]
 
 
-@pytest.mark.parametrize("end", [Session.close, Session.reset, Session.invalidate])
+@pytest.mark.parametrize("end", session_methods("close", "reset", "invalidate"))
 def test_a_savepoint_and_then_the_end_of_the_session(
     session: Session, log: Deliveries, end: Callable[[Session], None]
 ):

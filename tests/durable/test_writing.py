@@ -162,7 +162,7 @@ def test_savepoints_write_nothing_themselves(shop, session, inserts):
 @pytest.mark.parametrize(
     "url",
     [
-        pytest.param("two-phase", marks=pytest.mark.postgresql),
+        pytest.param("postgresql", marks=pytest.mark.postgresql),
         pytest.param("mariadb", marks=pytest.mark.mariadb),
     ],
     indirect=True,
