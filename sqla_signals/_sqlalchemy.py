@@ -9,19 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import weakref
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from copy import deepcopy
-from datetime import date, datetime, time, timedelta
-from decimal import Decimal
 from functools import partial
 from operator import attrgetter
-from types import FrameType, MemberDescriptorType, MethodType
+from types import CellType, FrameType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, Final
-from uuid import UUID
-from weakref import WeakKeyDictionary
 
-from sqlalchemy import inspect
+from sqlalchemy import Connection, Engine, MetaData, event, inspect
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.orm import (
     MANYTOONE,
@@ -38,19 +34,20 @@ from sqlalchemy.orm import (
     attributes,
     bulk_persistence,
     dependency,
+    scoped_session,
 )
-from sqlalchemy.orm import session as session_module
 from sqlalchemy.orm.base import DEFAULT_STATE_ATTR
 from sqlalchemy.orm.exc import ObjectDeletedError, UnmappedColumnError
 from sqlalchemy.orm.mapper import _all_registries
+from sqlalchemy.orm.session import SessionTransactionState
 from sqlalchemy.schema import Column
 from sqlalchemy.sql import Select
 from sqlalchemy.sql.expression import BinaryExpression, BindParameter
 
 from .changes import UNSET
+from .errors import InstallError
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Engine
     from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import ClassManager, InstanceState, Mapper, SessionTransaction
 
@@ -189,6 +186,23 @@ instance_dict: Callable[[Any], dict[str, Any]] = attributes.instance_dict
 """The dictionary behind the attributes of a mapped instance."""
 
 
+MUTABLE_PARENTS: Final = "_parents"
+"""Where a ``MutableBase`` of ``sqlalchemy/ext/mutable.py`` keeps the instances that it belongs to.
+
+That module is not imported here, because it listens to mappers from then on.
+"""
+
+
+def is_mutable(value: Any) -> bool:
+    """Whether a column value is a ``MutableBase``."""
+    return hasattr(type(value), MUTABLE_PARENTS)
+
+
+def is_mapped_instance(value: Any) -> bool:
+    """Whether a value is an instance of a mapped class."""
+    return hasattr(value, DEFAULT_STATE_ATTR)
+
+
 # -- instances and sessions like others --------------------------------------------------------
 
 
@@ -225,156 +239,130 @@ def _copy(mapper: Mapper[Any], key: Any, values: Mapping[str, Any], session: Ses
     return instance
 
 
-def take_back(session: Session, instance: Any) -> bool:
-    """Detach an :func:`attached_copy` as if its session was gone.
+def session_like(session: Session, *fronts: object) -> Session:
+    """A new session of the same class with the same binds, ``info`` and attributes.
 
-    :returns: whether it was the only instance of the session, which has none now.
+    The ``__init__`` of the class is not called: that of an application may take anything. Nobody
+    listens to the new session but those who listen to its class.
+
+    :param fronts: what an attribute must not refer to either: an ``AsyncSession`` in front.
+    :raises InstallError: an attribute refers to the session, so that work done by way of it would
+        be done in the session, not in the new one.
     """
-    known = session.identity_map._dict
-    if len(known) > 1:
-        return False
-    if known:
-        known.clear()
-        state = state_of(instance)
-        state.session_id = None
-        del state._instance_dict
-    return True
-
-
-IMMUTABLE: Final = frozenset(
-    {
-        type(None),
-        bool,
-        int,
-        float,
-        str,
-        bytes,
-        Decimal,
-        date,
-        datetime,
-        time,
-        timedelta,
-        UUID,
-    }
-)
-"""The usual types of column values: neither SQL nor to be changed in place, so asked no more."""
-
-
-def own_copies(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The same column values, but copies of what could be changed in place.
-
-    A value that cannot be copied is left out, to be loaded again by who reads it.
-    """
-    exotic = [key for key, value in values.items() if type(value) not in IMMUTABLE]
-    if not exotic:
-        return values
-    copies = dict(values)
-    for key in exotic:
-        copies[key] = own_copy(values[key])
-        if copies[key] is UNSET:
-            del copies[key]
-    return copies
-
-
-def own_copy(value: Any) -> Any:
-    """A copy of a value that could be changed in place, ``UNSET`` if it cannot be copied."""
-    if type(value) in IMMUTABLE:
-        return value
-    try:
-        return deepcopy(value)
-    except Exception:
-        return UNSET
-
-
-def session_like(session: Session) -> Session:
-    """A new session of the same class on the same binds, without expiry at commit.
-
-    The class's own ``__init__`` is not called: an extension's may take anything.
-    """
-    new = _bare_copy(session)
+    cls = type(session)
+    new = cls.__new__(cls)
     Session.__init__(
         new,
-        bind=session.bind,
         autoflush=session.autoflush,
         expire_on_commit=False,
         twophase=session.twophase,
-        info={k: v for k, v in session.info.items() if not str(k).startswith("sqla_signals")},
         query_cls=session._query_cls,
         enable_baked_queries=session.enable_baked_queries,
         join_transaction_mode="create_savepoint",
     )
-    for name in ("binds", "_Session__binds", "execution_options"):  # the first two: 2.1, 2.0
+    for name in session.__dict__.keys() - new.__dict__.keys() - _NOT_COPIED:
+        new.__dict__[name] = own_attribute(session, name, *fronts)
+    if "execution_options" in session.__dict__:  # since 2.1
+        new.execution_options = session.execution_options
+    sharding: Any = sys.modules.get("sqlalchemy.ext.horizontal_shard")
+    if sharding is not None and isinstance(session, sharding.ShardedSession):
+        # As its __init__ does.
+        event.listen(new, "do_orm_execute", sharding.execute_and_instances, retval=True)
+    carry_over(session, new)
+    return new
+
+
+_NOT_COPIED: Final = {"dispatch", "info", "_trans_context_manager", "execution_options"}
+
+
+def carry_over(session: Session, new: Session) -> None:
+    """Give a new session the binds of another one, and what is in its ``info``."""
+    new.bind = session.bind
+    for name in ("binds", "_Session__binds"):  # 2.1; 2.0, which changes it in place
         if name in session.__dict__:
-            new.__dict__[name] = session.__dict__[name]
-    _own_binds(new)
-    return new
+            new.__dict__[name] = session.__dict__[name].copy()
+    for key, value in session.info.items():
+        if not str(key).startswith("sqla_signals") and not refers_to(value, (session,)):
+            new.info[key] = value
 
 
-def unused_copy(session: Session) -> Session:
-    """A new session like one that was never used; quicker than :func:`session_like`."""
-    new = _bare_copy(session)
-    new.identity_map = type(session.identity_map)()
-    new._new, new._deleted = {}, {}
-    new.info.update(session.info)
-    new.hash_key = session_module._new_sessionid()
-    session_module._sessions[new.hash_key] = new
-    return new
+def own_attribute(owner: Session | AsyncSession, name: str, *sessions: object) -> Any:
+    """The value of an attribute for another session: the same, or a copy of a container.
+
+    :param sessions: what it must not refer to, besides the owner.
+    :raises InstallError: it refers to one of them.
+    """
+    value = owner.__dict__[name]
+    if refers_to(value, (owner, *sessions)):
+        raise InstallError(
+            f"the attribute {name!r} of {type(owner).__name__}, a {type(value).__name__}, refers "
+            f"to the session that did the work, so a receiver's work by way of it would be done "
+            f"there. Say how a session for receivers is made: "
+            f"sqla_signals.install(session_factory=...)"
+        )
+    return value.copy() if type(value) in (dict, list, set) else value
 
 
-def _bare_copy(session: Session) -> Session:
-    cls = type(session)
-    new = cls.__new__(cls)
-    _set_attributes(new, session)
-    for name in ("dispatch", "info", "_trans_context_manager"):
-        new.__dict__.pop(name, None)
-    _own_binds(new)
-    if _has_own_listeners(session):
-        new.dispatch._update(session.dispatch, only_propagate=False)
-    choose = session.connection_callable
-    if getattr(choose, "__self__", None) is session:
-        new.connection_callable = MethodType(choose.__func__, new)  # type: ignore[union-attr]
-    return new
+_MAX_STEPS: Final = 4
+_MAX_SEEN: Final = 500
 
 
-def _own_binds(session: Session) -> None:
-    binds = session.__dict__.get("_Session__binds")  # 2.0, which changes it in place
-    if binds:
-        session.__dict__["_Session__binds"] = {**binds}
+def refers_to(value: Any, targets: tuple[object, ...]) -> bool:
+    """Whether a value is one of the targets, or leads to one in a few steps.
+
+    A step is an attribute, an element of a container, the instance of a bound method, an argument
+    of a partial, a variable of a closure, or a weak reference. A ``scoped_session`` leads nowhere:
+    it asks who is calling.
+    """
+    seen: set[int] = set()
+    values: list[Any] = [value]
+    for _ in range(_MAX_STEPS + 1):
+        if any(one is target for one in values for target in targets):
+            return True
+        found: list[Any] = []
+        for one in values:
+            if id(one) not in seen and len(seen) < _MAX_SEEN:
+                seen.add(id(one))
+                found += _one_step(one)
+        values = found
+    return False
 
 
-def _set_attributes(new: Session | AsyncSession, like: Session | AsyncSession) -> None:
-    new.__dict__.update(like.__dict__)
-    for name in slots_of(type(like)):
-        if hasattr(like, name):
-            setattr(new, name, getattr(like, name))
+def _one_step(value: Any) -> Iterable[Any]:
+    if isinstance(value, _LEADING_NOWHERE):
+        return ()
+    if isinstance(value, dict):
+        return list(value.values())
+    if isinstance(value, list | tuple | set | frozenset | deque):
+        return list(value)
+    if isinstance(value, MethodType):
+        return value.__self__, value.__func__
+    if isinstance(value, partial):
+        return value.func, *value.args, *value.keywords.values()
+    if isinstance(value, weakref.ref):
+        return (value(),)
+    if isinstance(value, FunctionType):
+        cells = value.__closure__ or ()
+        return [cell.cell_contents for cell in cells if cell != _EMPTY_CELL]
+    return list(getattr(value, "__dict__", {}).values())
 
 
-_slots: WeakKeyDictionary[type, tuple[str, ...]] = WeakKeyDictionary()
+_LEADING_NOWHERE: Final = (str, type, ModuleType, scoped_session, Engine, Connection, MetaData)
+_EMPTY_CELL: Final = CellType()
 
 
-def slots_of(cls: type) -> tuple[str, ...]:
-    """The attributes of instances that are not in their ``__dict__``."""
-    found = _slots.get(cls)
-    if found is None:
-        members = {name: one for base in cls.__mro__ for name, one in vars(base).items()}
-        found = tuple(k for k, one in members.items() if isinstance(one, MemberDescriptorType))
-        _slots[cls] = found
-    return found
+def async_session_like(
+    async_session: AsyncSession, session: Session, sync: Session
+) -> AsyncSession:
+    """A new ``AsyncSession`` of the same class in front of another session.
 
-
-def _has_own_listeners(session: Session) -> bool:
-    """Whether somebody listens to this one session, not to its class."""
-    dispatch = session.__dict__.get("dispatch")
-    return dispatch is not None and any(
-        collection.listeners for collection in dispatch._event_descriptors
-    )
-
-
-def async_session_like(async_session: AsyncSession, sync: Session) -> AsyncSession:
-    """A new ``AsyncSession`` of the same class in front of another session."""
+    :param session: the one behind ``async_session``.
+    :param sync: the one behind the new one.
+    """
     cls = type(async_session)
     new = cls.__new__(cls)
-    _set_attributes(new, async_session)
+    for name in async_session.__dict__.keys() - {"sync_session", "_proxied"}:
+        new.__dict__[name] = own_attribute(async_session, name, session)
     new.sync_session = new._proxied = new._assign_proxied(sync)
     return new
 
@@ -611,6 +599,44 @@ def is_committing(transaction: SessionTransaction) -> bool:
     The event tells the session only, and is the same for a root and for a savepoint.
     """
     return transaction._current_fn is not None
+
+
+def current_transaction(session: Session) -> SessionTransaction | None:
+    """The transaction that the session is in: a root, a savepoint, or a subtransaction of these.
+
+    Not by ``get_nested_transaction()``: that goes on to give a savepoint that was open when its
+    root was committed.
+    """
+    return session._transaction
+
+
+def is_committed(transaction: SessionTransaction) -> bool:
+    """In ``after_commit``: whether it is this transaction that was committed."""
+    return transaction._state is SessionTransactionState.COMMITTED
+
+
+def is_rolled_back(transaction: SessionTransaction) -> bool:
+    """In ``after_rollback``: whether it is this transaction that was rolled back."""
+    return transaction._state is SessionTransactionState.DEACTIVE
+
+
+def has_joined(transaction: SessionTransaction, connection: Connection) -> bool:
+    """In ``after_begin``: whether the connection was in a transaction that stays its owner's.
+
+    The session does not commit that one, and closing the session does not end it.
+    """
+    _, _, should_commit, _ = transaction._connections[connection]
+    return not should_commit
+
+
+def schema_maps(transaction: SessionTransaction) -> dict[Engine, Any]:
+    """In ``after_commit``: the ``schema_translate_map`` of each connection that has one."""
+    found = {}
+    for connection, *_ in transaction._connections.values():
+        schema_map = connection.get_execution_options().get("schema_translate_map")
+        if schema_map:
+            found[connection.engine] = schema_map
+    return found
 
 
 def contains_state(session: Session, state: State) -> bool:
