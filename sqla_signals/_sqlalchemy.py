@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from operator import attrgetter
 from types import CellType, FrameType, FunctionType, MethodType, ModuleType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sqlalchemy import Connection, Engine, MetaData, event, inspect
 from sqlalchemy.engine.default import DefaultDialect
@@ -411,10 +411,22 @@ def dml_entity(statement: Any) -> Any:
 def _dml_entity(statement: Any) -> Any:
     if not statement.is_dml:
         return None
-    if isinstance(statement, FromStatement):
-        statement = statement.element
     # Of a Table there is none, even where the ORM has a part in the statement by a WHERE.
-    return statement.table._annotations.get("parententity")
+    return dml_of(statement).table._annotations.get("parententity")
+
+
+def dml_of(statement: Any) -> Any:
+    """The INSERT, UPDATE or DELETE itself, also where ``from_statement()`` is around it."""
+    return statement.element if isinstance(statement, FromStatement) else statement
+
+
+def dml_operation(statement: Any) -> Literal["insert", "update", "delete"]:
+    """What a statement does.
+
+    ``ORMExecuteState.is_insert`` does not see through ``from_statement()`` before 2.0.30.
+    """
+    dml = dml_of(statement)
+    return "insert" if dml.is_insert else "update" if dml.is_update else "delete"
 
 
 def may_skip_rows(statement: Any) -> bool:
@@ -490,7 +502,8 @@ class Upsert:
         )
         """The attributes that it sets; none if it leaves the row alone."""
         columns: list[Any] = [
-            table.c[one] if isinstance(one, str) else one
+            # Before 2.0.37, ORM attributes come as they are: postgresql/dml.py, OnConflictClause.
+            table.c[one] if isinstance(one, str) else getattr(one, "expression", one)
             for one in clause.inferred_target_elements or ()
         ]
         named = getattr(clause, "constraint_target", None)  # PostgreSQL's only

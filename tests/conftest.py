@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import sqlalchemy
+from packaging.version import Version
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 
 import sqla_signals
@@ -114,6 +116,11 @@ def start_postgresql(directory: Path) -> PostgresServer:
             settings.write(POSTGRESQL_SETTINGS)
         server.start()
     return server
+
+
+def before_sqlalchemy(version: str) -> bool:
+    """Whether the installed SQLAlchemy is older."""
+    return Version(sqlalchemy.__version__) < Version(version)
 
 
 def clear_postgresql(url: str) -> None:

@@ -35,6 +35,7 @@ import sqla_signals
 from sqla_signals import UNSET, BulkOptionError, Change, post_save, pre_delete, pre_save
 from tests.contract.observing import asynchronous, rows
 
+from ..conftest import before_sqlalchemy
 from .shop import (
     Clerk,
     Customer,
@@ -47,6 +48,7 @@ from .shop import (
     Point,
     Seat,
     Stamped,
+    inserted,
     witnessed,
 )
 
@@ -212,6 +214,13 @@ def test_update_with_a_subquery(session: Session):
     assert told(session, heard) == updates(2, 4)
 
 
+# Before 2.0.39 SQLAlchemy names the table beside its alias, and warns of that.
+on_an_alias = pytest.mark.skipif(
+    before_sqlalchemy("2.0.39"), reason="SQLAlchemy updates no alias without a warning"
+)
+
+
+@on_an_alias
 def test_update_of_an_alias(session: Session):
     """An alias stands for its class."""
     fill(session)
@@ -322,6 +331,7 @@ def test_update_writes_onupdate_columns_along(session: Session):
     assert call["changes"] == {"name": Change("a", "b"), "writes": Change(0, 7)}
 
 
+@on_an_alias
 def test_update_of_an_alias_writes_no_onupdate_columns(session: Session):
     """SQLAlchemy leaves them alone then, and so they are not among the fields."""
     session.add(Stamped(id=1, name="a"))
@@ -672,7 +682,7 @@ def test_insert_with_values(session: Session, statement: Any):
     """However the values are given."""
     heard = Heard().connect(Order)
     result = session.execute(statement, execution_options=ROWS)
-    assert result.rowcount == 1
+    assert result.rowcount == inserted(session, 1)
     assert told(session, heard) == [("insert", "1")]
     assert heard.of("post_save")[0]["changes"]["status"] == Change(UNSET, "a")
 

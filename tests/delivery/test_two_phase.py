@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from sqla_signals import on_commit, on_rollback, post_save, receiver
 
-from ..conftest import clear_postgresql
+from ..conftest import before_sqlalchemy, clear_postgresql
 from ..contract.models import Author, Base, Tag
 from ..contract.observing import rows
 from .models import Box, Record
@@ -76,6 +76,9 @@ def test_rolling_back_what_was_prepared_is_a_rollback(session: Session, log: Del
     assert rows(session.get_bind(), Author.name) == []
 
 
+@pytest.mark.skipif(
+    before_sqlalchemy("2.0.55"), reason="SQLAlchemy cannot roll back what it failed to prepare"
+)
 def test_failing_to_prepare_is_a_rollback(session: Session, log: Deliveries):
     """A deferred constraint is checked in the first phase."""
     session.add(Box(name="on no shelf", shelf_id=99))
