@@ -208,7 +208,9 @@ class Thing(Base):
     frozen = mapped_column(FrozenJSON)
     plans = mapped_column(PlansType)
     point: Mapped[Point | None] = composite(
-        mapped_column("x", Integer, nullable=True), mapped_column("y", Integer, nullable=True)
+        Point,
+        mapped_column("x", Integer, nullable=True),
+        mapped_column("y", Integer, nullable=True),
     )
 
 
