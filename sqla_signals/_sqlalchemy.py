@@ -281,9 +281,9 @@ def carry_over(session: Session, new: Session) -> None:
     for name in ("binds", "_Session__binds"):  # 2.1; 2.0, which changes it in place
         if name in session.__dict__:
             new.__dict__[name] = session.__dict__[name].copy()
-    for key, value in session.info.items():
-        if not str(key).startswith("sqla_signals") and not refers_to(value, (session,)):
-            new.info[key] = value
+    new.info.update(
+        (key, one) for key, one in session.info.items() if not str(key).startswith("sqla_signals")
+    )
 
 
 def own_attribute(owner: Session | AsyncSession, name: str, *sessions: object) -> Any:

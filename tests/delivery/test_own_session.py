@@ -881,21 +881,24 @@ def test_other_attributes_come_along_and_containers_are_copied(library: Engine, 
     assert rows(library, Author.name) == ["a"]
 
 
-def test_what_refers_to_the_session_in_its_info_stays_there(library: Engine, installed):
-    """The receivers' session has the rest of it."""
+def test_what_is_in_the_info_of_the_session_is_shared(library: Engine, installed):
+    """Whatever it is: listeners of the class look for it there."""
     found = []
+    shared = {"sessions": []}
 
     @receiver(post_save, sender=Author, on="commit")
     def fn(sender, session, **kwargs):
-        found.append(dict(session.info))
+        found.append(session.info["shared"] is shared)
+        session.info["of the receiver"] = True
 
-    with Session(library) as session:
-        session.info.update(user="me", mails=Mails(session))
+    with Session(library, info={"shared": shared}) as session:
+        shared["sessions"].append(session)
         session.add(Author(name="a"))
         session.commit()
-        session.info.clear()
-    assert found == [{"user": "me"}]
+        assert session.info == {"shared": shared}
+    assert found == [True]
     assert rows(library, Author.name) == ["a"]
+    shared.clear()
 
 
 # -- the schema that the transaction worked in -----------------------------------------------------
