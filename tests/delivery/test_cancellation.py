@@ -431,15 +431,18 @@ async def test_a_statement_that_the_server_is_busy_with_is_given_up(
         session.add(Tag(name=f"for {instance.name}"))
 
     class Busy(Gate):
-        """Reached when the server says that somebody waits for a lock."""
+        """Reached when the server says that somebody waits for a lock on that table."""
 
         async def watch(self) -> None:
             with witness.connect() as observer:
-                while not observer.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")):
+                while not observer.scalar(waiting):
                     observer.rollback()
                     await asyncio.sleep(0)
             self.reached.set()
 
+    waiting = text(
+        f"SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = '{table}'::regclass"
+    )
     gate = Busy()
     with witness.connect() as blocking:
         blocking.execute(text(f"LOCK TABLE {table} IN EXCLUSIVE MODE"))
