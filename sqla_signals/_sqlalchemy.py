@@ -185,6 +185,27 @@ instance_dict: Callable[[Any], dict[str, Any]] = attributes.instance_dict
 """The dictionary behind the attributes of a mapped instance."""
 
 
+def empty(session: Session, instance: Any) -> None:
+    """Expunge everything from a session that is in no transaction.
+
+    ``Session.expunge_all()`` makes a new identity map, which is too much for the one instance that
+    most calls leave there.
+
+    :param instance: an :func:`attached_copy`, or anything else.
+    """
+    known = session.identity_map._dict
+    if session._new or len(known) > 1:
+        session.expunge_all()
+    elif known:
+        state = state_of(instance)
+        if state.modified or state.key not in known:
+            session.expunge_all()
+        else:
+            known.clear()
+            state.session_id = None
+            del state._instance_dict
+
+
 MUTABLE_PARENTS: Final = "_parents"
 """Where a ``MutableBase`` of ``sqlalchemy/ext/mutable.py`` keeps the instances that it belongs to.
 
