@@ -41,7 +41,7 @@ from sqlalchemy.orm import (
 from sqlalchemy.orm import session as session_module
 from sqlalchemy.orm.base import DEFAULT_STATE_ATTR
 from sqlalchemy.orm.exc import ObjectDeletedError, UnmappedColumnError
-from sqlalchemy.orm.mapper import _all_registries
+from sqlalchemy.orm.mapper import _mapper_registries
 from sqlalchemy.schema import Column
 from sqlalchemy.sql import Select
 from sqlalchemy.sql.expression import BinaryExpression, BindParameter
@@ -85,10 +85,17 @@ def is_mapped(cls: type) -> bool:
     return mapper_of(cls) is not None
 
 
-def all_mappers() -> Iterator[Mapper[Any]]:
-    """Every mapper of the process, configured or not."""
-    for registry in _all_registries():
-        yield from registry.mappers
+def all_mappers() -> list[Mapper[Any]]:
+    """Every mapper of the process that is complete, configured or not.
+
+    ``registry.mappers`` (orm/decl_api.py) raises while another thread defines a class, and for as
+    long as somebody keeps a class whose definition has failed. ``keyrefs()`` copies in one step,
+    and ``Mapper.__init__`` ends with ``_flag_new_mapper``.
+    """
+    registries = [registry for ref in _mapper_registries.keyrefs() if (registry := ref())]
+    managers = [ref() for registry in registries for ref in registry._managers.keyrefs()]
+    mappers = [manager.__dict__.get("mapper") for manager in managers if manager is not None]
+    return [mapper for mapper in mappers if mapper is not None and mapper._ready_for_configure]
 
 
 def column_keys(mapper: Mapper[Any], attribute: str) -> frozenset[str]:
@@ -145,7 +152,8 @@ def listen_to(owner: Any, event_name: str, fn: Callable[..., Any], *, first: boo
 
 def unlisten(owner: Any, event_name: str, fn: Callable[..., Any]) -> None:
     """Undo :func:`listen_to`."""
-    collection = getattr(owner.dispatch, event_name)
+    # ClassManager.unregister (orm/instrumentation.py), for registry.dispose(), leaves none.
+    collection = getattr(owner.dispatch, event_name, None)
     if hasattr(collection, "listeners"):
         collection.listeners = deque(one for one in collection.listeners if one is not fn)
 

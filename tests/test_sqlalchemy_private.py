@@ -140,12 +140,13 @@ def require(owner: object, what: str, *names: str) -> None:
 
 
 # The names, by the object that has them. What begins with an underscore, or is not documented.
-MAPPER_MODULE = ("_all_registries",)
+MAPPER_MODULE = ("_mapper_registries",)
 SESSION_MODULE = ("_new_sessionid", "_sessions")
 MAPPERS = (
     "_delete_orphans",
     "_dependency_processors",
     "_props",
+    "_ready_for_configure",
     "_is_orphan",
     "_identity_key_from_state",
     "get_property_by_column",
@@ -276,10 +277,12 @@ def test_the_sessions_that_are_alive_are_known_by_their_hash_key():
     assert session_module._sessions[session.hash_key] is session
 
 
-def test_all_registries_gives_the_registries_in_use():
-    """With their mappers."""
-    assert Base.registry in set(mapper_module._all_registries())
-    assert {mapper.class_ for mapper in Base.registry.mappers} == {Parent, Child, Spot}
+def test_the_registries_in_use_and_their_managers_are_known_by_weak_references():
+    """``_mapper_registries``, and ``_managers`` of each."""
+    assert Base.registry in [ref() for ref in mapper_module._mapper_registries.keyrefs()], WHERE
+    managers = [ref() for ref in Base.registry._managers.keyrefs()]
+    mappers = [manager.__dict__["mapper"] for manager in managers]
+    assert {mapper.class_ for mapper in mappers} == {Parent, Child, Spot}, WHERE
 
 
 @pytest.mark.parametrize("name", MAPPERS)
