@@ -9,7 +9,7 @@ takes changes again.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from .._sqlalchemy import keep_readable
@@ -17,7 +17,7 @@ from ..changes import NO_DIFF, Change, Changes, NewRow
 from ..dispatch import active_mutes
 from ..net import CREATED, DELETED, UPDATED, Effect, Source
 from ..signals import m2m_changed, post_delete, post_save, pre_delete, pre_save
-from . import owed, settling, transactions
+from . import owed, transactions
 from .announcement import Announcement
 from .calls import Calls, ModelCalls, is_sharded
 from .foresight import cascade_origins
@@ -27,8 +27,6 @@ from .record import Record, Written
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, Mapper, Session, UOWTransaction
-
-    from ..receivers import Receiver
 
     State = InstanceState[Any]
 
@@ -113,14 +111,6 @@ class Flush:
             owed.flushed(self.session, effects)
         if post_save.table.flush or post_delete.table.flush or self._m2m.has_rows:
             self._send_post(rows)
-            settling.flushed(self.session, lambda: self._told(rows))
-
-    def _told(self, rows: Mapping[State, Written]) -> Iterator[Receiver]:
-        """Who is called after the statements that have written these rows."""
-        for state, row in rows.items():
-            model = self._calls[state.manager.mapper]
-            if row is not NO_DIFF:
-                yield from (model.post_delete if row is DELETED else model.post_save).receivers()
 
     def _send_post(self, rows: Mapping[State, Written]) -> None:
         calls = self._calls
