@@ -21,7 +21,7 @@ from . import owed, transactions
 from .announcement import Announcement
 from .calls import Calls, ModelCalls, is_sharded
 from .foresight import cascade_origins
-from .guard import guarded
+from .guard import IN_POST, guarded
 from .m2m import M2M
 from .record import Record, Written
 
@@ -115,7 +115,7 @@ class Flush:
     def _send_post(self, rows: Mapping[State, Written]) -> None:
         calls = self._calls
         raw = calls.raw
-        with guarded(self.session):
+        with guarded(self.session, IN_POST):
             for state, row in rows.items():
                 if row is NO_DIFF:
                     continue
