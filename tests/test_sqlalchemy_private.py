@@ -231,8 +231,11 @@ STATEMENTS = (
 RELATIONSHIPS = ("_init_args", "_reverse_property")
 KEY_SWITCHES = ("_key_switchers",)
 ASYNC_SESSIONS = ("_proxied", "_assign_proxied")
+EVENTS = ("_EventKey", "_removed_from_collection", "_stored_in_collection")
 ELSEWHERE = (
     "_begin",
+    "_clslevel",
+    "_empty_listener_reg",
     "_current_fn",
     "_is_autocommit_isolation",
     "_sa_class_manager",
@@ -269,6 +272,37 @@ def test_a_dispatch_tells_its_collections_of_listeners():
     assert not any(collection.listeners for collection in session.dispatch._event_descriptors)
     event.listen(session, "after_begin", lambda *_: None)
     assert any(collection.listeners for collection in session.dispatch._event_descriptors)
+
+
+@pytest.mark.parametrize("name", EVENTS)
+def test_the_registry_of_listeners_has(name: str):
+    """``event.registry``, and the keys by which ``event.contains`` finds a listener there."""
+    require(_sqlalchemy.event_registry, "event.registry", name)
+
+
+def test_listeners_of_a_class_of_sessions_are_in_three_places():
+    """Those of the class; of its instances without, and of those with listeners of their own."""
+
+    class OwnSession(Session):
+        """A class of sessions."""
+
+    plain, own = OwnSession(), OwnSession()
+    event.listen(own, "after_commit", lambda *_: None)
+    for session in (plain, own):
+        assert not session.dispatch.after_commit.parent_listeners
+    listener: Callable[..., Any] = print
+    _sqlalchemy.listen_to_class(OwnSession, "after_commit", listener)
+    assert event.contains(OwnSession, "after_commit", listener), WHERE
+    of_classes = OwnSession.dispatch.after_commit._clslevel
+    assert list(of_classes[OwnSession]) == [listener], WHERE
+    of_instances = OwnSession.dispatch._empty_listener_reg
+    assert list(of_instances[OwnSession]["after_commit"].parent_listeners) == [listener], WHERE
+    for session in (plain, own, OwnSession()):
+        assert list(session.dispatch.after_commit.parent_listeners) == [listener], WHERE
+    _sqlalchemy.unlisten_to_class(OwnSession, "after_commit", listener)
+    assert not event.contains(OwnSession, "after_commit", listener), WHERE
+    for session in (plain, own, OwnSession()):
+        assert not session.dispatch.after_commit.parent_listeners, WHERE
 
 
 def test_the_sessions_that_are_alive_are_known_by_their_hash_key():
@@ -769,7 +803,7 @@ def test_every_private_name_in_the_module_for_them_is_asserted_above():
         *STATEMENTS,
         *IDENTITY_MAPS,
     }
-    asserted |= {*ASYNC_SESSIONS, *ELSEWHERE}
+    asserted |= {*ASYNC_SESSIONS, *EVENTS, *ELSEWHERE}
     assert private_names(PACKAGE / "_sqlalchemy.py") <= asserted
 
 

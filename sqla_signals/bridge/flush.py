@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from .._sqlalchemy import keep_readable
+from .._sqlalchemy import is_flushing, keep_readable
 from ..changes import NO_DIFF, Change, Changes, NewRow
 from ..dispatch import active_mutes
 from ..net import CREATED, DELETED, UPDATED, Effect, Source
@@ -54,6 +54,8 @@ class Flush:
         self.announcement: Announcement = Announcement(session, objects, self._calls, self._m2m)
         self.record: Record = Record(self._calls, self.announcement.saves, context)
         self._origins: dict[State, Any] = {}
+        self.is_over: bool = False
+        """Whether it needs no listener any more."""
         # The unit of work holds us, and it dies with the flush however that ends.
         context.attributes[_KEY] = self
         reference: weakref.ref[Flush] = weakref.ref(self, _forget(session.hash_key))
@@ -66,9 +68,23 @@ class Flush:
         return found
 
     @staticmethod
-    def in_progress() -> bool:
+    def any_is_under_way() -> bool:
         """Whether any session is in a flush that is listened to."""
-        return any(reference() is not None for reference in list(flushes.values()))
+        found = [reference() for reference in list(flushes.values())]
+        # One that has failed lives on for as long as somebody keeps its exception.
+        return any(one and not one.is_over and is_flushing(one.session) for one in found)
+
+    @staticmethod
+    def ended(session: Session) -> None:
+        """The flush that the session was in, if any, is over."""
+        flush = flushes.get(session.hash_key, no_flush)()
+        if flush is not None:
+            flush.is_over = True
+
+    def give_up(self, context: UOWTransaction) -> None:
+        """Let the flush go on as if nobody listened."""
+        self.is_over = True
+        del context.attributes[_KEY]
 
     # -- mapper events ----------------------------------------------------------------------------
 
