@@ -41,9 +41,9 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.orm import session as session_module
 from sqlalchemy.orm.base import DEFAULT_STATE_ATTR
-from sqlalchemy.orm.exc import ObjectDeletedError, UnmappedColumnError
+from sqlalchemy.orm.exc import NO_STATE, ObjectDeletedError, UnmappedColumnError
 from sqlalchemy.orm.mapper import _mapper_registries
-from sqlalchemy.schema import Column
+from sqlalchemy.schema import Column, Table
 from sqlalchemy.sql import Select
 from sqlalchemy.sql.expression import BinaryExpression, BindParameter
 from sqlalchemy.util import walk_subclasses
@@ -239,6 +239,17 @@ def unwrap_init(mapper: Mapper[Any]) -> None:
 
 state_of: Callable[[Any], State] = attributes.instance_state
 """The state of a mapped instance; what ``inspect`` gives, without its detours."""
+
+
+def are_instances(objects: Iterable[Any] | None) -> bool:
+    """Whether a flush takes what it was given: ``Session._flush`` refuses what is not mapped."""
+    if not objects or isinstance(objects, Iterator):
+        return True
+    try:
+        return all(state_of(one) is not None for one in objects)
+    except NO_STATE:
+        return False
+
 
 manager_of_class: Callable[[type], ClassManager[Any]] = attributes.manager_of_class
 """The class manager of a mapped class."""
@@ -697,19 +708,22 @@ def can_orphan(mapper: Mapper[Any]) -> bool:
 
 def referenced_keys(mapper: Mapper[Any]) -> Iterator[str]:
     """The attributes whose change a flush carries over to the foreign keys of other rows."""
-    pairs = [
-        pair
+    relationships = [
+        prop
         for prop in mapper.relationships
         if not prop.viewonly and prop.direction is not MANYTOONE
-        for pair in prop.synchronize_pairs
     ]
-    pairs += [
-        pair
-        for processor in mapper._dependency_processors  # many-to-one, from the other side
-        for pair in processor.prop.synchronize_pairs
+    relationships += [
+        processor.prop  # many-to-one, from the other side
+        for parent in mapper.iterate_to_root()
+        for processor in parent._dependency_processors
     ]
-    for column, _ in pairs:
-        yield mapper.get_property_by_column(column).key
+    for prop in relationships:
+        for column, _ in prop.synchronize_pairs:
+            # A relationship that reads through a table in between may name a column of that.
+            key = _attribute_of(column, mapper)
+            if key is not None:
+                yield key
 
 
 def is_referenced(mapper: Mapper[Any]) -> bool:
@@ -754,7 +768,9 @@ def association_changes(
     processors = [
         (action.dependency_processor, list(action._mappers(context)))
         for action in context.presort_actions.values()
-        if action.setup_flush_actions and isinstance(action.dependency_processor, ManyToManyDP)
+        if action.setup_flush_actions
+        and isinstance(action.dependency_processor, ManyToManyDP)
+        and writes_rows(action.dependency_processor.prop)
     ]
     for of_deleted in (True, False):
         for processor, mappers in processors:
@@ -797,9 +813,21 @@ def still_changes(session: Session, key: str, state: State, other: State, added:
     return other in (history.added if added else history.deleted)
 
 
+def writes_rows(prop: RelationshipProperty[Any]) -> bool:
+    """Whether a relationship has a ``secondary`` table and can write rows of it.
+
+    It cannot if that is a join, or a table that only leads to the other class: one whose foreign
+    keys are elsewhere. ``ManyToManyDP._synchronize`` fails once such a collection is changed.
+    """
+    if prop.viewonly or not isinstance(prop.secondary, Table):
+        return False
+    pairs = (*prop.synchronize_pairs, *(prop.secondary_synchronize_pairs or ()))
+    return all(column.table is prop.secondary for _, column in pairs)
+
+
 def both_sides(prop: RelationshipProperty[Any]) -> list[RelationshipProperty[Any]]:
     """A relationship and those that its ``back_populates`` or ``backref`` ties to it."""
-    return [prop, *(one for one in prop._reverse_property if not one.viewonly)]
+    return [prop, *filter(writes_rows, prop._reverse_property)]
 
 
 def secondary_relationship(attribute: Any) -> RelationshipProperty[Any] | None:

@@ -20,6 +20,7 @@ from sqlalchemy.orm import (
 from . import mapping, watching
 from ._sqlalchemy import (
     all_sessions,
+    are_instances,
     is_listener,
     listen_to,
     listen_to_class,
@@ -143,6 +144,8 @@ class Installation:
         if (watcher := watching.watcher) is not None:
             watcher.session_event("before_flush", session, context)
         if not any(signal.table.receivers for signal in flushes.SIGNALS):
+            return
+        if not are_instances(objects):  # the flush is going to fail of that
             return
         flush = Flush(session, context, objects)
         if self._removed:  # by another thread, which has not seen that this flush begins

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from .._sqlalchemy import (
@@ -59,11 +59,18 @@ class Announcement:
         """The mappers of which a row may be updated, as far as it was asked."""
         return self._foresight.updated_mappers if self._foresight is not None else ()
 
+    @property
+    def failure(self) -> str | None:
+        """Why the rows could not be foreseen."""
+        return self._foresight.failure if self._foresight is not None else None
+
     def send(self) -> None:
         """Send ``pre_*`` for every row foreseen, until the receivers add nothing new."""
         signals = (pre_save, pre_delete, m2m_changed)
         if any(signal.table.receivers for signal in signals):
-            self._send_until_settled()
+            # The instances of a partial flush may be given by a generator, which is for the flush.
+            if not isinstance(self._objects, Iterator):
+                self._send_until_settled()
             # Now, because a receiver may have connected the first one.
             self.hears_saves = bool(pre_save.table.receivers)
 
