@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sqlalchemy import Connection, Engine, MetaData, event, inspect
 from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.event import registry as event_registry
 from sqlalchemy.orm import (
     MANYTOONE,
     ColumnProperty,
@@ -36,13 +37,15 @@ from sqlalchemy.orm import (
     dependency,
     scoped_session,
 )
+from sqlalchemy.orm import session as session_module
 from sqlalchemy.orm.base import DEFAULT_STATE_ATTR
-from sqlalchemy.orm.exc import ObjectDeletedError, UnmappedColumnError
-from sqlalchemy.orm.mapper import _all_registries
+from sqlalchemy.orm.exc import NO_STATE, ObjectDeletedError, UnmappedColumnError
+from sqlalchemy.orm.mapper import _mapper_registries
 from sqlalchemy.orm.session import SessionTransactionState
-from sqlalchemy.schema import Column
+from sqlalchemy.schema import Column, Table
 from sqlalchemy.sql import Select
 from sqlalchemy.sql.expression import BinaryExpression, BindParameter
+from sqlalchemy.util import walk_subclasses
 
 from .changes import UNSET
 from .errors import InstallError
@@ -83,10 +86,24 @@ def is_mapped(cls: type) -> bool:
     return mapper_of(cls) is not None
 
 
-def all_mappers() -> Iterator[Mapper[Any]]:
-    """Every mapper of the process, configured or not."""
-    for registry in _all_registries():
-        yield from registry.mappers
+def all_mappers() -> list[Mapper[Any]]:
+    """Every mapper of the process that is complete, configured or not.
+
+    ``registry.mappers`` (orm/decl_api.py) raises while another thread defines a class, and for as
+    long as somebody keeps a class whose definition has failed. ``keyrefs()`` copies in one step,
+    and ``Mapper.__init__`` ends with ``_flag_new_mapper``.
+    """
+    registries = [registry for ref in _mapper_registries.keyrefs() if (registry := ref())]
+    managers = [ref() for registry in registries for ref in registry._managers.keyrefs()]
+    mappers = [manager.__dict__.get("mapper") for manager in managers if manager is not None]
+    return [mapper for mapper in mappers if mapper is not None and mapper._ready_for_configure]
+
+
+def all_sessions() -> list[Session]:
+    """Every session of the process that is alive."""
+    # valuerefs() copies in one step, whatever sessions other threads make.
+    found = [reference() for reference in session_module._sessions.valuerefs()]
+    return [session for session in found if session is not None]
 
 
 def column_keys(mapper: Mapper[Any], attribute: str) -> frozenset[str]:
@@ -130,22 +147,65 @@ def is_listener(session: Session, event_name: str, fn: Callable[..., Any]) -> bo
     return dispatch is not None and fn in getattr(dispatch, event_name).listeners
 
 
-def listen_to(owner: Any, event_name: str, fn: Callable[..., Any], *, first: bool) -> None:
-    """Add a listener of one mapper, or of one class manager, that gets the state itself.
+def listen_to_class(cls: type, event_name: str, fn: Callable[..., Any]) -> None:
+    """Add a listener of all sessions of a class, or of all mappers; once, if it is there already.
 
-    ``event.listen`` changes the collection, and so breaks a flush of another thread that is running
-    through it; here the collection is replaced.
+    ``event.listen`` changes the collections (event/attr.py, ``_ClsLevelDispatch``), and so breaks
+    whoever runs through one of them: another thread, or the caller. Here they are replaced.
+    """
+    _replace_listeners(cls, event_name, fn, lambda others: [*others, fn])
+    event_registry._stored_in_collection(
+        event_registry._EventKey(cls, event_name, fn, cls), getattr(cls.dispatch, event_name)
+    )
+
+
+def unlisten_to_class(cls: type, event_name: str, fn: Callable[..., Any]) -> None:
+    """Undo :func:`listen_to_class`; also if SQLAlchemy has forgotten the listener meanwhile.
+
+    Its own test fixtures let it, with ``SessionEvents._clear()``.
+    """
+    _replace_listeners(cls, event_name, fn, lambda others: others)
+    event_registry._removed_from_collection(
+        event_registry._EventKey(cls, event_name, fn, cls), getattr(cls.dispatch, event_name)
+    )
+
+
+def _replace_listeners(
+    target: Any, event_name: str, fn: Callable[..., Any], replace: Callable[[list[Any]], list[Any]]
+) -> None:
+    of_classes = getattr(target.dispatch, event_name)
+    for cls in walk_subclasses(target):
+        if cls not in of_classes._clslevel:
+            of_classes.update_subclass(cls)
+        others = [one for one in of_classes._clslevel[cls] if one != fn]
+        listeners = of_classes._clslevel[cls] = deque(replace(others))
+        of_instances = target.dispatch._empty_listener_reg.get(cls)
+        if of_instances is not None:
+            of_instances[event_name].parent_listeners = listeners
+    # Instances with listeners of their own refer to those of their class by themselves.
+    owners: list[Any] = [*all_sessions(), *all_mappers()]
+    for owner in owners:
+        if isinstance(owner, target) and "dispatch" in owner.__dict__:
+            of_instance = getattr(owner.dispatch, event_name)
+            of_instance.parent_listeners = of_classes._clslevel[type(owner)]
+
+
+def listen_to(owner: Any, event_name: str, fn: Callable[..., Any], *, first: bool) -> None:
+    """Add a listener of one session, mapper or class manager, that gets the state itself.
+
+    It replaces the collection, as :func:`listen_to_class` does.
     """
     collection = getattr(owner.dispatch, event_name).for_modify(owner.dispatch)
-    others = [one for one in collection.listeners if one is not fn]
+    others = [one for one in collection.listeners if one != fn]
     collection.listeners = deque([fn, *others] if first else [*others, fn])
 
 
 def unlisten(owner: Any, event_name: str, fn: Callable[..., Any]) -> None:
     """Undo :func:`listen_to`."""
-    collection = getattr(owner.dispatch, event_name)
-    if hasattr(collection, "listeners"):
-        collection.listeners = deque(one for one in collection.listeners if one is not fn)
+    # ClassManager.unregister (orm/instrumentation.py), for registry.dispose(), leaves none.
+    collection = getattr(owner.dispatch, event_name, None)
+    if fn in getattr(collection, "listeners", ()):
+        collection.listeners = deque(one for one in collection.listeners if one != fn)
 
 
 def is_last_listener(mapper: Mapper[Any], event_name: str, fn: Callable[..., Any]) -> bool:
@@ -179,11 +239,43 @@ def unwrap_init(mapper: Mapper[Any]) -> None:
 state_of: Callable[[Any], State] = attributes.instance_state
 """The state of a mapped instance; what ``inspect`` gives, without its detours."""
 
+
+def are_instances(objects: Iterable[Any] | None) -> bool:
+    """Whether a flush takes what it was given: ``Session._flush`` refuses what is not mapped."""
+    if not objects or isinstance(objects, Iterator):
+        return True
+    try:
+        return all(state_of(one) is not None for one in objects)
+    except NO_STATE:
+        return False
+
+
 manager_of_class: Callable[[type], ClassManager[Any]] = attributes.manager_of_class
 """The class manager of a mapped class."""
 
 instance_dict: Callable[[Any], dict[str, Any]] = attributes.instance_dict
 """The dictionary behind the attributes of a mapped instance."""
+
+
+def empty(session: Session, instance: Any) -> None:
+    """Expunge everything from a session that is in no transaction.
+
+    ``Session.expunge_all()`` makes a new identity map, which is too much for the one instance that
+    most calls leave there.
+
+    :param instance: an :func:`attached_copy`, or anything else.
+    """
+    known = session.identity_map._dict
+    if session._new or len(known) > 1:
+        session.expunge_all()
+    elif known:
+        state = state_of(instance)
+        if state.modified or state.key not in known:
+            session.expunge_all()
+        else:
+            known.clear()
+            state.session_id = None
+            del state._instance_dict
 
 
 MUTABLE_PARENTS: Final = "_parents"
@@ -590,6 +682,11 @@ def altered(session: Session, state: State) -> None:
     session._register_altered([state])
 
 
+def is_flushing(session: Session) -> bool:
+    """Whether the session is inside of ``Session.flush()``."""
+    return session._flushing
+
+
 def is_clean(session: Session) -> bool:
     """Whether a flush would find nothing to do, as ``commit()`` itself asks."""
     return session._is_clean()
@@ -673,19 +770,22 @@ def can_orphan(mapper: Mapper[Any]) -> bool:
 
 def referenced_keys(mapper: Mapper[Any]) -> Iterator[str]:
     """The attributes whose change a flush carries over to the foreign keys of other rows."""
-    pairs = [
-        pair
+    relationships = [
+        prop
         for prop in mapper.relationships
         if not prop.viewonly and prop.direction is not MANYTOONE
-        for pair in prop.synchronize_pairs
     ]
-    pairs += [
-        pair
-        for processor in mapper._dependency_processors  # many-to-one, from the other side
-        for pair in processor.prop.synchronize_pairs
+    relationships += [
+        processor.prop  # many-to-one, from the other side
+        for parent in mapper.iterate_to_root()
+        for processor in parent._dependency_processors
     ]
-    for column, _ in pairs:
-        yield mapper.get_property_by_column(column).key
+    for prop in relationships:
+        for column, _ in prop.synchronize_pairs:
+            # A relationship that reads through a table in between may name a column of that.
+            key = _attribute_of(column, mapper)
+            if key is not None:
+                yield key
 
 
 def is_referenced(mapper: Mapper[Any]) -> bool:
@@ -730,7 +830,9 @@ def association_changes(
     processors = [
         (action.dependency_processor, list(action._mappers(context)))
         for action in context.presort_actions.values()
-        if action.setup_flush_actions and isinstance(action.dependency_processor, ManyToManyDP)
+        if action.setup_flush_actions
+        and isinstance(action.dependency_processor, ManyToManyDP)
+        and writes_rows(action.dependency_processor.prop)
     ]
     for of_deleted in (True, False):
         for processor, mappers in processors:
@@ -773,9 +875,21 @@ def still_changes(session: Session, key: str, state: State, other: State, added:
     return other in (history.added if added else history.deleted)
 
 
+def writes_rows(prop: RelationshipProperty[Any]) -> bool:
+    """Whether a relationship has a ``secondary`` table and can write rows of it.
+
+    It cannot if that is a join, or a table that only leads to the other class: one whose foreign
+    keys are elsewhere. ``ManyToManyDP._synchronize`` fails once such a collection is changed.
+    """
+    if prop.viewonly or not isinstance(prop.secondary, Table):
+        return False
+    pairs = (*prop.synchronize_pairs, *(prop.secondary_synchronize_pairs or ()))
+    return all(column.table is prop.secondary for _, column in pairs)
+
+
 def both_sides(prop: RelationshipProperty[Any]) -> list[RelationshipProperty[Any]]:
     """A relationship and those that its ``back_populates`` or ``backref`` ties to it."""
-    return [prop, *(one for one in prop._reverse_property if not one.viewonly)]
+    return [prop, *filter(writes_rows, prop._reverse_property)]
 
 
 def secondary_relationship(attribute: Any) -> RelationshipProperty[Any] | None:

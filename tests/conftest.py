@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import tempfile
 import warnings
@@ -16,7 +15,6 @@ from packaging.version import Version
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 
 import sqla_signals
-from sqla_signals.install import _leftovers as leftovers
 from sqla_signals.mapping import installations, model_signals
 
 if TYPE_CHECKING:
@@ -41,10 +39,6 @@ max_prepared_transactions = 10
 @pytest.fixture(autouse=True)
 def clean_slate() -> Iterator[None]:
     """Remove the installations and disconnect the receivers that a test leaves behind."""
-    # Not at the end of the test that left them: until then its log may hold the failed flush.
-    if leftovers:
-        gc.collect()
-        sqla_signals.install().remove()
     yield
     for installation in list(installations):
         installation.remove()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from .._sqlalchemy import (
@@ -19,7 +19,7 @@ from ..receivers import Receiver
 from ..signals import m2m_changed, pre_delete, pre_save
 from .columns import NOTHING
 from .foresight import Foresight
-from .guard import GUARDED_BEFORE, guarded
+from .guard import IN_PRE, guarded
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, Mapper, Session
@@ -59,17 +59,24 @@ class Announcement:
         """The mappers of which a row may be updated, as far as it was asked."""
         return self._foresight.updated_mappers if self._foresight is not None else ()
 
+    @property
+    def failure(self) -> str | None:
+        """Why the rows could not be foreseen."""
+        return self._foresight.failure if self._foresight is not None else None
+
     def send(self) -> None:
         """Send ``pre_*`` for every row foreseen, until the receivers add nothing new."""
         signals = (pre_save, pre_delete, m2m_changed)
         if any(signal.table.receivers for signal in signals):
-            self._send_until_settled()
+            # The instances of a partial flush may be given by a generator, which is for the flush.
+            if not isinstance(self._objects, Iterator):
+                self._send_until_settled()
             # Now, because a receiver may have connected the first one.
             self.hears_saves = bool(pre_save.table.receivers)
 
     def _send_until_settled(self) -> None:
         rounds: deque[Iterable[Receiver]] = deque(maxlen=10)
-        with guarded(self._session, GUARDED_BEFORE):
+        with guarded(self._session, IN_PRE):
             for _ in range(MAX_ROUNDS):
                 self._called, self._noted = {}, None
                 self._round()
@@ -88,7 +95,7 @@ class Announcement:
         """Send ``pre_*`` right before the statement, for a row that could not be foreseen."""
         model = self._calls[state.manager.mapper]
         if (model.pre_delete if is_delete else model.pre_save).receivers():
-            with guarded(self._session, GUARDED_BEFORE):
+            with guarded(self._session, IN_PRE):
                 if is_delete:
                     self._delete(state, state.obj(), None)
                 elif state in pending_states(self._session):

@@ -51,13 +51,17 @@ class Columns:
     )
 
     def __init__(self, mapper: Mapper[Any]) -> None:
+        manager = mapper.class_manager
+        # A polymorphic_on that the class does not map is a property without an attribute
+        # (_configure_polymorphic_setter of orm/mapper.py).
         props = {
-            prop.key: prop for prop in mapper.column_attrs if isinstance(prop.columns[0], Column)
+            prop.key: prop
+            for prop in mapper.column_attrs
+            if isinstance(prop.columns[0], Column) and prop.key in manager
         }
         self.property_count: int = property_count(mapper)
         self.keys: frozenset[str] = frozenset(props)
         self._keys = {column: key for key, prop in props.items() for column in prop.columns}
-        manager = mapper.class_manager
         self._equal = {key: equality(manager[key].impl.is_equal) for key in props}
         self._primary_key = {
             mapper.get_property_by_column(column).key: column for column in mapper.primary_key

@@ -14,6 +14,7 @@ from .._sqlalchemy import (
     attached_copy,
     carry_over,
     detached_copy,
+    empty,
     session_like,
     state_of,
 )
@@ -123,7 +124,7 @@ class DeliverySession:
             self.close()
             raise
         if self._calls is not None:
-            self._calls.session.expunge_all()
+            empty(self._calls.session, instance)
 
     def close(self) -> None:
         """Give back what the session holds. A call after this gets a new one."""
