@@ -23,6 +23,7 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import inspect
 from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.event import registry as event_registry
 from sqlalchemy.orm import (
     MANYTOONE,
     ColumnProperty,
@@ -41,10 +42,11 @@ from sqlalchemy.orm import (
 from sqlalchemy.orm import session as session_module
 from sqlalchemy.orm.base import DEFAULT_STATE_ATTR
 from sqlalchemy.orm.exc import ObjectDeletedError, UnmappedColumnError
-from sqlalchemy.orm.mapper import _all_registries
+from sqlalchemy.orm.mapper import _mapper_registries
 from sqlalchemy.schema import Column
 from sqlalchemy.sql import Select
 from sqlalchemy.sql.expression import BinaryExpression, BindParameter
+from sqlalchemy.util import walk_subclasses
 
 from .changes import UNSET
 
@@ -85,10 +87,24 @@ def is_mapped(cls: type) -> bool:
     return mapper_of(cls) is not None
 
 
-def all_mappers() -> Iterator[Mapper[Any]]:
-    """Every mapper of the process, configured or not."""
-    for registry in _all_registries():
-        yield from registry.mappers
+def all_mappers() -> list[Mapper[Any]]:
+    """Every mapper of the process that is complete, configured or not.
+
+    ``registry.mappers`` (orm/decl_api.py) raises while another thread defines a class, and for as
+    long as somebody keeps a class whose definition has failed. ``keyrefs()`` copies in one step,
+    and ``Mapper.__init__`` ends with ``_flag_new_mapper``.
+    """
+    registries = [registry for ref in _mapper_registries.keyrefs() if (registry := ref())]
+    managers = [ref() for registry in registries for ref in registry._managers.keyrefs()]
+    mappers = [manager.__dict__.get("mapper") for manager in managers if manager is not None]
+    return [mapper for mapper in mappers if mapper is not None and mapper._ready_for_configure]
+
+
+def all_sessions() -> list[Session]:
+    """Every session of the process that is alive."""
+    # valuerefs() copies in one step, whatever sessions other threads make.
+    found = [reference() for reference in session_module._sessions.valuerefs()]
+    return [session for session in found if session is not None]
 
 
 def column_keys(mapper: Mapper[Any], attribute: str) -> frozenset[str]:
@@ -132,22 +148,65 @@ def is_listener(session: Session, event_name: str, fn: Callable[..., Any]) -> bo
     return dispatch is not None and fn in getattr(dispatch, event_name).listeners
 
 
-def listen_to(owner: Any, event_name: str, fn: Callable[..., Any], *, first: bool) -> None:
-    """Add a listener of one mapper, or of one class manager, that gets the state itself.
+def listen_to_class(cls: type, event_name: str, fn: Callable[..., Any]) -> None:
+    """Add a listener of all sessions of a class, or of all mappers; once, if it is there already.
 
-    ``event.listen`` changes the collection, and so breaks a flush of another thread that is running
-    through it; here the collection is replaced.
+    ``event.listen`` changes the collections (event/attr.py, ``_ClsLevelDispatch``), and so breaks
+    whoever runs through one of them: another thread, or the caller. Here they are replaced.
+    """
+    _replace_listeners(cls, event_name, fn, lambda others: [*others, fn])
+    event_registry._stored_in_collection(
+        event_registry._EventKey(cls, event_name, fn, cls), getattr(cls.dispatch, event_name)
+    )
+
+
+def unlisten_to_class(cls: type, event_name: str, fn: Callable[..., Any]) -> None:
+    """Undo :func:`listen_to_class`; also if SQLAlchemy has forgotten the listener meanwhile.
+
+    Its own test fixtures let it, with ``SessionEvents._clear()``.
+    """
+    _replace_listeners(cls, event_name, fn, lambda others: others)
+    event_registry._removed_from_collection(
+        event_registry._EventKey(cls, event_name, fn, cls), getattr(cls.dispatch, event_name)
+    )
+
+
+def _replace_listeners(
+    target: Any, event_name: str, fn: Callable[..., Any], replace: Callable[[list[Any]], list[Any]]
+) -> None:
+    of_classes = getattr(target.dispatch, event_name)
+    for cls in walk_subclasses(target):
+        if cls not in of_classes._clslevel:
+            of_classes.update_subclass(cls)
+        others = [one for one in of_classes._clslevel[cls] if one != fn]
+        listeners = of_classes._clslevel[cls] = deque(replace(others))
+        of_instances = target.dispatch._empty_listener_reg.get(cls)
+        if of_instances is not None:
+            of_instances[event_name].parent_listeners = listeners
+    # Instances with listeners of their own refer to those of their class by themselves.
+    owners: list[Any] = [*all_sessions(), *all_mappers()]
+    for owner in owners:
+        if isinstance(owner, target) and "dispatch" in owner.__dict__:
+            of_instance = getattr(owner.dispatch, event_name)
+            of_instance.parent_listeners = of_classes._clslevel[type(owner)]
+
+
+def listen_to(owner: Any, event_name: str, fn: Callable[..., Any], *, first: bool) -> None:
+    """Add a listener of one session, mapper or class manager, that gets the state itself.
+
+    It replaces the collection, as :func:`listen_to_class` does.
     """
     collection = getattr(owner.dispatch, event_name).for_modify(owner.dispatch)
-    others = [one for one in collection.listeners if one is not fn]
+    others = [one for one in collection.listeners if one != fn]
     collection.listeners = deque([fn, *others] if first else [*others, fn])
 
 
 def unlisten(owner: Any, event_name: str, fn: Callable[..., Any]) -> None:
     """Undo :func:`listen_to`."""
-    collection = getattr(owner.dispatch, event_name)
-    if hasattr(collection, "listeners"):
-        collection.listeners = deque(one for one in collection.listeners if one is not fn)
+    # ClassManager.unregister (orm/instrumentation.py), for registry.dispose(), leaves none.
+    collection = getattr(owner.dispatch, event_name, None)
+    if fn in getattr(collection, "listeners", ()):
+        collection.listeners = deque(one for one in collection.listeners if one != fn)
 
 
 def is_last_listener(mapper: Mapper[Any], event_name: str, fn: Callable[..., Any]) -> bool:
@@ -586,6 +645,11 @@ def keep_flushing(session: Session) -> bool:
 def altered(session: Session, state: State) -> None:
     """Let the instance be expired if the savepoint is rolled back, as one that was flushed is."""
     session._register_altered([state])
+
+
+def is_flushing(session: Session) -> bool:
+    """Whether the session is inside of ``Session.flush()``."""
+    return session._flushing
 
 
 def is_clean(session: Session) -> bool:

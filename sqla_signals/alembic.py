@@ -9,12 +9,12 @@ migrations'.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from sqlalchemy import MetaData
 from sqlalchemy.orm import Session
 
+from .blocks import block
 from .bridge.calls import Calls
 from .dispatch import audible, unawaitable
 from .errors import SignalsError
@@ -43,7 +43,7 @@ class Context(Protocol):
         ...
 
 
-@contextmanager
+@block
 def migration_signals(context: Context) -> Iterator[None]:
     """Send ``pre_migrate`` and ``post_migrate`` for the ``run_migrations()`` inside the block.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import chain
 from operator import attrgetter
@@ -18,6 +17,7 @@ from weakref import WeakKeyDictionary
 from blinker import ANY
 
 from ._sqlalchemy import is_mapped
+from .blocks import block
 from .errors import AsyncReceiverError, ReceiverOptionError
 from .receivers import CALLS, Call, Receiver, describe_sender, identity, matches, sender_list
 
@@ -119,7 +119,7 @@ class _Mute(NamedTuple):
 _mutes: ContextVar[tuple[_Mute, ...]] = ContextVar("sqla_signals_mutes", default=())
 
 
-@contextmanager
+@block
 def mute(
     signal: Signal | None = None,
     sender: Any = None,

@@ -6,7 +6,19 @@ user would catch (``TypeError``, ``InvalidRequestError``), it derives from that 
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from sqlalchemy.exc import InvalidRequestError
+
+
+def note(error: BaseException, text: str) -> None:
+    """Add a note to an exception, if it takes one and does not have it yet.
+
+    One that is raised again and again would collect them, and a frozen dataclass refuses any.
+    """
+    with suppress(Exception):
+        if text not in getattr(error, "__notes__", ()):
+            error.add_note(text)
 
 
 class SignalsError(Exception):
@@ -40,7 +52,8 @@ class SessionInFlushError(SignalsError, InvalidRequestError):
     """A flush receiver called ``flush()``, ``commit()``, ``rollback()`` or ``close()``.
 
     The session is in the middle of a flush then; letting the call through would leave that flush
-    half written.
+    half written. So it is with a savepoint of a ``post_*`` receiver that ends with changes which
+    are not flushed.
     """
 
 

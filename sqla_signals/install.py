@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import event
 from sqlalchemy.orm import (
     Session,
     SessionTransaction,
@@ -19,8 +18,15 @@ from sqlalchemy.orm import (
 )
 
 from . import mapping, watching
-from ._sqlalchemy import is_listener
-from .bridge import autocommit, delivery, instances, mapper_events, owed, transactions
+from ._sqlalchemy import (
+    all_sessions,
+    is_listener,
+    listen_to,
+    listen_to_class,
+    unlisten,
+    unlisten_to_class,
+)
+from .bridge import autocommit, instances, mapper_events, owed, transactions
 from .bridge import bulk as statements
 from .bridge import flush as flushes
 from .bridge.bulk import POLICIES, Policy
@@ -36,21 +42,17 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import ORMExecuteState
 
 
-_lock = threading.Lock()
+_lock = threading.RLock()
 _serials = itertools.count()
-_leftovers: list[Installation] = []
-"""Removed, but still listening."""
+_leaving: list[Installation] = []
+"""Removed, but a flush that was under way by then still needs their listeners."""
 
 
-def _remove_leftovers() -> None:
-    """Take the listeners off, unless SQLAlchemy is running through them right now.
-
-    Its listener collections must not lose members while somebody iterates over them.
-    """
-    if Flush.in_progress() or delivery.in_progress() or statements.in_progress():
-        return
-    while _leftovers:
-        _leftovers.pop()._unlisten()
+def _let_go() -> None:
+    """Take the listeners of removed installations off, unless a flush is under way."""
+    with _lock:
+        while _leaving and not Flush.any_is_under_way():
+            _leaving.pop()._unlisten()
 
 
 class Installation:
@@ -71,17 +73,17 @@ class Installation:
         self._target = target
         self._behind = behind
         self.session_factory = session_factory
-        self._listeners: list[tuple[Any, str, Callable[..., Any]]] = [
-            (target, "before_flush", self._before_flush),
-            (target, "after_flush", self._after_flush),
-            (target, "after_flush_postexec", self._after_flush_postexec),
-            (target, "after_begin", self._after_begin),
-            (target, "before_commit", self._before_commit),
-            (target, "after_commit", self._after_commit),
-            (target, "after_transaction_end", self._after_transaction_end),
+        self._listeners: list[tuple[str, Callable[..., Any]]] = [
+            ("before_flush", self._before_flush),
+            ("after_flush", self._after_flush),
+            ("after_flush_postexec", self._after_flush_postexec),
+            ("after_begin", self._after_begin),
+            ("before_commit", self._before_commit),
+            ("after_commit", self._after_commit),
+            ("after_transaction_end", self._after_transaction_end),
         ]
-        for on, name, listener in self._listeners:
-            event.listen(on, name, listener)
+        for listener in self._listeners:
+            self._listen(*listener)
         mapper_events.start_listening()
         instances.start_listening()
         mapping.installed(self)
@@ -96,24 +98,39 @@ class Installation:
         """
         if signal not in statements.SIGNALS:
             return
-        listener = (self._target, "do_orm_execute", self._do_orm_execute)
+        listener = ("do_orm_execute", self._do_orm_execute)
         with _lock:
             if not self._removed and listener not in self._listeners:
                 self._listeners.append(listener)
-                event.listen(*listener)
+                self._listen(*listener)
 
     def remove(self) -> None:
-        """Stop listening to these sessions. May be called twice, also by a receiver."""
-        if self._removed:
-            return
-        self._removed = True
-        mapping.installations.discard(self)
-        _leftovers.append(self)
-        _remove_leftovers()
+        """Stop listening to these sessions. May be called twice.
+
+        A flush that is under way, in another thread or because a receiver calls this, ends as it
+        began; the last listener goes when it is over.
+        """
+        with _lock:
+            if self._removed:
+                return
+            self._removed = True
+            mapping.installations.discard(self)
+            _leaving.append(self)
+        _let_go()
+
+    def _listen(self, name: str, listener: Callable[..., Any]) -> None:
+        if isinstance(self._target, type):
+            listen_to_class(self._target, name, listener)
+        else:
+            listen_to(self._target, name, listener, first=False)
 
     def _unlisten(self) -> None:
-        for on, name, listener in self._listeners:
-            event.remove(on, name, listener)
+        for name, listener in self._listeners:
+            if isinstance(self._target, type):
+                unlisten_to_class(self._target, name, listener)
+            else:
+                for session in all_sessions():  # also those like it that commit receivers get
+                    unlisten(session, name, listener)
         if not mapping.installations:
             mapper_events.stop_listening()
             instances.stop_listening()
@@ -127,9 +144,17 @@ class Installation:
             watcher.session_event("before_flush", session, context)
         if not any(signal.table.receivers for signal in flushes.SIGNALS):
             return
-        mapper_events.listen_where_needed()
         flush = Flush(session, context, objects)
-        flush.announcement.send()
+        if self._removed:  # by another thread, which has not seen that this flush begins
+            flush.give_up(context)
+            return
+        mapper_events.listen_where_needed()
+        try:
+            flush.announcement.send()
+        except BaseException:
+            flush.is_over = True
+            _let_go()
+            raise
         autocommit.flushing(session, objects)
         # A pre_* receiver may have connected one of a model that had none.
         mapper_events.listen_where_needed()
@@ -147,6 +172,9 @@ class Installation:
         flush = Flush.of_context(context)
         if flush is not None:
             flush.after_flush_postexec()
+            flush.is_over = True
+            if _leaving:
+                _let_go()
         if (watcher := watching.watcher) is not None and self._is_mine(session):
             watcher.session_event("after_flush_postexec", session, context)
 
@@ -169,6 +197,10 @@ class Installation:
                 watcher.session_event("after_commit", session)
 
     def _after_transaction_end(self, session: Session, transaction: SessionTransaction) -> None:
+        if _leaving:
+            if transaction.parent is not None and not transaction.nested:
+                Flush.ended(session)  # its own subtransaction, which is rolled back if it fails
+            _let_go()
         if self._is_mine(session):
             if (watcher := watching.watcher) is not None:
                 watcher.session_event("after_transaction_end", session, transaction)
@@ -233,7 +265,7 @@ def install(
         raise InstallError(f"session_factory={session_factory!r} cannot be called")
     if bulk not in POLICIES:
         raise InstallError(f"bulk={bulk!r} is not one of {', '.join(map(repr, POLICIES))}")
-    _remove_leftovers()
+    _let_go()
     if target is None:
         target = Session
     sessions, behind = session_target(target)

@@ -6,17 +6,16 @@ connected, because the warning that ``install`` was forgotten has to come from s
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakSet
+from weakref import WeakSet, WeakValueDictionary
 
 from sqlalchemy import Table, event
 from sqlalchemy.orm import Mapper, Session
 
-from ._sqlalchemy import all_mappers
+from ._sqlalchemy import all_mappers, listen_to_class, unlisten_to_class
 from .errors import ReceiverOptionError, SignalsNotInstalledWarning
 from .receivers import Receiver
 
@@ -30,7 +29,30 @@ OUTBOX: Final = "sqla_signals.outbox"
 model_signals: list[ModelSignal | SpecialSignal] = []
 """The signals that an installation sends."""
 
-installations: WeakSet[Any] = WeakSet()
+
+class Installations:
+    """A set of weak references that may be iterated over while another thread installs."""
+
+    def __init__(self) -> None:
+        self._by_id: WeakValueDictionary[int, Any] = WeakValueDictionary()
+
+    def add(self, installation: Any) -> None:
+        """Add one."""
+        self._by_id[id(installation)] = installation
+
+    def discard(self, installation: Any) -> None:
+        """Remove one, if it is there."""
+        self._by_id.pop(id(installation), None)
+
+    def __iter__(self) -> Iterator[Any]:
+        found = [reference() for reference in self._by_id.valuerefs()]  # copied in one step
+        return iter([one for one in found if one is not None])
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+
+installations: Final = Installations()
 """What :func:`sqla_signals.install` has returned and is not removed."""
 
 after_configured: list[Callable[[], None]] = []
@@ -38,8 +60,6 @@ after_configured: list[Callable[[], None]] = []
 gain or lose one while it is calling them, and that is when an application may install."""
 
 _warned: WeakSet[Receiver] = WeakSet()
-_lock = threading.Lock()
-_watching = False
 
 
 def durable_receivers() -> list[Receiver]:
@@ -78,15 +98,12 @@ def outbox_of(mapper: Mapper[Any], receiver: Receiver) -> Any:
 
 def connected(signal: ModelSignal | SpecialSignal, receivers: Iterable[Receiver]) -> None:
     """Check new receivers as far as their classes are mapped, and the rest when they are."""
-    global _watching
     for receiver in receivers:
         check(signal, receiver)
-    for installation in list(installations):
+    for installation in installations:
         installation.listen_for(signal)
-    with _lock:
-        if not _watching:
-            event.listen(Mapper, "after_configured", _after_configured)
-            _watching = True
+    if not event.contains(Mapper, "after_configured", _after_configured):
+        listen_to_class(Mapper, "after_configured", _after_configured)
     if not installations and any(
         mapper.configured
         and (receiver.matches(mapper.class_) or not isinstance(receiver.sender, str | type))
@@ -94,19 +111,13 @@ def connected(signal: ModelSignal | SpecialSignal, receivers: Iterable[Receiver]
         for receiver in receivers
     ):
         # Configured already, so nothing else would come to say it.
-        _watch_next_flush()
-
-
-def _watch_next_flush() -> None:
-    if not event.contains(Session, "before_flush", _flushed_without_install):
-        event.listen(Session, "before_flush", _flushed_without_install)
+        listen_to_class(Session, "before_flush", _flushed_without_install)
 
 
 def installed(installation: Any) -> None:
     """Nothing was forgotten."""
     installations.add(installation)
-    if event.contains(Session, "before_flush", _flushed_without_install):
-        event.remove(Session, "before_flush", _flushed_without_install)
+    unlisten_to_class(Session, "before_flush", _flushed_without_install)
 
 
 def check(signal: ModelSignal | SpecialSignal, receiver: Receiver) -> None:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import threading
 from asyncio import isfuture
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ._sqlalchemy import state_of
+from .blocks import block
 from .bridge.effect_calls import signal_of
 from .net import CREATED, DELETED, Effect, Executed
 from .receivers import Receiver, default_name
@@ -109,7 +110,7 @@ def remove(observer: Observer) -> None:
             watch(None)
 
 
-@contextmanager
+@block
 def _seen(call: Call) -> Iterator[None]:
     outer = _innermost.get()
     with ExitStack() as stack:
@@ -163,7 +164,7 @@ class _Delivery:
         self._on: Way = on
         self._inside = inside
 
-    @contextmanager
+    @block
     def _seen(self, call: Call) -> Iterator[None]:
         with ExitStack() as stack:
             for around in self._inside:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import Table, inspect
@@ -32,7 +31,7 @@ try:
         TracerProvider,
         get_current_span,
         get_tracer,
-        use_span,
+        set_span_in_context,
     )
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 except ModuleNotFoundError as _error:
@@ -40,6 +39,7 @@ except ModuleNotFoundError as _error:
     raise
 
 from . import __version__, observe
+from .blocks import block
 from .durable.message import UnknownModelError
 from .durable.naming import find_mapper
 from .durable.writing import header_sources
@@ -98,13 +98,14 @@ class _Instrumentation(observe.Observer):
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
 
-    @contextmanager
+    @block
     def around(self, call: Call) -> Iterator[None]:
         span = call.kept.pop(self, None) or self._start(call)
+        token = context.attach(set_span_in_context(span))
         try:
-            with use_span(span, record_exception=False, set_status_on_exception=False):
-                yield
+            yield
         finally:
+            context.detach(token)
             if call.goes_on:
                 call.kept[self] = span
             else:
@@ -113,7 +114,7 @@ class _Instrumentation(observe.Observer):
     def delivery(self, session: Session, on: Way) -> Callable[[], Around]:
         committed = context.get_current()
 
-        @contextmanager
+        @block
         def around() -> Iterator[None]:
             token = context.attach(committed)
             try:

@@ -7,7 +7,6 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Generator, Iterable, Mapping
-from contextlib import contextmanager
 from inspect import isawaitable
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Unpack
@@ -16,6 +15,7 @@ import blinker
 from blinker import ANY
 
 from . import dispatch, mapping, watching
+from .blocks import block
 from .errors import ReceiverOptionError
 from .protocols import F, M, Options, OtherSender, P, R, ReceiverOf
 from .receivers import (
@@ -231,7 +231,7 @@ class Signal(blinker.NamedSignal):
             self.receiver_disconnected.send(self, receiver=receiver, sender=sender)
         return bool(gone)
 
-    @contextmanager
+    @block
     def connected_to(
         self, receiver: Callable[..., Any], sender: Any = ANY, **options: Any
     ) -> Generator[None]:
@@ -246,7 +246,7 @@ class Signal(blinker.NamedSignal):
         finally:
             self.disconnect(receiver, dispatch_uid=uid)
 
-    @contextmanager
+    @block
     def muted(self) -> Generator[None]:
         """Send nothing inside a ``with`` block, in this thread or task; blocks may nest."""
         with dispatch.mute(self):

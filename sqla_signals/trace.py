@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from . import observe
+from .blocks import block
 from .tracing.recording import Trace, session_of
 from .tracing.rows import Pending
 from .tracing.steps import TracedStep
@@ -60,7 +60,7 @@ class _LookingOn(observe.Observer):
             if not self._traces:
                 observe.remove(self)
 
-    @contextmanager
+    @block
     def around(self, call: Call) -> Iterator[None]:
         outer = _here.get()
         places = _places()
@@ -91,7 +91,7 @@ class _LookingOn(observe.Observer):
             _Place(trace, trace.delivery(session, on, step)) for trace, step in _places()
         )
 
-        @contextmanager
+        @block
         def around() -> Iterator[None]:
             outer = _here.get()
             _here.set(places)
@@ -122,7 +122,7 @@ class _LookingOn(observe.Observer):
 _looking_on: Final = _LookingOn()
 
 
-@contextmanager
+@block
 def trace() -> Iterator[Trace]:
     """Record what the sessions and receivers do inside a ``with`` block.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import tempfile
 import warnings
@@ -14,7 +13,6 @@ import pytest
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 
 import sqla_signals
-from sqla_signals.install import _leftovers as leftovers
 from sqla_signals.mapping import installations, model_signals
 
 if TYPE_CHECKING:
@@ -31,10 +29,6 @@ IN_CI = bool(os.environ.get("CI"))
 @pytest.fixture(autouse=True)
 def clean_slate() -> Iterator[None]:
     """Remove the installations and disconnect the receivers that a test leaves behind."""
-    # Not at the end of the test that left them: until then its log may hold the failed flush.
-    if leftovers:
-        gc.collect()
-        sqla_signals.install().remove()
     yield
     for installation in list(installations):
         installation.remove()

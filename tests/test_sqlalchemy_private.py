@@ -140,12 +140,13 @@ def require(owner: object, what: str, *names: str) -> None:
 
 
 # The names, by the object that has them. What begins with an underscore, or is not documented.
-MAPPER_MODULE = ("_all_registries",)
+MAPPER_MODULE = ("_mapper_registries",)
 SESSION_MODULE = ("_new_sessionid", "_sessions")
 MAPPERS = (
     "_delete_orphans",
     "_dependency_processors",
     "_props",
+    "_ready_for_configure",
     "_is_orphan",
     "_identity_key_from_state",
     "get_property_by_column",
@@ -230,8 +231,11 @@ STATEMENTS = (
 RELATIONSHIPS = ("_init_args", "_reverse_property")
 KEY_SWITCHES = ("_key_switchers",)
 ASYNC_SESSIONS = ("_proxied", "_assign_proxied")
+EVENTS = ("_EventKey", "_removed_from_collection", "_stored_in_collection")
 ELSEWHERE = (
     "_begin",
+    "_clslevel",
+    "_empty_listener_reg",
     "_current_fn",
     "_is_autocommit_isolation",
     "_sa_class_manager",
@@ -270,16 +274,49 @@ def test_a_dispatch_tells_its_collections_of_listeners():
     assert any(collection.listeners for collection in session.dispatch._event_descriptors)
 
 
+@pytest.mark.parametrize("name", EVENTS)
+def test_the_registry_of_listeners_has(name: str):
+    """``event.registry``, and the keys by which ``event.contains`` finds a listener there."""
+    require(_sqlalchemy.event_registry, "event.registry", name)
+
+
+def test_listeners_of_a_class_of_sessions_are_in_three_places():
+    """Those of the class; of its instances without, and of those with listeners of their own."""
+
+    class OwnSession(Session):
+        """A class of sessions."""
+
+    plain, own = OwnSession(), OwnSession()
+    event.listen(own, "after_commit", lambda *_: None)
+    for session in (plain, own):
+        assert not session.dispatch.after_commit.parent_listeners
+    listener: Callable[..., Any] = print
+    _sqlalchemy.listen_to_class(OwnSession, "after_commit", listener)
+    assert event.contains(OwnSession, "after_commit", listener), WHERE
+    of_classes = OwnSession.dispatch.after_commit._clslevel
+    assert list(of_classes[OwnSession]) == [listener], WHERE
+    of_instances = OwnSession.dispatch._empty_listener_reg
+    assert list(of_instances[OwnSession]["after_commit"].parent_listeners) == [listener], WHERE
+    for session in (plain, own, OwnSession()):
+        assert list(session.dispatch.after_commit.parent_listeners) == [listener], WHERE
+    _sqlalchemy.unlisten_to_class(OwnSession, "after_commit", listener)
+    assert not event.contains(OwnSession, "after_commit", listener), WHERE
+    for session in (plain, own, OwnSession()):
+        assert not session.dispatch.after_commit.parent_listeners, WHERE
+
+
 def test_the_sessions_that_are_alive_are_known_by_their_hash_key():
     """States have it as ``session_id``."""
     session = Session()
     assert session_module._sessions[session.hash_key] is session
 
 
-def test_all_registries_gives_the_registries_in_use():
-    """With their mappers."""
-    assert Base.registry in set(mapper_module._all_registries())
-    assert {mapper.class_ for mapper in Base.registry.mappers} == {Parent, Child, Spot}
+def test_the_registries_in_use_and_their_managers_are_known_by_weak_references():
+    """``_mapper_registries``, and ``_managers`` of each."""
+    assert Base.registry in [ref() for ref in mapper_module._mapper_registries.keyrefs()], WHERE
+    managers = [ref() for ref in Base.registry._managers.keyrefs()]
+    mappers = [manager.__dict__["mapper"] for manager in managers]
+    assert {mapper.class_ for mapper in mappers} == {Parent, Child, Spot}, WHERE
 
 
 @pytest.mark.parametrize("name", MAPPERS)
@@ -766,7 +803,7 @@ def test_every_private_name_in_the_module_for_them_is_asserted_above():
         *STATEMENTS,
         *IDENTITY_MAPS,
     }
-    asserted |= {*ASYNC_SESSIONS, *ELSEWHERE}
+    asserted |= {*ASYNC_SESSIONS, *EVENTS, *ELSEWHERE}
     assert private_names(PACKAGE / "_sqlalchemy.py") <= asserted
 
 

@@ -19,7 +19,7 @@ from ..receivers import Receiver
 from ..signals import m2m_changed, pre_delete, pre_save
 from .columns import NOTHING
 from .foresight import Foresight
-from .guard import GUARDED_BEFORE, guarded
+from .guard import IN_PRE, guarded
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, Mapper, Session
@@ -69,7 +69,7 @@ class Announcement:
 
     def _send_until_settled(self) -> None:
         rounds: deque[Iterable[Receiver]] = deque(maxlen=10)
-        with guarded(self._session, GUARDED_BEFORE):
+        with guarded(self._session, IN_PRE):
             for _ in range(MAX_ROUNDS):
                 self._called, self._noted = {}, None
                 self._round()
@@ -88,7 +88,7 @@ class Announcement:
         """Send ``pre_*`` right before the statement, for a row that could not be foreseen."""
         model = self._calls[state.manager.mapper]
         if (model.pre_delete if is_delete else model.pre_save).receivers():
-            with guarded(self._session, GUARDED_BEFORE):
+            with guarded(self._session, IN_PRE):
                 if is_delete:
                     self._delete(state, state.obj(), None)
                 elif state in pending_states(self._session):

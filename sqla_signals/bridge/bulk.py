@@ -22,7 +22,7 @@ from . import transactions
 from .bulk_change import ChangedRows
 from .bulk_insert import InsertedRows
 from .calls import Calls
-from .guard import guarded_bulk
+from .guard import IN_STATEMENT, guarded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -132,7 +132,7 @@ def _execute(
     }
     receivers = audible(pre_bulk, cls, pre_bulk.table.lookup(cls))
     if receivers:
-        with guarded_bulk(session):
+        with guarded(session, IN_STATEMENT):
             for receiver in receivers:
                 calls.call(pre_bulk, receiver, cls, **arguments)
     if rows is not None:
@@ -155,7 +155,7 @@ def _execute(
         if rows is not None:
             rows.send_post()
         if receivers:
-            with guarded_bulk(session):
+            with guarded(session, IN_STATEMENT):
                 for receiver in receivers:
                     calls.call(post_bulk, receiver, cls, **arguments)
     except BaseException:

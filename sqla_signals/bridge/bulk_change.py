@@ -21,7 +21,7 @@ from ..net import DELETED
 from ..signals import pre_delete
 from .bulk_rows import Key, Rows, Values, Written
 from .columns import is_expression
-from .guard import guarded_bulk
+from .guard import IN_STATEMENT, guarded
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Result
@@ -181,7 +181,7 @@ class ChangedRows(Rows):
 
     def _announce_deletes(self, instances: Iterable[Any]) -> bool:
         called = False
-        with guarded_bulk(self._session):
+        with guarded(self._session, IN_STATEMENT):
             for instance in instances:
                 model = self._model(instance)
                 receivers = model.pre_delete.receivers()
@@ -196,7 +196,7 @@ class ChangedRows(Rows):
         values: Mapping[Key, Values],
     ) -> bool:
         called = False
-        with guarded_bulk(self._session):
+        with guarded(self._session, IN_STATEMENT):
             for key, instance in instances.items():
                 same = self._model(instance).columns.same
                 pairs = {

@@ -27,7 +27,7 @@ from ..net import CREATED
 from ..signals import pre_save
 from .bulk_rows import Key, Rows, Values, Written
 from .columns import is_expression
-from .guard import guarded_bulk
+from .guard import IN_STATEMENT, guarded
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Result
@@ -152,7 +152,7 @@ class InsertedRows(Rows):
         instances = self._load([key for key, _ in in_the_way.values()])
         changed: dict[int, Values] = {}
         called = False
-        with guarded_bulk(self._session):
+        with guarded(self._session, IN_STATEMENT):
             for place, values in enumerate(given or ()):
                 known = in_the_way.get(tuple(values.get(name) for name in target))
                 if known is None:

@@ -20,7 +20,7 @@ from ..errors import BulkOptionError
 from ..net import CREATED, DELETED, UPDATED, Effect, Kind, Source
 from ..signals import post_delete, post_save, pre_save
 from . import owed, transactions
-from .guard import guarded_bulk
+from .guard import IN_STATEMENT, guarded
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Result
@@ -219,7 +219,7 @@ class Rows:
         if effects:
             transactions.frame_of(self._session).add(effects)
             owed.flushed(self._session, effects)
-        with guarded_bulk(self._session):
+        with guarded(self._session, IN_STATEMENT):
             for kind, instance, changes, fields in self._written:
                 model = self._model(instance)
                 if kind is DELETED:

@@ -12,7 +12,7 @@ from sqlalchemy.util import await_only
 from .._sqlalchemy import state_of
 from ..changes import Change
 from ..dispatch import Table, active_mutes, audible, unawaitable
-from ..errors import AsyncReceiverError
+from ..errors import AsyncReceiverError, note
 from ..receivers import Call, Receiver, describe_sender
 from ..signals import post_delete, post_save, pre_delete, pre_save
 from .columns import NOTHING, Columns, current_columns_of
@@ -292,9 +292,8 @@ class Heard:
 
 
 def _note(error: BaseException, signal: Signal, receiver: Receiver, sender: Any) -> None:
-    error.add_note(
-        f"Raised by receiver {receiver} of {signal.name}, sender {describe_sender(sender)}."
-    )
+    sent_by = describe_sender(sender)
+    note(error, f"Raised by receiver {receiver} of {signal.name}, sender {sent_by}.")
 
 
 PLAIN_SESSION: Final = (

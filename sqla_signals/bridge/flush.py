@@ -9,26 +9,24 @@ takes changes again.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from .._sqlalchemy import keep_readable
+from .._sqlalchemy import is_flushing, keep_readable
 from ..changes import NO_DIFF, Change, Changes, NewRow
 from ..dispatch import active_mutes
 from ..net import CREATED, DELETED, UPDATED, Effect, Source
 from ..signals import m2m_changed, post_delete, post_save, pre_delete, pre_save
-from . import owed, settling, transactions
+from . import owed, transactions
 from .announcement import Announcement
 from .calls import Calls, ModelCalls, is_sharded
 from .foresight import cascade_origins
-from .guard import guarded
+from .guard import IN_POST, guarded
 from .m2m import M2M
 from .record import Record, Written
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, Mapper, Session, UOWTransaction
-
-    from ..receivers import Receiver
 
     State = InstanceState[Any]
 
@@ -56,6 +54,8 @@ class Flush:
         self.announcement: Announcement = Announcement(session, objects, self._calls, self._m2m)
         self.record: Record = Record(self._calls, self.announcement.saves, context)
         self._origins: dict[State, Any] = {}
+        self.is_over: bool = False
+        """Whether it needs no listener any more."""
         # The unit of work holds us, and it dies with the flush however that ends.
         context.attributes[_KEY] = self
         reference: weakref.ref[Flush] = weakref.ref(self, _forget(session.hash_key))
@@ -68,9 +68,23 @@ class Flush:
         return found
 
     @staticmethod
-    def in_progress() -> bool:
+    def any_is_under_way() -> bool:
         """Whether any session is in a flush that is listened to."""
-        return any(reference() is not None for reference in list(flushes.values()))
+        found = [reference() for reference in list(flushes.values())]
+        # One that has failed lives on for as long as somebody keeps its exception.
+        return any(one and not one.is_over and is_flushing(one.session) for one in found)
+
+    @staticmethod
+    def ended(session: Session) -> None:
+        """The flush that the session was in, if any, is over."""
+        flush = flushes.get(session.hash_key, no_flush)()
+        if flush is not None:
+            flush.is_over = True
+
+    def give_up(self, context: UOWTransaction) -> None:
+        """Let the flush go on as if nobody listened."""
+        self.is_over = True
+        del context.attributes[_KEY]
 
     # -- mapper events ----------------------------------------------------------------------------
 
@@ -113,19 +127,11 @@ class Flush:
             owed.flushed(self.session, effects)
         if post_save.table.flush or post_delete.table.flush or self._m2m.has_rows:
             self._send_post(rows)
-            settling.flushed(self.session, lambda: self._told(rows))
-
-    def _told(self, rows: Mapping[State, Written]) -> Iterator[Receiver]:
-        """Who is called after the statements that have written these rows."""
-        for state, row in rows.items():
-            model = self._calls[state.manager.mapper]
-            if row is not NO_DIFF:
-                yield from (model.post_delete if row is DELETED else model.post_save).receivers()
 
     def _send_post(self, rows: Mapping[State, Written]) -> None:
         calls = self._calls
         raw = calls.raw
-        with guarded(self.session):
+        with guarded(self.session, IN_POST):
             for state, row in rows.items():
                 if row is NO_DIFF:
                     continue

@@ -12,11 +12,18 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from sqlalchemy import event
 from sqlalchemy.orm import Mapper
 
 from .. import mapping
-from .._sqlalchemy import all_mappers, listen_to, unlisten, unwrap_init, wrap_init
+from .._sqlalchemy import (
+    all_mappers,
+    listen_to,
+    listen_to_class,
+    unlisten,
+    unlisten_to_class,
+    unwrap_init,
+    wrap_init,
+)
 from ..dispatch import audible
 from ..signals import class_prepared, post_init, pre_init
 from .calls import send
@@ -110,10 +117,10 @@ def start_listening() -> None:
     """Follow classes and receivers, from now on."""
     if _after_configured not in mapping.after_configured:
         mapping.after_configured.append(_after_configured)
-        event.listen(Mapper, "mapper_configured", _mapper_configured)
         for signal in (pre_init, post_init):
             signal.receiver_connected.connect(_receivers_changed)
             signal.receiver_disconnected.connect(_receivers_changed)
+    listen_to_class(Mapper, "mapper_configured", _mapper_configured)
     listen_where_needed()
 
 
@@ -121,10 +128,10 @@ def stop_listening() -> None:
     """Remove every listener."""
     if _after_configured in mapping.after_configured:
         mapping.after_configured.remove(_after_configured)
-        event.remove(Mapper, "mapper_configured", _mapper_configured)
         for signal in (pre_init, post_init):
             signal.receiver_connected.disconnect(_receivers_changed)
             signal.receiver_disconnected.disconnect(_receivers_changed)
+    unlisten_to_class(Mapper, "mapper_configured", _mapper_configured)
     with _lock:
         for mapper in {*_constructing, *_loading}:
             _listen(mapper, constructs=False, loads=False)

@@ -11,11 +11,17 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import event
 from sqlalchemy.orm import Mapper
 
 from .. import watching
-from .._sqlalchemy import all_mappers, is_last_listener, listen_to, unlisten
+from .._sqlalchemy import (
+    all_mappers,
+    is_last_listener,
+    listen_to,
+    listen_to_class,
+    unlisten,
+    unlisten_to_class,
+)
 from ..signals import post_delete, post_save, pre_delete, pre_save
 from .calls import AFTER_FLUSH
 from .flush import flushes, no_flush
@@ -136,8 +142,7 @@ def stay_last(mapper: Mapper[Any]) -> None:
 
 def start_listening() -> None:
     """Look again for mappers with receivers whenever one is configured."""
-    if not event.contains(Mapper, "mapper_configured", _mapper_configured):
-        event.listen(Mapper, "mapper_configured", _mapper_configured)
+    listen_to_class(Mapper, "mapper_configured", _mapper_configured)
 
 
 def _mapper_configured(mapper: Mapper[Any], cls: type) -> None:
@@ -148,9 +153,8 @@ def _mapper_configured(mapper: Mapper[Any], cls: type) -> None:
 def stop_listening() -> None:
     """Remove every listener."""
     global _seen
+    unlisten_to_class(Mapper, "mapper_configured", _mapper_configured)
     with _lock:
-        if event.contains(Mapper, "mapper_configured", _mapper_configured):
-            event.remove(Mapper, "mapper_configured", _mapper_configured)
         for mapper, names in list(_listening.items()):
             for name in names:
                 unlisten(mapper, name, {**_BEFORE_SAVES, **_SAVES, **_DELETES}[name])

@@ -17,12 +17,14 @@ from ..net import Effect, Frame
 from ..signals import post_delete, post_save
 from . import delivery, transactions
 from .columns import ColumnsByMapper
-from .settling import MAX_FLUSHES
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Mapper, Session
 
     from ..receivers import Receiver
+
+MAX_FLUSHES: Final = 100
+"""After as many in one commit, ``SessionTransaction._prepare_impl`` (orm/session.py) gives up."""
 
 _WRITTEN: Final = "sqla_signals.owed"
 """Kept on the root transaction once its events are in the outbox."""

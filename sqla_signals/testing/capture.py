@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from traceback import format_exception, walk_tb
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import inspect
 
 from .._sqlalchemy import current_task
+from ..blocks import block
 from ..changes import UNSET, Change
 from ..observe import Call, Observer
 from ..receivers import describe_sender, identity
@@ -142,7 +142,7 @@ class Capture(Observer):
         # The last call to end in each thread and task: the next receiver may get the same signal.
         self._last: dict[Any, tuple[Sent, Call] | None] = {}
 
-    @contextmanager
+    @block
     def around(self, call: Call) -> Iterator[None]:
         """Note how it ends."""
         try:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
-from sqlalchemy import Engine, insert
-from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy import Engine, insert, update
+from sqlalchemy.exc import IntegrityError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
@@ -15,12 +19,18 @@ from sqla_signals import (
     SessionInFlushError,
     Signal,
     SignalsError,
+    mute,
+    post_bulk,
     post_delete,
     post_save,
+    pre_bulk,
     pre_delete,
     pre_save,
     receiver,
+    receiver_failed,
+    trace,
 )
+from sqla_signals.receivers import Phase
 
 from .models import Author, Book, Tag
 from .observing import FLUSH_SIGNALS, Log, asynchronous, both, rows
@@ -65,6 +75,146 @@ def test_an_exception_reaches_the_caller_unchanged_with_a_note(session: Session,
     assert re.search(re.escape(__file__) + r":\d+", note)
     assert "Author" in note
     session.rollback()
+    assert rows(session, Author.id) == []
+
+
+@dataclass(frozen=True)
+class Frozen(Exception):
+    """Cannot be assigned to."""
+
+    sku: str = "x1"
+
+
+class RefusesNotes(Exception):
+    """Takes no note."""
+
+    def add_note(self, note: str) -> None:
+        raise TypeError("no notes")
+
+
+class HasOtherNotes(Exception):
+    """Uses the name for something else."""
+
+    __notes__ = ("mine",)
+
+
+class HasNoNotes(Exception):
+    """Does not even tell."""
+
+    @property
+    def __notes__(self) -> list[str]:
+        raise AttributeError
+
+
+UNUSUAL = [Frozen, RefusesNotes, HasOtherNotes, HasNoNotes, StopIteration]
+unusual_errors = pytest.mark.parametrize("error_type", UNUSUAL)
+
+
+@unusual_errors
+@every_signal
+def test_an_exception_that_takes_no_note_reaches_the_caller_unchanged(
+    session: Session, signal: Signal, error_type: type[Exception]
+):
+    """Also through the blocks of the library; its traceback leads to the receiver."""
+    error = error_type()
+
+    @receiver(signal, sender=Author)
+    def fails(sender, **kwargs):
+        raise error
+
+    with pytest.raises(error_type) as caught, mute(sender=Book), trace():
+        with sqla_signals.raw(session), post_save.connected_to(lambda *_, **__: None):
+            cause(signal, session)
+    assert caught.value is error
+    assert caught.traceback[-1].name == "fails"
+    assert error.__cause__ is None
+    session.rollback()
+    assert rows(session, Author.id) == []
+
+
+@unusual_errors
+@pytest.mark.parametrize("signal", [pre_bulk, post_bulk, pre_save, post_save])
+def test_so_does_one_of_a_statement(session: Session, signal: Signal, error_type: type[Exception]):
+    """Of a receiver of statements, or of their rows."""
+    session.add(Author(name="a"))
+    session.commit()
+    error = error_type()
+
+    @receiver(signal, sender=Author)
+    def fails(sender, **kwargs):
+        raise error
+
+    with pytest.raises(error_type) as caught:
+        session.execute(update(Author).values(name="b"), execution_options={"signals": "rows"})
+    assert caught.value is error
+    session.rollback()
+    assert rows(session, Author.name) == ["a"]
+
+
+@unusual_errors
+@pytest.mark.parametrize("on", ["commit", "rollback"])
+def test_so_does_one_after_the_end_of_the_transaction(
+    session: Session,
+    caplog: pytest.LogCaptureFixture,
+    on: Phase,
+    error_type: type[Exception],
+):
+    """As ``receiver_failed`` and the log have it."""
+    error = error_type()
+    failures: list[Exception] = []
+
+    @receiver(post_save, sender=Author, on=on)
+    def fails(sender, **kwargs):
+        raise error
+
+    @receiver(receiver_failed)
+    def failed(sender, exception, **kwargs):
+        failures.append(exception)
+
+    session.add(Author(name="a"))
+    session.flush()
+    getattr(session, on)()
+    assert failures == [error]
+    assert [record.exc_info[1] for record in caplog.records if record.exc_info] == [error]
+    assert rows(session, Author.name) == (["a"] if on == "commit" else [])
+
+
+@unusual_errors
+@asynchronous
+async def test_so_does_one_of_an_async_receiver(
+    async_library: AsyncEngine, library: Engine, installed, error_type: type[Exception]
+):
+    """Through ``await``; ``StopIteration`` cannot be raised by a coroutine at all."""
+    error = error_type() if error_type is not StopIteration else ZeroDivisionError()
+
+    @receiver(post_save, sender=Author)
+    async def fails(sender, **kwargs):
+        raise error
+
+    async with AsyncSession(async_library) as session:
+        session.add(Author(name="a"))
+        with pytest.raises(type(error)) as caught:
+            await session.flush()
+        assert caught.value is error
+    assert rows(library, Author.name) == []
+
+
+def test_an_exception_that_is_raised_again_and_again_has_one_note(session: Session):
+    """A module may have one for all; its notes do not grow."""
+    error = ZeroDivisionError("the only one")
+
+    @receiver(pre_save, sender=Author)
+    def fails(sender, **kwargs):
+        raise error
+
+    for _ in range(3):
+        session.add(Author(name="a"))
+        with pytest.raises(ZeroDivisionError) as caught:
+            session.flush()
+        assert caught.value is error
+        session.rollback()
+    (note,) = error.__notes__
+    assert "fails" in note
     assert rows(session, Author.id) == []
 
 
@@ -168,16 +318,17 @@ def test_a_receiver_that_swallows_that_error_does_not_leave_a_half_written_flush
     assert rows(library, Author.id) == rows(library, Book.id) == []
 
 
-def test_begin_nested_in_a_pre_receiver_is_an_error_with_a_remedy(
-    session: Session, library: Engine
+@pytest.mark.parametrize(("method", "options"), [("begin_nested", {}), ("begin", {"nested": True})])
+def test_a_savepoint_in_a_pre_receiver_is_an_error_with_a_remedy(
+    session: Session, library: Engine, method: str, options: dict[str, bool]
 ):
-    """Rolling that savepoint back would take what is pending out of the session, silently."""
+    """Rolling it back would take what is pending out of the session, silently."""
 
     @receiver(pre_save, sender=Author)
     def fn(sender, session, **kwargs):
-        session.begin_nested().rollback()
+        getattr(session, method)(**options).rollback()
 
-    with pytest.raises(SessionInFlushError, match="begin_nested") as caught:
+    with pytest.raises(SessionInFlushError, match=rf"{method}\(\)") as caught:
         cause(pre_save, session)
     assert "Remedy" in "\n".join(caught.value.__notes__)
     pre_save.disconnect(fn)
@@ -205,6 +356,141 @@ def test_begin_nested_in_a_post_receiver_is_for_the_statements_of_the_receiver(
     assert rows(library, Author.name) == ["c"]
     assert rows(library, Tag.name) == ["t"]
     assert rows(library, Book.name) == (["b", "b"] if end == "commit" else [])
+
+
+begin_savepoint = pytest.mark.parametrize(
+    "begin",
+    [lambda session: session.begin_nested(), lambda session: session.begin(nested=True)],
+    ids=["begin_nested", "begin"],
+)
+
+
+@begin_savepoint
+@pytest.mark.parametrize("how", ["added", "changed", "deleted", "pending"])
+def test_a_savepoint_in_a_post_receiver_with_unflushed_changes_is_an_error_with_a_remedy(
+    session: Session, library: Engine, begin: Callable[[Session], Any], how: str
+):
+    """No flush would put them into it; a row that is there already would fail the commit."""
+    book = Book(name="b")
+    session.add(book)
+    session.commit()
+
+    @receiver(post_save, sender=Author)
+    def tag(sender, instance, session, **kwargs):
+        if how == "pending":
+            session.add(Tag(name="from before"))
+        with suppress(IntegrityError), begin(session):
+            match how:
+                case "added" | "pending":
+                    session.add(Tag(name="t"))
+                case "changed":
+                    book.name = "c"
+                case "deleted":
+                    session.delete(book)
+
+    session.add(Author(name="a"))
+    with pytest.raises(SessionInFlushError, match="savepoint") as caught:
+        session.commit()
+    remedy, blamed = caught.value.__notes__
+    assert "on_conflict_do_nothing" in remedy
+    assert "tag" in blamed
+    session.rollback()
+    assert rows(library, Author.name) == rows(library, Tag.name) == []
+    assert rows(library, Book.name) == ["b"]
+
+
+@begin_savepoint
+def test_a_savepoint_in_a_post_receiver_may_hold_statements_and_what_changes_nothing(
+    session: Session, library: Engine, begin: Callable[[Session], Any]
+):
+    """Whatever an earlier receiver has left for the next flush; the remedy of that error works."""
+
+    @receiver(post_save, sender=Author)
+    def adds(sender, instance, session, created, **kwargs):
+        if created:
+            session.add(Book(name=f"of {instance.name}"))
+            instance.age = 1
+
+    @receiver(post_save, sender=Author)
+    def tags(sender, instance, session, **kwargs):
+        with begin(session):
+            instance.name = instance.name
+            session.execute(insert(Tag).values(name=instance.name))
+            with begin(session):
+                session.execute(update(Tag).values(name="t"))
+
+    session.add(Author(name="a"))
+    session.commit()
+    assert rows(library, Tag.name) == ["t", "t"]  # of the INSERT, and of the UPDATE
+    assert rows(library, Book.name) == ["of a"]
+    assert rows(library, Author.name, Author.age) == [("a", 1)]
+
+
+def test_a_savepoint_in_a_post_receiver_that_is_rolled_back_takes_its_changes_along(
+    session: Session, library: Engine
+):
+    """As it does anywhere; nothing else was pending."""
+
+    @receiver(post_save, sender=Author)
+    def tags(sender, instance, session, **kwargs):
+        with suppress(ZeroDivisionError), session.begin_nested():
+            session.add(Tag(name="t"))
+            raise ZeroDivisionError
+
+    session.add(Author(name="a"))
+    session.commit()
+    assert rows(library, Author.name) == ["a"]
+    assert rows(library, Tag.name) == []
+
+
+def test_a_savepoint_in_a_post_receiver_whose_rollback_loses_the_work_of_others_is_an_error(
+    session: Session, library: Engine
+):
+    """What an earlier receiver has left for the next flush would be gone without a word."""
+
+    @receiver(post_save, sender=Author)
+    def adds(sender, session, **kwargs):
+        session.add(Book(name="audit"))
+
+    @receiver(post_save, sender=Author)
+    def tags(sender, session, **kwargs):
+        with suppress(ZeroDivisionError), session.begin_nested():
+            raise ZeroDivisionError
+
+    session.add(Author(name="a"))
+    with pytest.raises(SessionInFlushError, match="thrown away") as caught:
+        session.commit()
+    remedy, blamed = caught.value.__notes__
+    assert "session.connection().begin_nested()" in remedy
+    assert "tags" in blamed
+    session.rollback()
+    assert rows(library, Author.name) == rows(library, Book.name) == []
+
+
+@asynchronous
+async def test_a_savepoint_in_an_async_post_receiver_with_unflushed_changes_is_an_error(
+    async_library: AsyncEngine, library: Engine, installed
+):
+    """With the same remedy, which works there too."""
+
+    @receiver(post_save, sender=Author)
+    async def tag(sender, instance, session, **kwargs):
+        async with session.begin_nested():
+            if instance.name == "a":
+                session.add(Tag(name="t"))
+            else:
+                await session.execute(insert(Tag).values(name="t"))
+
+    async with AsyncSession(async_library) as session:
+        session.add(Author(name="a"))
+        with pytest.raises(SessionInFlushError, match="savepoint") as caught:
+            await session.commit()
+        assert "on_conflict_do_nothing" in caught.value.__notes__[0]
+        await session.rollback()
+        session.add(Author(name="b"))
+        await session.commit()
+    assert rows(library, Author.name) == ["b"]
+    assert rows(library, Tag.name) == ["t"]
 
 
 @pre_and_post

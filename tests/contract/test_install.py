@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
     AsyncSession,
@@ -16,9 +18,15 @@ from sqlalchemy.ext.asyncio import (
     async_sessionmaker,
 )
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
+from sqlalchemy.orm.events import (
+    InstanceEvents,
+    InstrumentationEvents,
+    MapperEvents,
+    SessionEvents,
+)
 
 import sqla_signals
-from sqla_signals import InstallError, SignalsError, post_save, pre_save, receiver
+from sqla_signals import InstallError, SignalsError, post_save, pre_bulk, pre_save, receiver
 
 from .models import Author
 from .observing import Log, asynchronous, both, listen, rows
@@ -32,7 +40,16 @@ MAPPER_EVENTS = (
     "after_delete",
     "mapper_configured",
 )
-SESSION_EVENTS = ("before_flush", "after_flush", "after_flush_postexec", "after_commit")
+SESSION_EVENTS = (
+    "before_flush",
+    "after_flush",
+    "after_flush_postexec",
+    "after_begin",
+    "before_commit",
+    "after_commit",
+    "after_transaction_end",
+    "do_orm_execute",
+)
 CREATED = both("save created Author(a)")
 
 
@@ -375,26 +392,255 @@ def test_remove_may_be_called_twice(install, library: Engine, log: Log):
     second.remove()
 
 
-def listeners() -> dict[str, int]:
-    """How many listeners sessions and mappers have."""
+def listeners(*sessions: Session) -> dict[str, int]:
+    """How many listeners these sessions, new ones and mappers have."""
     found = {name: len(list(getattr(Author.__mapper__.dispatch, name))) for name in MAPPER_EVENTS}
-    for name in SESSION_EVENTS:
-        for cls in (Session, OwnSession):
-            found[f"{cls.__name__}.{name}"] = len(list(getattr(cls().dispatch, name)))
+    for number, session in enumerate((Session(), OwnSession(), sessionmaker()(), *sessions)):
+        for name in SESSION_EVENTS:
+            found[f"{number}.{name}"] = len(list(getattr(session.dispatch, name)))
     return found
 
 
-def test_remove_leaves_no_listener_behind(library: Engine, install):
+@pytest.fixture
+def known(library: Engine) -> Iterator[list[Session]]:
+    """Sessions from before; two have listeners of their own."""
+    sessions = [Session(library) for _ in range(3)]
+
+    def listener(*_: Any) -> None: ...
+
+    for name in ("before_flush", "do_orm_execute"):
+        event.listen(sessions[1], name, listener)
+    event.listen(sessions[2], "after_commit", listener)
+    event.remove(sessions[2], "after_commit", listener)
+    yield sessions
+    for session in sessions:
+        session.close()
+
+
+def test_remove_leaves_no_listener_behind(library: Engine, install, known: list[Session]):
     """Sessions and mappers have the listeners they had before the install."""
-    before = listeners()
-    installations = [install(), install(sessionmaker()), install(OwnSession)]
+    before = listeners(*known)
+    installations = [install(), install(sessionmaker()), install(OwnSession), install(known[1])]
     log = listen(sender=Author)
     add_author(Session(library))
     assert log.lines == CREATED
-    assert listeners() != before
+    assert listeners(*known) != before
     for installation in installations:
         installation.remove()
-    assert listeners() == before
+    assert listeners(*known) == before
+
+
+def veto(signal: Any) -> None:
+    """Connect a receiver that raises."""
+
+    def fails(sender, **kwargs):
+        raise ZeroDivisionError
+
+    signal.connect(fails, sender=Author, weak=False)
+
+
+def fail_in_a_listener(session: Session) -> None:
+    """Let the flush fail after ours has looked at it."""
+
+    def fails(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    event.listen(session, "before_flush", fails)
+
+
+WAYS_TO_FAIL = {
+    "pre_save": lambda session: veto(pre_save),
+    "post_save": lambda session: veto(post_save),
+    "another listener": fail_in_a_listener,
+    "the database": lambda session: session.add(Author(id=1, name="b")),
+}
+
+
+@pytest.mark.parametrize("target", ["every session", "one session"])
+@pytest.mark.parametrize("way", WAYS_TO_FAIL)
+@pytest.mark.parametrize("ended", [True, False])
+def test_so_it_is_while_somebody_keeps_the_exception_of_a_failed_flush(
+    install, known: list[Session], target: str, way: str, ended: bool
+):
+    """Whether or not the session was rolled back."""
+    session = known[0]
+    with session:
+        session.add(Author(id=1, name="a"))
+        session.commit()
+    before = listeners(*known)
+    installation = install(*([] if target == "every session" else [session]))
+    listen(sender=Author)
+    session.add(Author(id=2, name="a"))
+    WAYS_TO_FAIL[way](session)
+    with pytest.raises((ZeroDivisionError, IntegrityError)) as kept:
+        session.flush()
+    if ended:
+        session.rollback()
+    installation.remove()
+    after = listeners(*known)
+    if way == "another listener":
+        after["3.before_flush"] -= 1
+    assert after == before
+    assert kept.value is not None
+    session.rollback()
+    assert rows(session, Author.name) == ["a"]
+
+
+def test_remove_by_a_receiver_leaves_no_listener_behind(
+    library: Engine, install, known: list[Session]
+):
+    """The flush that is under way ends as it began, and then they are gone."""
+    before = listeners(*known)
+    installations = [install(), install(known[0]), install(OwnSession)]
+    log = listen(sender=Author)
+
+    @receiver(pre_save, sender=Author)
+    def stop(sender, **kwargs):
+        for installation in installations:
+            installation.remove()
+
+    with known[0] as session:
+        session.add(Author(name="a"))
+        session.flush()
+        assert listeners(*known) == before
+        session.add(Author(name="b"))
+        session.commit()
+    assert log.lines == CREATED
+    assert rows(library, Author.name) == ["a", "b"]
+
+
+@pytest.mark.parametrize("signal", [pre_save, post_save], ids=lambda signal: signal.name)
+def test_so_it_is_if_the_receiver_raises(
+    library: Engine, install, known: list[Session], signal: Any
+):
+    """While the exception is held."""
+    before = listeners(*known)
+    installation = install()
+
+    @receiver(signal, sender=Author)
+    def stop(sender, **kwargs):
+        installation.remove()
+        raise ZeroDivisionError
+
+    with known[0] as session:
+        session.add(Author(name="a"))
+        with pytest.raises(ZeroDivisionError) as kept:
+            session.flush()
+        assert listeners(*known) == before
+        assert kept.value is not None
+        session.rollback()
+        session.add(Author(name="b"))
+        session.commit()
+    assert rows(library, Author.name) == ["b"]
+
+
+def test_remove_in_another_thread_lets_a_flush_that_is_under_way_end_as_it_began(
+    library: Engine, install, known: list[Session]
+):
+    """Other flushes send nothing from then on."""
+    before = listeners(*known)
+    installation, log = install(), listen(sender=Author)
+    is_flushing, is_removed = threading.Event(), threading.Event()
+
+    @receiver(pre_save, sender=Author)
+    def wait(sender, **kwargs):
+        is_flushing.set()
+        assert is_removed.wait(20)
+
+    def flush() -> None:
+        with known[0] as session:
+            session.add(Author(name="a"))
+            session.commit()
+
+    thread = threading.Thread(target=flush)
+    thread.start()
+    assert is_flushing.wait(20)
+    installation.remove()
+    with Session(library) as session:
+        session.add(Author(name="b"))
+        session.flush()
+    is_removed.set()
+    thread.join()
+    assert log.lines == CREATED
+    assert listeners(*known) == before
+    assert rows(library, Author.name) == ["a"]
+
+
+def forget_listeners() -> None:
+    """What the fixture ``RemoveORMEventsGlobally`` of SQLAlchemy's own tests does."""
+    for events in (MapperEvents, InstanceEvents, SessionEvents, InstrumentationEvents):
+        events._clear()
+
+
+@pytest.mark.parametrize("target", ["every session", "one session", "a sessionmaker"])
+@pytest.mark.parametrize("failed", [True, False])
+def test_neither_install_nor_remove_minds_that_sqlalchemy_has_forgotten_all_listeners(
+    library: Engine, install, known: list[Session], target: str, failed: bool
+):
+    """In any order; what is installed after that works."""
+    maker = sessionmaker(library)
+    session = maker() if target == "a sessionmaker" else known[0]
+    targets = {"every session": [], "one session": [session], "a sessionmaker": [maker]}
+    before = listeners(*known)
+    first, second = install(*targets[target]), install(*targets[target])
+    pre_bulk.connect(lambda *_, **__: None, weak=False)
+    with session:
+        if failed:
+            veto(post_save)
+            session.add(Author(name="a"))
+            with pytest.raises(ZeroDivisionError) as kept:
+                session.flush()
+        first.remove()
+        forget_listeners()
+        second.remove()
+        assert not failed or kept.value is not None
+    third = install()
+    for signal in (pre_save, post_save):
+        signal._clear_state()
+    log = listen(sender=Author)
+    add_author(Session(library))
+    assert log.lines == CREATED
+    forget_listeners()
+    fourth = install()
+    log.clear()
+    add_author(Session(library))
+    assert log.lines == CREATED
+    third.remove()
+    fourth.remove()
+    assert listeners(*known) == before
+    assert rows(library, Author.name) == ["a", "a"]
+
+
+@pytest.mark.parametrize("event_name", SESSION_EVENTS)
+def test_install_and_remove_may_be_called_while_sqlalchemy_calls_its_listeners(
+    library: Engine, install, event_name: str
+):
+    """By one of the application's own, between others."""
+    installations = [install()]
+    listen(sender=Author)
+    called = []
+
+    def meddle(*_: Any) -> None:
+        if len(called) < 4:
+            called.append(event_name)
+            installations.append(install())
+            installations.pop(0).remove()
+
+    def is_called(*_: Any) -> None:
+        called.append("behind")
+
+    event.listen(Session, event_name, meddle)
+    event.listen(Session, event_name, is_called)
+    try:
+        with Session(library) as session:
+            session.add(Author(name="a"))
+            session.commit()
+            session.execute(select(Author.name))
+    finally:
+        event.remove(Session, event_name, meddle)
+        event.remove(Session, event_name, is_called)
+    assert called[:2] == [event_name, "behind"]
+    assert rows(library, Author.name) == ["a"]
 
 
 def test_remove_undoes_what_its_own_install_did_and_no_more(library: Engine, install, log: Log):
@@ -438,24 +684,6 @@ def test_overlapping_installs_in_any_order(library: Engine, install, log: Log):
     session.commit()
     session.close()
     assert log.lines == CREATED
-
-
-def test_an_installation_may_be_removed_by_a_receiver(library: Engine, install, log: Log):
-    """The flush that is under way ends as it began, and the next one sends nothing."""
-    installation = install()
-
-    @receiver(pre_save, sender=Author)
-    def stop(sender, **kwargs):
-        installation.remove()
-
-    with Session(library) as session:
-        session.add(Author(name="a"))
-        session.commit()
-        log.clear()
-        session.add(Author(name="b"))
-        session.commit()
-    assert log.lines == []
-    assert rows(library, Author.name) == ["a", "b"]
 
 
 def test_a_receiver_connected_after_the_install_is_called(library: Engine, install):

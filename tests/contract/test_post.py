@@ -9,12 +9,11 @@ import pytest
 from sqlalchemy import Engine, ForeignKey, create_engine, event, inspect, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, object_session
+from sqlalchemy.orm.exc import FlushError
 
 from sqla_signals import (
     UNSET,
     Change,
-    SignalRecursionError,
-    mute,
     post_delete,
     post_save,
     pre_save,
@@ -265,14 +264,14 @@ def test_what_a_post_receiver_leaves_behind_is_flushed_by_the_next_query(session
 
 
 def test_post_receivers_that_never_let_the_session_become_clean_are_an_error(session: Session):
-    """A cycle of one. ``commit()`` would give up after a hundred flushes, and name nobody."""
+    """SQLAlchemy's own: ``commit()`` gives up after a hundred flushes."""
 
     @receiver(post_save, sender=Author)
     def adds_another(sender, session, **kwargs):
         session.add(Author(name="a"))
 
     session.add(Author(name="a"))
-    with pytest.raises(SignalRecursionError, match="adds_another"):
+    with pytest.raises(FlushError, match="Over 100 subsequent flushes"):
         session.commit()
     session.rollback()
     assert rows(session, Author.id) == []
@@ -603,44 +602,33 @@ def test_a_pre_receiver_may_use_another_session_to_the_full(library: Engine, ins
 
 
 @pytest.mark.parametrize("savepoint", [False, True])
-def test_post_receivers_that_never_let_a_commit_settle_are_named(
-    session: Session, log: Log, savepoint: bool
+def test_nobody_is_blamed_for_a_commit_that_a_listener_never_lets_settle(
+    session: Session, savepoint: bool
 ):
-    """Two that change each other's rows; the transaction is rolled back, and usable again."""
+    """The error is SQLAlchemy's own, as without signals; the session is usable again."""
 
-    @receiver(post_save, sender=Author)
-    def changes_the_book(sender, session, **kwargs):
+    def always_changes_something(session: Session, context: Any) -> None:
         book = session.get(Book, 1)
         book.name = f"{book.name}b"
 
+    @receiver(post_save, sender=Author)
     @receiver(post_save, sender=Book)
-    def changes_the_author(sender, session, **kwargs):
-        author = session.get(Author, 1)
-        author.name = f"{author.name}a"
-
-    @receiver(post_save, sender=Tag)
     def has_nothing_to_do_with_it(sender, **kwargs): ...
 
-    with mute():
-        session.add_all([Author(id=1, name="a"), Book(id=1, name="b")])
-        session.commit()
-    session.add(Tag(name="t"))
-    session.get(Author, 1).name = "first"
-    with pytest.raises(SignalRecursionError) as caught:
-        (session.begin_nested() if savepoint else session).commit()
-    message = str(caught.value)
-    assert "post_*" in message
-    assert f"changes_the_book ({__file__}:" in message
-    assert f"changes_the_author ({__file__}:" in message
-    assert "has_nothing_to_do_with_it" not in message
-    session.rollback()
-    assert rows(session, Author.name) == ["a"]
-    assert rows(session, Book.name) == ["b"]
-    assert rows(session, Tag.id) == []
-    post_save.disconnect(changes_the_author)
-    session.get(Author, 1).name = "second"
+    session.add(Book(id=1, name="b"))
     session.commit()
-    assert rows(session, Book.name) == ["bb"]
+    event.listen(session, "after_flush_postexec", always_changes_something)
+    session.add(Author(name="a"))
+    with pytest.raises(FlushError, match="Over 100 subsequent flushes") as caught:
+        (session.begin_nested() if savepoint else session).commit()
+    assert not hasattr(caught.value, "__notes__")
+    session.rollback()
+    event.remove(session, "after_flush_postexec", always_changes_something)
+    assert rows(session, Author.name) == []
+    session.add(Author(name="c"))
+    session.commit()
+    assert rows(session, Author.name) == ["c"]
+    assert rows(session, Book.name) == ["b"]
 
 
 def test_a_post_receiver_that_works_for_long_is_no_cycle(session: Session, log: Log):
