@@ -263,19 +263,19 @@ def empty(session: Session, instance: Any) -> None:
     ``Session.expunge_all()`` makes a new identity map, which is too much for the one instance that
     most calls leave there.
 
-    :param instance: an :func:`attached_copy`, or anything else.
+    :param instance: an :func:`attached_copy`, a :func:`detached_copy`, or ``None``.
     """
     known = session.identity_map._dict
-    if session._new or len(known) > 1:
+    if not known and not session._new:
+        return
+    state = None if instance is None else state_of(instance)
+    is_alone = state is not None and len(known) == 1 and known.get(state.key) is state
+    if not is_alone or state.modified or session._new:
         session.expunge_all()
-    elif known:
-        state = state_of(instance)
-        if state.modified or state.key not in known:
-            session.expunge_all()
-        else:
-            known.clear()
-            state.session_id = None
-            del state._instance_dict
+    else:
+        known.clear()
+        state.session_id = None
+        del state._instance_dict
 
 
 MUTABLE_PARENTS: Final = "_parents"
