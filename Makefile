@@ -60,14 +60,14 @@ clean: ## Remove the virtual environment and everything that was built
 
 # The first interpreter that is new enough and can make a virtual environment.
 # `PYTHON=...` overrides the search, but not the check.
-find_python = for python in $(or $(PYTHON),python3.13 python3.12 python3.11 python3.14 python3 python); do \
+find_python = for python in $(or $(PYTHON),python3.13 python3.12 python3.11 python3.14 python3.15 python3 python); do \
 	"$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 		&& { echo "$$python"; break; }; done
 
 $(stamps)/venv:
 	@python="$$($(find_python))"; \
 	if [ -z "$$python" ]; then \
-		echo "make: no Python 3.11 or newer with venv and pip was found ($(or $(PYTHON),python3.11 to python3.14, python3, python))." >&2; \
+		echo "make: no Python 3.11 or newer with venv and pip was found ($(or $(PYTHON),python3.11 to python3.15, python3, python))." >&2; \
 		echo "make: install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python" >&2; \
 		exit 1; \
 	fi; \

@@ -9,25 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import weakref
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from copy import deepcopy
-from datetime import date, datetime, time, timedelta
-from decimal import Decimal
 from functools import partial
 from operator import attrgetter
-from types import FrameType, MemberDescriptorType, MethodType
-from typing import TYPE_CHECKING, Any, Final
-from uuid import UUID
-from weakref import WeakKeyDictionary
+from types import CellType, FrameType, FunctionType, MethodType, ModuleType
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from sqlalchemy import inspect
+from sqlalchemy import Connection, Engine, MetaData, event, inspect
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.event import registry as event_registry
 from sqlalchemy.orm import (
     MANYTOONE,
     ColumnProperty,
     CompositeProperty,
+    FromStatement,
     LoaderCallableStatus,
     PassiveFlag,
     QueryableAttribute,
@@ -38,20 +35,22 @@ from sqlalchemy.orm import (
     attributes,
     bulk_persistence,
     dependency,
+    scoped_session,
 )
 from sqlalchemy.orm import session as session_module
 from sqlalchemy.orm.base import DEFAULT_STATE_ATTR
-from sqlalchemy.orm.exc import ObjectDeletedError, UnmappedColumnError
+from sqlalchemy.orm.exc import NO_STATE, ObjectDeletedError, UnmappedColumnError
 from sqlalchemy.orm.mapper import _mapper_registries
-from sqlalchemy.schema import Column
+from sqlalchemy.orm.session import SessionTransactionState
+from sqlalchemy.schema import Column, Table
 from sqlalchemy.sql import Select
 from sqlalchemy.sql.expression import BinaryExpression, BindParameter
 from sqlalchemy.util import walk_subclasses
 
 from .changes import UNSET
+from .errors import InstallError
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Engine
     from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import ClassManager, InstanceState, Mapper, SessionTransaction
 
@@ -240,11 +239,60 @@ def unwrap_init(mapper: Mapper[Any]) -> None:
 state_of: Callable[[Any], State] = attributes.instance_state
 """The state of a mapped instance; what ``inspect`` gives, without its detours."""
 
+
+def are_instances(objects: Iterable[Any] | None) -> bool:
+    """Whether a flush takes what it was given: ``Session._flush`` refuses what is not mapped."""
+    if not objects or isinstance(objects, Iterator):
+        return True
+    try:
+        return all(state_of(one) is not None for one in objects)
+    except NO_STATE:
+        return False
+
+
 manager_of_class: Callable[[type], ClassManager[Any]] = attributes.manager_of_class
 """The class manager of a mapped class."""
 
 instance_dict: Callable[[Any], dict[str, Any]] = attributes.instance_dict
 """The dictionary behind the attributes of a mapped instance."""
+
+
+def empty(session: Session, instance: Any) -> None:
+    """Expunge everything from a session that is in no transaction.
+
+    ``Session.expunge_all()`` makes a new identity map, which is too much for the one instance that
+    most calls leave there.
+
+    :param instance: an :func:`attached_copy`, or anything else.
+    """
+    known = session.identity_map._dict
+    if session._new or len(known) > 1:
+        session.expunge_all()
+    elif known:
+        state = state_of(instance)
+        if state.modified or state.key not in known:
+            session.expunge_all()
+        else:
+            known.clear()
+            state.session_id = None
+            del state._instance_dict
+
+
+MUTABLE_PARENTS: Final = "_parents"
+"""Where a ``MutableBase`` of ``sqlalchemy/ext/mutable.py`` keeps the instances that it belongs to.
+
+That module is not imported here, because it listens to mappers from then on.
+"""
+
+
+def is_mutable(value: Any) -> bool:
+    """Whether a column value is a ``MutableBase``."""
+    return hasattr(type(value), MUTABLE_PARENTS)
+
+
+def is_mapped_instance(value: Any) -> bool:
+    """Whether a value is an instance of a mapped class."""
+    return hasattr(value, DEFAULT_STATE_ATTR)
 
 
 # -- instances and sessions like others --------------------------------------------------------
@@ -283,156 +331,130 @@ def _copy(mapper: Mapper[Any], key: Any, values: Mapping[str, Any], session: Ses
     return instance
 
 
-def take_back(session: Session, instance: Any) -> bool:
-    """Detach an :func:`attached_copy` as if its session was gone.
+def session_like(session: Session, *fronts: object) -> Session:
+    """A new session of the same class with the same binds, ``info`` and attributes.
 
-    :returns: whether it was the only instance of the session, which has none now.
+    The ``__init__`` of the class is not called: that of an application may take anything. Nobody
+    listens to the new session but those who listen to its class.
+
+    :param fronts: what an attribute must not refer to either: an ``AsyncSession`` in front.
+    :raises InstallError: an attribute refers to the session, so that work done by way of it would
+        be done in the session, not in the new one.
     """
-    known = session.identity_map._dict
-    if len(known) > 1:
-        return False
-    if known:
-        known.clear()
-        state = state_of(instance)
-        state.session_id = None
-        del state._instance_dict
-    return True
-
-
-IMMUTABLE: Final = frozenset(
-    {
-        type(None),
-        bool,
-        int,
-        float,
-        str,
-        bytes,
-        Decimal,
-        date,
-        datetime,
-        time,
-        timedelta,
-        UUID,
-    }
-)
-"""The usual types of column values: neither SQL nor to be changed in place, so asked no more."""
-
-
-def own_copies(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The same column values, but copies of what could be changed in place.
-
-    A value that cannot be copied is left out, to be loaded again by who reads it.
-    """
-    exotic = [key for key, value in values.items() if type(value) not in IMMUTABLE]
-    if not exotic:
-        return values
-    copies = dict(values)
-    for key in exotic:
-        copies[key] = own_copy(values[key])
-        if copies[key] is UNSET:
-            del copies[key]
-    return copies
-
-
-def own_copy(value: Any) -> Any:
-    """A copy of a value that could be changed in place, ``UNSET`` if it cannot be copied."""
-    if type(value) in IMMUTABLE:
-        return value
-    try:
-        return deepcopy(value)
-    except Exception:
-        return UNSET
-
-
-def session_like(session: Session) -> Session:
-    """A new session of the same class on the same binds, without expiry at commit.
-
-    The class's own ``__init__`` is not called: an extension's may take anything.
-    """
-    new = _bare_copy(session)
+    cls = type(session)
+    new = cls.__new__(cls)
     Session.__init__(
         new,
-        bind=session.bind,
         autoflush=session.autoflush,
         expire_on_commit=False,
         twophase=session.twophase,
-        info={k: v for k, v in session.info.items() if not str(k).startswith("sqla_signals")},
         query_cls=session._query_cls,
         enable_baked_queries=session.enable_baked_queries,
         join_transaction_mode="create_savepoint",
     )
-    for name in ("binds", "_Session__binds", "execution_options"):  # the first two: 2.1, 2.0
+    for name in session.__dict__.keys() - new.__dict__.keys() - _NOT_COPIED:
+        new.__dict__[name] = own_attribute(session, name, *fronts)
+    if "execution_options" in session.__dict__:  # since 2.1
+        new.execution_options = session.execution_options
+    sharding: Any = sys.modules.get("sqlalchemy.ext.horizontal_shard")
+    if sharding is not None and isinstance(session, sharding.ShardedSession):
+        # As its __init__ does.
+        event.listen(new, "do_orm_execute", sharding.execute_and_instances, retval=True)
+    carry_over(session, new)
+    return new
+
+
+_NOT_COPIED: Final = {"dispatch", "info", "_trans_context_manager", "execution_options"}
+
+
+def carry_over(session: Session, new: Session) -> None:
+    """Give a new session the binds of another one, and what is in its ``info``."""
+    new.bind = session.bind
+    for name in ("binds", "_Session__binds"):  # 2.1; 2.0, which changes it in place
         if name in session.__dict__:
-            new.__dict__[name] = session.__dict__[name]
-    _own_binds(new)
-    return new
-
-
-def unused_copy(session: Session) -> Session:
-    """A new session like one that was never used; quicker than :func:`session_like`."""
-    new = _bare_copy(session)
-    new.identity_map = type(session.identity_map)()
-    new._new, new._deleted = {}, {}
-    new.info.update(session.info)
-    new.hash_key = session_module._new_sessionid()
-    session_module._sessions[new.hash_key] = new
-    return new
-
-
-def _bare_copy(session: Session) -> Session:
-    cls = type(session)
-    new = cls.__new__(cls)
-    _set_attributes(new, session)
-    for name in ("dispatch", "info", "_trans_context_manager"):
-        new.__dict__.pop(name, None)
-    _own_binds(new)
-    if _has_own_listeners(session):
-        new.dispatch._update(session.dispatch, only_propagate=False)
-    choose = session.connection_callable
-    if getattr(choose, "__self__", None) is session:
-        new.connection_callable = MethodType(choose.__func__, new)  # type: ignore[union-attr]
-    return new
-
-
-def _own_binds(session: Session) -> None:
-    binds = session.__dict__.get("_Session__binds")  # 2.0, which changes it in place
-    if binds:
-        session.__dict__["_Session__binds"] = {**binds}
-
-
-def _set_attributes(new: Session | AsyncSession, like: Session | AsyncSession) -> None:
-    new.__dict__.update(like.__dict__)
-    for name in slots_of(type(like)):
-        if hasattr(like, name):
-            setattr(new, name, getattr(like, name))
-
-
-_slots: WeakKeyDictionary[type, tuple[str, ...]] = WeakKeyDictionary()
-
-
-def slots_of(cls: type) -> tuple[str, ...]:
-    """The attributes of instances that are not in their ``__dict__``."""
-    found = _slots.get(cls)
-    if found is None:
-        members = {name: one for base in cls.__mro__ for name, one in vars(base).items()}
-        found = tuple(k for k, one in members.items() if isinstance(one, MemberDescriptorType))
-        _slots[cls] = found
-    return found
-
-
-def _has_own_listeners(session: Session) -> bool:
-    """Whether somebody listens to this one session, not to its class."""
-    dispatch = session.__dict__.get("dispatch")
-    return dispatch is not None and any(
-        collection.listeners for collection in dispatch._event_descriptors
+            new.__dict__[name] = session.__dict__[name].copy()
+    new.info.update(
+        (key, one) for key, one in session.info.items() if not str(key).startswith("sqla_signals")
     )
 
 
-def async_session_like(async_session: AsyncSession, sync: Session) -> AsyncSession:
-    """A new ``AsyncSession`` of the same class in front of another session."""
+def own_attribute(owner: Session | AsyncSession, name: str, *sessions: object) -> Any:
+    """The value of an attribute for another session: the same, or a copy of a container.
+
+    :param sessions: what it must not refer to, besides the owner.
+    :raises InstallError: it refers to one of them.
+    """
+    value = owner.__dict__[name]
+    if refers_to(value, (owner, *sessions)):
+        raise InstallError(
+            f"the attribute {name!r} of {type(owner).__name__}, a {type(value).__name__}, refers "
+            f"to the session that did the work, so a receiver's work by way of it would be done "
+            f"there. Say how a session for receivers is made: "
+            f"sqla_signals.install(session_factory=...)"
+        )
+    return value.copy() if type(value) in (dict, list, set) else value
+
+
+_MAX_STEPS: Final = 4
+_MAX_SEEN: Final = 500
+
+
+def refers_to(value: Any, targets: tuple[object, ...]) -> bool:
+    """Whether a value is one of the targets, or leads to one in a few steps.
+
+    A step is an attribute, an element of a container, the instance of a bound method, an argument
+    of a partial, a variable of a closure, or a weak reference. A ``scoped_session`` leads nowhere:
+    it asks who is calling.
+    """
+    seen: set[int] = set()
+    values: list[Any] = [value]
+    for _ in range(_MAX_STEPS + 1):
+        if any(one is target for one in values for target in targets):
+            return True
+        found: list[Any] = []
+        for one in values:
+            if id(one) not in seen and len(seen) < _MAX_SEEN:
+                seen.add(id(one))
+                found += _one_step(one)
+        values = found
+    return False
+
+
+def _one_step(value: Any) -> Iterable[Any]:
+    if isinstance(value, _LEADING_NOWHERE):
+        return ()
+    if isinstance(value, dict):
+        return list(value.values())
+    if isinstance(value, list | tuple | set | frozenset | deque):
+        return list(value)
+    if isinstance(value, MethodType):
+        return value.__self__, value.__func__
+    if isinstance(value, partial):
+        return value.func, *value.args, *value.keywords.values()
+    if isinstance(value, weakref.ref):
+        return (value(),)
+    if isinstance(value, FunctionType):
+        cells = value.__closure__ or ()
+        return [cell.cell_contents for cell in cells if cell != _EMPTY_CELL]
+    return list(getattr(value, "__dict__", {}).values())
+
+
+_LEADING_NOWHERE: Final = (str, type, ModuleType, scoped_session, Engine, Connection, MetaData)
+_EMPTY_CELL: Final = CellType()
+
+
+def async_session_like(
+    async_session: AsyncSession, session: Session, sync: Session
+) -> AsyncSession:
+    """A new ``AsyncSession`` of the same class in front of another session.
+
+    :param session: the one behind ``async_session``.
+    :param sync: the one behind the new one.
+    """
     cls = type(async_session)
     new = cls.__new__(cls)
-    _set_attributes(new, async_session)
+    for name in async_session.__dict__.keys() - {"sync_session", "_proxied"}:
+        new.__dict__[name] = own_attribute(async_session, name, session)
     new.sync_session = new._proxied = new._assign_proxied(sync)
     return new
 
@@ -481,10 +503,22 @@ def dml_entity(statement: Any) -> Any:
 def _dml_entity(statement: Any) -> Any:
     if not statement.is_dml:
         return None
-    if statement.is_from_statement:
-        statement = statement.element
     # Of a Table there is none, even where the ORM has a part in the statement by a WHERE.
-    return statement.table._annotations.get("parententity")
+    return dml_of(statement).table._annotations.get("parententity")
+
+
+def dml_of(statement: Any) -> Any:
+    """The INSERT, UPDATE or DELETE itself, also where ``from_statement()`` is around it."""
+    return statement.element if isinstance(statement, FromStatement) else statement
+
+
+def dml_operation(statement: Any) -> Literal["insert", "update", "delete"]:
+    """What a statement does.
+
+    ``ORMExecuteState.is_insert`` does not see through ``from_statement()`` before 2.0.30.
+    """
+    dml = dml_of(statement)
+    return "insert" if dml.is_insert else "update" if dml.is_update else "delete"
 
 
 def may_skip_rows(statement: Any) -> bool:
@@ -560,7 +594,8 @@ class Upsert:
         )
         """The attributes that it sets; none if it leaves the row alone."""
         columns: list[Any] = [
-            table.c[one] if isinstance(one, str) else one
+            # Before 2.0.37, ORM attributes come as they are: postgresql/dml.py, OnConflictClause.
+            table.c[one] if isinstance(one, str) else getattr(one, "expression", one)
             for one in clause.inferred_target_elements or ()
         ]
         named = getattr(clause, "constraint_target", None)  # PostgreSQL's only
@@ -676,6 +711,44 @@ def is_committing(transaction: SessionTransaction) -> bool:
     return transaction._current_fn is not None
 
 
+def current_transaction(session: Session) -> SessionTransaction | None:
+    """The transaction that the session is in: a root, a savepoint, or a subtransaction of these.
+
+    Not by ``get_nested_transaction()``: that goes on to give a savepoint that was open when its
+    root was committed.
+    """
+    return session._transaction
+
+
+def is_committed(transaction: SessionTransaction) -> bool:
+    """In ``after_commit``: whether it is this transaction that was committed."""
+    return transaction._state is SessionTransactionState.COMMITTED
+
+
+def is_rolled_back(transaction: SessionTransaction) -> bool:
+    """In ``after_rollback``: whether it is this transaction that was rolled back."""
+    return transaction._state is SessionTransactionState.DEACTIVE
+
+
+def has_joined(transaction: SessionTransaction, connection: Connection) -> bool:
+    """In ``after_begin``: whether the connection was in a transaction that stays its owner's.
+
+    The session does not commit that one, and closing the session does not end it.
+    """
+    _, _, should_commit, _ = transaction._connections[connection]
+    return not should_commit
+
+
+def schema_maps(transaction: SessionTransaction) -> dict[Engine, Any]:
+    """In ``after_commit``: the ``schema_translate_map`` of each connection that has one."""
+    found = {}
+    for connection, *_ in transaction._connections.values():
+        schema_map = connection.get_execution_options().get("schema_translate_map")
+        if schema_map:
+            found[connection.engine] = schema_map
+    return found
+
+
 def contains_state(session: Session, state: State) -> bool:
     """Whether a state is pending or persistent in the session."""
     return bool(session._contains_state(state))
@@ -685,6 +758,7 @@ def is_still_kept(session: Session, state: State) -> bool:
     """Whether a state that was persistent in the session still is, and not marked as deleted."""
     return (
         state.session_id == session.hash_key
+        and state.key is not None
         and not state._deleted
         and state not in session._deleted
     )
@@ -697,19 +771,22 @@ def can_orphan(mapper: Mapper[Any]) -> bool:
 
 def referenced_keys(mapper: Mapper[Any]) -> Iterator[str]:
     """The attributes whose change a flush carries over to the foreign keys of other rows."""
-    pairs = [
-        pair
+    relationships = [
+        prop
         for prop in mapper.relationships
         if not prop.viewonly and prop.direction is not MANYTOONE
-        for pair in prop.synchronize_pairs
     ]
-    pairs += [
-        pair
-        for processor in mapper._dependency_processors  # many-to-one, from the other side
-        for pair in processor.prop.synchronize_pairs
+    relationships += [
+        processor.prop  # many-to-one, from the other side
+        for parent in mapper.iterate_to_root()
+        for processor in parent._dependency_processors
     ]
-    for column, _ in pairs:
-        yield mapper.get_property_by_column(column).key
+    for prop in relationships:
+        for column, _ in prop.synchronize_pairs:
+            # A relationship that reads through a table in between may name a column of that.
+            key = _attribute_of(column, mapper)
+            if key is not None:
+                yield key
 
 
 def is_referenced(mapper: Mapper[Any]) -> bool:
@@ -754,7 +831,9 @@ def association_changes(
     processors = [
         (action.dependency_processor, list(action._mappers(context)))
         for action in context.presort_actions.values()
-        if action.setup_flush_actions and isinstance(action.dependency_processor, ManyToManyDP)
+        if action.setup_flush_actions
+        and isinstance(action.dependency_processor, ManyToManyDP)
+        and writes_rows(action.dependency_processor.prop)
     ]
     for of_deleted in (True, False):
         for processor, mappers in processors:
@@ -797,9 +876,21 @@ def still_changes(session: Session, key: str, state: State, other: State, added:
     return other in (history.added if added else history.deleted)
 
 
+def writes_rows(prop: RelationshipProperty[Any]) -> bool:
+    """Whether a relationship has a ``secondary`` table and can write rows of it.
+
+    It cannot if that is a join, or a table that only leads to the other class: one whose foreign
+    keys are elsewhere. ``ManyToManyDP._synchronize`` fails once such a collection is changed.
+    """
+    if prop.viewonly or not isinstance(prop.secondary, Table):
+        return False
+    pairs = (*prop.synchronize_pairs, *(prop.secondary_synchronize_pairs or ()))
+    return all(column.table is prop.secondary for _, column in pairs)
+
+
 def both_sides(prop: RelationshipProperty[Any]) -> list[RelationshipProperty[Any]]:
     """A relationship and those that its ``back_populates`` or ``backref`` ties to it."""
-    return [prop, *(one for one in prop._reverse_property if not one.viewonly)]
+    return [prop, *filter(writes_rows, prop._reverse_property)]
 
 
 def secondary_relationship(attribute: Any) -> RelationshipProperty[Any] | None:

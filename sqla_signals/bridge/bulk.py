@@ -11,8 +11,16 @@ import warnings
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sqlalchemy.exc import ResourceClosedError
+from sqlalchemy.orm import FromStatement
 
-from .._sqlalchemy import dml_mapper, fail_transaction, frames_outwards, may_skip_rows
+from .._sqlalchemy import (
+    dml_mapper,
+    dml_of,
+    dml_operation,
+    fail_transaction,
+    frames_outwards,
+    may_skip_rows,
+)
 from ..dispatch import active_mutes, audible
 from ..errors import BulkBypassError, BulkBypassWarning, BulkOptionError
 from ..net import Executed
@@ -65,19 +73,19 @@ def do_orm_execute(
         )
     if mode == "skip":
         return None
-    operation = _operation(context)
+    operation = dml_operation(context.statement)
     has_bulk = any(signal.has_receivers_for(mapper.class_) for signal in (pre_bulk, post_bulk))
     if mode is None and not has_bulk:
         _bypassed(context, mapper, operation, policy_for(context.session))
         return None
     rows = None
     if mode == "rows" and _row_receivers(mapper, operation):
-        if context.statement.is_from_statement:
+        if isinstance(context.statement, FromStatement):
             raise BulkOptionError(
                 'execution option signals="rows" does not work with from_statement(): execute the '
                 "statement itself, with returning()"
             )
-        kind = InsertedRows if context.is_insert else ChangedRows
+        kind = InsertedRows if operation == "insert" else ChangedRows
         rows = kind(context, mapper, Calls(context.session))
     if rows is None and not has_bulk:
         return None
@@ -96,12 +104,9 @@ def _refuse_rows_of_table(context: ORMExecuteState) -> None:
     # From SQLAlchemy 2.1 on, a session may ask so for whatever it executes.
     if getattr(context.session, "execution_options", {}).get("signals") == "rows":
         return
-    statement: Any = context.statement
-    if statement.is_from_statement:
-        statement = statement.element
-    operation = _operation(context)
+    operation, table = dml_operation(context.statement), str(dml_of(context.statement).table)
     raise BulkOptionError(
-        f'execution option signals="rows": {operation}() of the Table {str(statement.table)!r} has '
+        f'execution option signals="rows": {operation}() of the Table {table!r} has '
         f"no instances to tell of; name the class, {operation}(Order). The rows of a "
         f"secondary table are told by m2m_changed, when the relationship is changed"
     )
@@ -113,10 +118,6 @@ _open: set[object] = set()
 def in_progress() -> bool:
     """Whether any statement is being executed whose receivers are called."""
     return bool(_open)
-
-
-def _operation(context: ORMExecuteState) -> str:
-    return "insert" if context.is_insert else "update" if context.is_update else "delete"
 
 
 def _execute(

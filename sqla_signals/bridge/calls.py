@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 RAW: Final = "sqla_signals.raw"
 """Key in ``Session.info`` while inside :func:`sqla_signals.raw`."""
 
-UNBEGUN: Final = "sqla_signals.unbegun"
-"""Key in ``Session.info`` of a frame with callbacks for a transaction that has not begun."""
-
 
 class Calls(dict["Mapper[Any]", "ModelCalls"]):
     """The calls of one session, by mapper; made for a flush or a delivery.

@@ -17,16 +17,9 @@ from sqlalchemy.schema import Column
 from sqlalchemy.sql import ClauseElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-from .._sqlalchemy import (
-    IMMUTABLE,
-    instance_dict,
-    own_copies,
-    own_copy,
-    pk_cascaded,
-    property_count,
-    readable_values,
-)
+from .._sqlalchemy import instance_dict, pk_cascaded, property_count, readable_values
 from ..changes import NO_DIFF, UNSET, Change, Changes, Diff, Pairs, Shape, diff_of, pairs_of
+from ..copies import IMMUTABLE, copies_of, copy_of, have_same_content
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, Mapper, UOWTransaction
@@ -58,13 +51,17 @@ class Columns:
     )
 
     def __init__(self, mapper: Mapper[Any]) -> None:
+        manager = mapper.class_manager
+        # A polymorphic_on that the class does not map is a property without an attribute
+        # (_configure_polymorphic_setter of orm/mapper.py).
         props = {
-            prop.key: prop for prop in mapper.column_attrs if isinstance(prop.columns[0], Column)
+            prop.key: prop
+            for prop in mapper.column_attrs
+            if isinstance(prop.columns[0], Column) and prop.key in manager
         }
         self.property_count: int = property_count(mapper)
         self.keys: frozenset[str] = frozenset(props)
         self._keys = {column: key for key, prop in props.items() for column in prop.columns}
-        manager = mapper.class_manager
         self._equal = {key: equality(manager[key].impl.is_equal) for key in props}
         self._primary_key = {
             mapper.get_property_by_column(column).key: column for column in mapper.primary_key
@@ -245,7 +242,7 @@ class Columns:
 
     def same(self, key: str, old: Any, new: Any) -> bool:
         """Whether the database would see no difference between two values."""
-        return not differs(self._equal[key], new, old)
+        return not differs(self._equal[key], new, old) or have_same_content(old, new)
 
     def values(self, state: InstanceState[Any]) -> Values:
         """The column values that the instance holds and the database knows."""
@@ -259,12 +256,12 @@ class Columns:
                         del values[key]
                     else:
                         values[key] = old
-        return own_copies(values) if self.mutable else values
+        return copies_of(values) if self.mutable else values
 
     def own_values(self, values: Values) -> Values:
         """The same values, but copies of what could be changed in place."""
         exotic = self.mutable.intersection(values) if self.mutable else None
-        return {**values, **{k: own_copy(values[k]) for k in exotic}} if exotic else values
+        return {**values, **{k: copy_of(values[k]) for k in exotic}} if exotic else values
 
     def own_diff(self, diff: Diff) -> Diff:
         """The same old and new values, but copies of what could be changed in place."""
@@ -274,7 +271,7 @@ class Columns:
         own = list(diff)
         for key in exotic:
             at = diff[0].places[key]
-            own[at : at + 2] = own_copy(diff[at]), own_copy(diff[at + 1])
+            own[at : at + 2] = copy_of(diff[at]), copy_of(diff[at + 1])
         return tuple(own)
 
     def own_changes(self, changes: Mapping[str, Change]) -> Mapping[str, Change]:

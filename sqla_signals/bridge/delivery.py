@@ -22,10 +22,10 @@ from .._sqlalchemy import (
     current_task,
     detached_copy,
     ends_session_block,
-    own_copies,
     state_of,
 )
 from ..changes import UNSET
+from ..copies import copies_of
 from ..dispatch import was_audible
 from ..errors import AsyncReceiverError, SignalRecursionError
 from ..net import DELETED, NEVER_MUTED, UPDATED, Effect, Executed, Frame
@@ -34,11 +34,10 @@ from ..signal import logger
 from ..signals import post_bulk, post_delete, post_save
 from .calls import PLAIN_SESSION, Calls, async_session_of, cannot_await
 from .columns import ColumnsByMapper
+from .delivery_session import DeliverySession, SchemaMaps, SessionSource
 from .effect_calls import call_for, failed, signal_of
-from .own_session import OwnSessions
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import Mapper, Session
 
 MAX_DEPTH: Final = 100
@@ -48,10 +47,8 @@ MAX_DEPTH: Final = 100
 class Batch(NamedTuple):
     """What one root transaction leaves to be delivered."""
 
-    session: Session
-    async_session: AsyncSession | None
-    """The one in front, held: a session that waits for its batch may be held by nobody else."""
-    session_factory: Callable[[], Any] | None
+    source: SessionSource
+    schemas: SchemaMaps
     frame: Frame
     cause: Cause | None
     watched: watching.WatchedDelivery | None
@@ -67,9 +64,10 @@ class Cause(NamedTuple):
 
 
 class _Delivery:
-    """The batches that wait behind the one being delivered."""
+    """The batch being delivered, and those that wait behind it."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: Batch) -> None:
+        self._batch: Batch | None = first
         self._thread, self._task = threading.get_ident(), current_task()
         self._waiting: deque[Batch] = deque()
         self._is_open = True
@@ -92,11 +90,21 @@ class _Delivery:
                 self._waiting.append(batch)
             return self._is_open
 
+    def add_callback(self, session: Session, fn: Callable[[], Any]) -> bool:
+        """Call ``fn`` after the other callbacks; ``False`` if those are of another session."""
+        with self._lock:
+            batch = self._batch
+            if not self._is_open or batch is None or batch.source.like is not session:
+                return False
+            batch.frame.on_commit.append(fn)
+            return True
+
     def next(self) -> Batch | None:
         """The batch to deliver next; after ``None`` this delivery is over."""
         with self._lock:
             self._is_open = bool(self._waiting)
-            return self._waiting.popleft() if self._waiting else None
+            self._batch = self._waiting.popleft() if self._waiting else None
+            return self._batch
 
     def end(self) -> None:
         """Nothing more is delivered, because something passes through."""
@@ -145,8 +153,8 @@ def known_values(
         values = {**(effect.values or {}), **effect.before}
         return {key: value for key, value in values.items() if value is not UNSET}
     if frame.savepoint_undone:
-        # What was not in the session by then has missed that it was set back.
-        knows = contains_state(session, state) and state not in frame.missed
+        # SQLAlchemy has restored the instances that the session held then, and no others.
+        knows = contains_state(session, state) and state not in frame.stale
     else:
         knows = state.session_id in (session.hash_key, None)
     if knows and state.key == effect.row:
@@ -155,7 +163,10 @@ def known_values(
 
 
 def committed(
-    session: Session, frame: Frame, factory_for: Callable[[Session], Callable[[], Any] | None]
+    session: Session,
+    frame: Frame,
+    source_for: Callable[[Session], SessionSource],
+    schemas: SchemaMaps,
 ) -> None:
     """Deliver what a committed root transaction did, now or after what is being delivered."""
     delivery, cause = _current.get() or (None, None)
@@ -163,11 +174,10 @@ def committed(
     if delivery is None and watcher is None and not _anybody_waits(frame):
         return
     watched = watcher.delivery(session, "commit") if watcher is not None else None
-    async_session = async_session_of(session)
-    batch = Batch(session, async_session, factory_for(session), frame, cause, watched)
+    batch = Batch(source_for(session), schemas, frame, cause, watched)
     if delivery is not None and delivery.waits_for_us() and delivery.add(batch):
         return
-    delivery = _Delivery()
+    delivery = _Delivery(batch)
     _open.add(delivery)
     following: Batch | None = batch
     try:
@@ -177,6 +187,17 @@ def committed(
     finally:
         delivery.end()
         _open.discard(delivery)
+
+
+def follows(session: Session, fn: Callable[[], Any]) -> bool:
+    """Whether ``fn`` is called in the delivery that is going on: of this session's last commit."""
+    delivery, _ = _current.get() or (None, None)
+    return (
+        delivery is not None
+        and not session.in_transaction()
+        and delivery.waits_for_us()
+        and delivery.add_callback(session, fn)
+    )
 
 
 def _anybody_waits(frame: Frame) -> bool:
@@ -200,8 +221,8 @@ def _deliver(delivery: _Delivery, batch: Batch) -> None:
     runs = _runs(batch.frame.occurrences)
     if not runs and not batch.frame.on_commit:
         return
-    own = OwnSessions(batch.session, batch.async_session, batch.session_factory)
-    call, call_back = own.call, _call_back
+    session = DeliverySession(batch.source, batch.schemas)
+    call, call_back = session.call, _call_back
     if batch.watched is not None:
         call = partial(batch.watched.receiver, call)
         call_back = partial(batch.watched.callback, call_back)
@@ -215,11 +236,34 @@ def _deliver(delivery: _Delivery, batch: Batch) -> None:
                         calling = receiver
                         _current.set((delivery, Cause(receiver, depth, batch.cause)))
                     call(receiver, effect)
-        for fn in batch.frame.on_commit:
-            _current.set((delivery, Cause(fn, depth, batch.cause)))
-            call_back(batch.session, fn, "on_commit")
+        session.close()
+        _call_back_all(delivery, batch, depth, call_back)
     finally:
+        session.close()
         _current.reset(outer)
+
+
+def _call_back_all(
+    delivery: _Delivery,
+    batch: Batch,
+    depth: int,
+    call_back: Callable[[Session, Callable[[], Any], str], None],
+) -> None:
+    """Call the ``on_commit`` callbacks, and those that they add."""
+    frame, called = batch.frame, 0
+    for _ in range(MAX_DEPTH):
+        called, added = len(frame.on_commit), frame.on_commit[called:]
+        for fn in added:
+            _current.set((delivery, Cause(fn, depth, batch.cause)))
+            call_back(batch.source.like, fn, "on_commit")
+        if not added:
+            return
+    names = ", ".join(dict.fromkeys(repr(fn) for fn in frame.on_commit[called:]))
+    error = SignalRecursionError(
+        f"on_commit() callbacks have added callbacks for {MAX_DEPTH} rounds; the last ones are not "
+        f"called: {names}. Let one of them add nothing."
+    )
+    logger.error("%s", error, exc_info=error)
 
 
 def _runs(
@@ -263,7 +307,7 @@ def rolled_back(session: Session, frame: Frame) -> None:
         try:
             if isinstance(effect, Effect):
                 mapper = state_of(effect.instance).manager.mapper
-                instance = detached_copy(mapper, effect.was, own_copies(effect.values or {}))
+                instance = detached_copy(mapper, effect.was, copies_of(effect.values or {}))
                 call_for(effect, calls[mapper], receiver, instance)
             else:
                 calls.call(post_bulk, receiver, effect.sender, **effect.arguments)
@@ -280,27 +324,6 @@ def rolled_back(session: Session, frame: Frame) -> None:
             call(receiver, effect)
     for fn in frame.on_rollback:
         call_back(session, fn, "on_rollback")
-
-
-def forgotten(frame: Frame) -> None:
-    """Log that nobody has ended a transaction, and that it was undone without a word.
-
-    The garbage collector may run in any thread, in the middle of anything: no place to call
-    receivers.
-    """
-    audience = Audience("rollback")
-    names = {
-        str(receiver): None
-        for effect in frame.occurrences
-        for receiver in audience.for_effect(effect)
-    }
-    names.update((repr(fn), None) for fn in frame.on_rollback)
-    if names:
-        logger.warning(
-            "A session was garbage collected in the middle of a transaction, which undid its work. "
-            "Not called: %s. Use 'with Session(...)', or call rollback() or close().",
-            ", ".join(names),
-        )
 
 
 def _call_back(session: Session, fn: Callable[[], Any], what: str) -> None:

@@ -16,6 +16,7 @@ from .._sqlalchemy import is_flushing, keep_readable
 from ..changes import NO_DIFF, Change, Changes, NewRow
 from ..dispatch import active_mutes
 from ..net import CREATED, DELETED, UPDATED, Effect, Source
+from ..signal import logger
 from ..signals import m2m_changed, post_delete, post_save, pre_delete, pre_save
 from . import owed, transactions
 from .announcement import Announcement
@@ -52,7 +53,7 @@ class Flush:
         self._calls = Calls(session)
         self._m2m = M2M(session, self._calls)
         self.announcement: Announcement = Announcement(session, objects, self._calls, self._m2m)
-        self.record: Record = Record(self._calls, self.announcement.saves, context)
+        self.record: Record = Record(self._calls, self.announcement.updates, context)
         self._origins: dict[State, Any] = {}
         self.is_over: bool = False
         """Whether it needs no listener any more."""
@@ -108,6 +109,12 @@ class Flush:
 
     def after_flush(self, context: UOWTransaction) -> None:
         """Every statement was emitted; the history is still there."""
+        if self.announcement.failure is not None:  # and the flush did not fail of it
+            logger.warning(
+                "The rows of a flush could not be foreseen, so that pre_* signals may have come "
+                "right before their own statements. The dry run of SQLAlchemy raised:\n%s",
+                self.announcement.failure,
+            )
         self.record.complete(context)
         self._m2m.record(context)
         deletes = self.record.deletes() if post_delete.table.receivers else ()

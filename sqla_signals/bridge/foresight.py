@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from operator import attrgetter
+from traceback import format_exc
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import inspect
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import MANYTOONE
-from sqlalchemy.orm.exc import ObjectDeletedError
 
 from .._sqlalchemy import (
     DryRun,
@@ -33,6 +33,7 @@ from .._sqlalchemy import (
     property_count,
     reference_count,
     referenced_keys,
+    state_of,
 )
 from .columns import columns_of
 
@@ -102,12 +103,16 @@ class Foresight:
     kept: set[State]
     """Marked as deleted, but not by this flush: added to a collection since, which cancels the
     deletion, or left out of a partial flush."""
+    failure: str | None = None
+    """The traceback, if SQLAlchemy could not even find out what it is going to write."""
 
     def __init__(
         self, session: Session, objects: Sequence[object] | None, announced: Collection[State] = ()
     ) -> None:
         self._session = session
-        only = {inspect(instance) for instance in objects} if objects else None
+        if isinstance(objects, Iterator):  # of no second use, so it is left to the flush
+            objects = None
+        only = {state_of(instance) for instance in objects} if objects else None
         self.run: DryRun = DryRun(session, only)
         deleted = deleted_states(session)
         relations = _Relations()
@@ -143,8 +148,11 @@ class Foresight:
             try:
                 self.run.presort()
                 self.run.synchronize()
-            except ObjectDeletedError:
-                # The flush is going to fail of it, and then has something to roll back.
+            except DBAPIError:
+                raise  # the first error is the cause: the transaction may be of no use from here on
+            except Exception:
+                # The flush is going to fail of it by itself, and then has something to roll back.
+                self.failure = format_exc()
                 self.run.forget()
             self.inserts = [state for state in self.inserts if not self._is_deleted(state)]
             self.updates = [state for state in self.updates if not self._is_deleted(state)]

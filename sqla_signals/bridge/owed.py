@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any, Final
 from .._sqlalchemy import fail_transaction, is_clean, is_committing, state_of
 from ..mapping import outbox_of
 from ..net import Effect, Frame
+from ..signal import logger
 from ..signals import post_delete, post_save
 from . import delivery, transactions
 from .columns import ColumnsByMapper
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
     from sqlalchemy.orm import Mapper, Session
 
     from ..receivers import Receiver
@@ -90,7 +92,29 @@ def flushed(session: Session, effects: Iterable[Effect]) -> None:
         _write(session, transactions.net_frame(session), effects)
 
 
-def _write(session: Session, frame: Frame, effects: Iterable[Effect]) -> None:
+def left(session: Session, frame: Frame, connections: Iterable[Connection]) -> None:
+    """A session was closed without a word in transactions that are not its own.
+
+    Its events are left there as its rows are.
+    """
+    if not (post_save.table.durable or post_delete.table.durable):
+        return
+    for connection in connections:
+        binds = connection, connection.engine
+        effects = [effect for effect in frame.effects if effect.source.using in binds]
+        if connection.in_transaction():
+            _write(session, frame, effects, connection)
+        elif effects:
+            logger.error(
+                "A session was closed after the transaction that it had joined on its Connection "
+                "had ended, so the events of durable receivers could not be written with its rows. "
+                "Call commit(), rollback() or close() of the session first."
+            )
+
+
+def _write(
+    session: Session, frame: Frame, effects: Iterable[Effect], connection: Connection | None = None
+) -> None:
     """One statement for each outbox and bind, which is one in all but unusual applications."""
     events: dict[tuple[Any, Any], Events] = {}
     outboxes: dict[Mapper[Any], Any] = {}
@@ -113,4 +137,4 @@ def _write(session: Session, frame: Frame, effects: Iterable[Effect]) -> None:
             owed = events[there] = Events(session, frame)
         owed.add(effect, names)
     for (outbox, using), owed in events.items():
-        outbox.write(session.connection(bind_arguments={"bind": using}), owed)
+        outbox.write(connection or session.connection(bind_arguments={"bind": using}), owed)

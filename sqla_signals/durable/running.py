@@ -24,11 +24,11 @@ from .._sqlalchemy import (
     detached_copy,
     is_autocommit,
     is_committing,
-    own_copies,
 )
 from ..bridge.calls import Calls
 from ..bridge.columns import columns_of
 from ..changes import Changes, diff_of
+from ..copies import copies_of
 from ..errors import AsyncReceiverError, AutocommitError, SignalsError
 from ..mapping import outbox_of
 from ..receivers import Receiver
@@ -226,7 +226,7 @@ class _Call:
         data = self.message.data
         encoded = self._still_mapped(data.get("changes", {}))
         # Not those of the instance, which the receiver may change in place.
-        snapshot = own_copies(self.snapshot)
+        snapshot = copies_of(self.snapshot)
         changes = decode_changes(self.types, encoded, snapshot, self.created)
         along = self._still_mapped(dict.fromkeys(data.get("along", ())))
         return {

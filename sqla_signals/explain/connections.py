@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.orm import configure_mappers
 
 from .. import mapping
-from .._sqlalchemy import all_mappers, is_mapped
+from .._sqlalchemy import all_mappers, is_mapped, writes_rows
 from ..bridge.m2m import association_of
 from ..dispatch import audible
 from ..errors import ReceiverOptionError
@@ -135,9 +135,7 @@ def _steps(signal: Signal, mapper: Mapper[Any]) -> Iterator[Step]:
 
 
 def _m2m_steps(signal: Signal, mapper: Mapper[Any]) -> Iterator[Step]:
-    for relationship in mapper.relationships:
-        if relationship.secondary is None or relationship.viewonly:
-            continue
+    for relationship in filter(writes_rows, mapper.relationships):
         association = association_of(relationship)
         heard = [r for r in signal.table.receivers if association.side_for(r.sender) is not None]
         if heard:

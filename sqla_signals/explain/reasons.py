@@ -14,7 +14,7 @@ from blinker import ANY
 from sqlalchemy import Column
 
 from .. import mapping
-from .._sqlalchemy import all_mappers
+from .._sqlalchemy import all_mappers, writes_rows
 from ..bridge.m2m import association_of
 from ..dispatch import audible
 from ..receivers import Receiver
@@ -55,8 +55,7 @@ def hears(receiver: Receiver, mapper: Mapper[Any]) -> bool:
         return receiver.matches(mapper.class_)
     return any(
         association_of(relationship).side_for(sender) is not None
-        for relationship in mapper.relationships
-        if relationship.secondary is not None and not relationship.viewonly
+        for relationship in filter(writes_rows, mapper.relationships)
     )
 
 

@@ -35,6 +35,8 @@ from sqla_signals import (
     pre_save,
 )
 
+from ..conftest import before_sqlalchemy
+
 
 class Base(DeclarativeBase):
     """The declarative base."""
@@ -173,6 +175,12 @@ def create_triggers(connection: Connection, metadata: MetaData) -> None:
                     f"CREATE TRIGGER {name} AFTER {what} ON {table} "
                     f"FOR EACH ROW EXECUTE FUNCTION {name}()"
                 )
+
+
+def inserted(session: Session, rows: int) -> int:
+    """The ``rowcount`` of an INSERT of so many rows: before 2.0.28, psycopg's is lost."""
+    lost = session.get_bind().dialect.name == "postgresql" and before_sqlalchemy("2.0.28")
+    return -1 if lost else rows
 
 
 def witnessed(session: Session, *tables: str) -> list[tuple[str, str]]:

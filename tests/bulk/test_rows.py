@@ -35,6 +35,7 @@ import sqla_signals
 from sqla_signals import UNSET, BulkOptionError, Change, post_save, pre_delete, pre_save
 from tests.contract.observing import asynchronous, rows
 
+from ..conftest import before_sqlalchemy
 from .shop import (
     Clerk,
     Customer,
@@ -47,6 +48,7 @@ from .shop import (
     Point,
     Seat,
     Stamped,
+    inserted,
     witnessed,
 )
 
@@ -133,7 +135,7 @@ def test_update_with_an_expression(session: Session, synchronize: Any):
 def test_pending_changes_of_a_row_that_is_set_behind_their_back(session: Session, assigned: int):
     """Where nothing is flushed before nor synchronized, they stay, and are written over it."""
     fill(session)
-    held = session.get_one(Order, 1)
+    held = session.get(Order, 1)
     held.total = 7
     held.total = assigned
     heard = Heard().connect(Order)
@@ -212,6 +214,13 @@ def test_update_with_a_subquery(session: Session):
     assert told(session, heard) == updates(2, 4)
 
 
+# Before 2.0.39 SQLAlchemy names the table beside its alias, and warns of that.
+on_an_alias = pytest.mark.skipif(
+    before_sqlalchemy("2.0.39"), reason="SQLAlchemy updates no alias without a warning"
+)
+
+
+@on_an_alias
 def test_update_of_an_alias(session: Session):
     """An alias stands for its class."""
     fill(session)
@@ -322,6 +331,7 @@ def test_update_writes_onupdate_columns_along(session: Session):
     assert call["changes"] == {"name": Change("a", "b"), "writes": Change(0, 7)}
 
 
+@on_an_alias
 def test_update_of_an_alias_writes_no_onupdate_columns(session: Session):
     """SQLAlchemy leaves them alone then, and so they are not among the fields."""
     session.add(Stamped(id=1, name="a"))
@@ -540,7 +550,7 @@ def test_a_composite_is_told_of_by_its_columns(session: Session, operation: str,
     expected = Change(UNSET if operation == "insert" else 2, 3)
     assert before["y"] == expected
     assert after["y"] == expected
-    assert session.get_one(Desk, 1).place == Point(1, 3)
+    assert session.get(Desk, 1).place == Point(1, 3)
 
 
 @pytest.mark.parametrize("many", [False, True], ids=["one", "list"])
@@ -672,7 +682,7 @@ def test_insert_with_values(session: Session, statement: Any):
     """However the values are given."""
     heard = Heard().connect(Order)
     result = session.execute(statement, execution_options=ROWS)
-    assert result.rowcount == 1
+    assert result.rowcount == inserted(session, 1)
     assert told(session, heard) == [("insert", "1")]
     assert heard.of("post_save")[0]["changes"]["status"] == Change(UNSET, "a")
 
@@ -783,7 +793,7 @@ def test_upsert_without_a_target(session: Session):
 def test_insert_of_a_row_that_the_session_still_holds(session: Session):
     """Deleted behind its back; the values told of are those of the new row."""
     fill(session)
-    held = session.get_one(Order, 1)
+    held = session.get(Order, 1)
     session.connection().execute(delete(Order.__table__).where(Order.__table__.c.id == 1))
     witnessed(session)
     heard = Heard().connect(Order)
@@ -929,7 +939,7 @@ def test_rows_inserted_in_between_by_another_connection(shop: Engine):
         assert heard.rows("pre") == heard.rows("post") == seen == updates(1, 2, 3, 4, 5)
         session.commit()
         if shop.dialect.name == "postgresql":
-            assert session.get_one(Order, 77).status == "open"
+            assert session.get(Order, 77).status == "open"
     installation.remove()
 
 
@@ -1063,7 +1073,7 @@ def test_the_rows_are_locked(session: Session, statements: list[str]):
 def test_pending_changes_are_flushed_first(session: Session):
     """With signals of their own, as by any query."""
     fill(session)
-    session.get_one(Order, 1).total = 100
+    session.get(Order, 1).total = 100
     heard = Heard().connect(Order)
     session.execute(
         update(Order).where(Order.total == 100).values(status="x"), execution_options=ROWS
@@ -1233,7 +1243,7 @@ def test_commit_receivers_of_rows(session: Session):
     heard = Heard()
     post_save.connect(heard, Order, on="commit", weak=False)
     sqla_signals.post_delete.connect(heard, Order, on="commit", weak=False)
-    session.get_one(Order, 1).status = "a"
+    session.get(Order, 1).status = "a"
     session.execute(
         update(Order).where(Order.id.in_([1, 2])).values(status="b"), execution_options=ROWS
     )
@@ -1267,7 +1277,7 @@ def test_commit_receivers_of_a_row_that_several_statements_set(session: Session)
     for name in "bc":  # "writes" is set to 7 by both
         session.execute(update(Stamped).values(name=name), execution_options=ROWS)
     session.execute(update(Order).where(Order.id == 1).values(total=1), execution_options=ROWS)
-    session.get_one(Order, 1).total = 2
+    session.get(Order, 1).total = 2
     session.add(Order(id=6, number=60, total=6))
     session.flush()
     session.execute(update(Order).where(Order.id == 6).values(total=6), execution_options=ROWS)

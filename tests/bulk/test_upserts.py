@@ -169,7 +169,7 @@ def test_pending_changes_of_a_row_in_the_way_are_kept(session: Session):
     """Without autoflush they wait; what the statement has set is read."""
     fill(session)
     session.autoflush = False
-    held = session.get_one(Order, 2)
+    held = session.get(Order, 2)
     held.total = 99
 
     def meddle(sender: Any, **kwargs: Any) -> None:

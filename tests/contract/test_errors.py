@@ -35,7 +35,9 @@ from sqla_signals.receivers import Phase
 from .models import Author, Book, Tag
 from .observing import FLUSH_SIGNALS, Log, asynchronous, both, rows
 
-FORBIDDEN = ["flush", "commit", "rollback", "close", "reset", "invalidate", "prepare"]
+METHODS = ("flush", "commit", "rollback", "close", "reset", "invalidate", "prepare")
+# Session.reset() came with SQLAlchemy 2.0.22.
+FORBIDDEN = [name for name in METHODS if hasattr(Session, name)]
 every_signal = pytest.mark.parametrize("signal", FLUSH_SIGNALS, ids=lambda signal: signal.name)
 pre_and_post = pytest.mark.parametrize(
     "signal", [pre_save, post_save], ids=lambda signal: signal.name
@@ -287,7 +289,7 @@ def test_ending_or_flushing_the_session_in_a_receiver_is_an_error_with_a_remedy(
     session.add(Author(name="b"))
     session.commit()
     assert rows(library, Author.name) == ["b"]
-    session.reset()
+    session.invalidate()
     session.close()
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from sqlalchemy import JSON, Engine, FetchedValue, Integer, event, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm.exc import FlushError
 
 from sqla_signals import UNSET, Change, post_save, pre_delete, pre_save
 
-from .models import Author, Book, Tag
+from .models import Author, Book, Note, Page, Tag
 from .observing import Log, both, listen, rows
 
 
@@ -343,3 +344,43 @@ def test_after_flush_and_after_flush_postexec_of_the_user_work_as_before(
     session.commit()
     assert seen[0] == [author]
     assert log.lines == both("save created Author(a)") + both("save created Tag(t)")
+
+
+def test_what_a_before_flush_listener_behind_ours_mends_is_announced_late_and_logged(
+    session: Session, log: Log, caplog: pytest.LogCaptureFixture
+):
+    """Until then SQLAlchemy itself cannot find out what the flush is going to write."""
+    page, note = Page(name="p"), Note(name="n")
+    session.add_all([page, note])
+    session.flush()
+    log.clear()
+    # The first one is of another class, which is an error in the flush.
+    page.notes = [Tag(name="wrong"), note]
+
+    def mend(session: Session, context: Any, instances: Any) -> None:
+        page.notes.pop(0)
+
+    event.listen(session, "before_flush", mend)
+    session.flush()
+    assert log.lines == ["pre_save created Tag(wrong)", *both("save updated Note(n)")]
+    assert rows(session, Note.page_id) == [page.id]
+    assert rows(session, Tag.id) == []
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "could not be foreseen" in record.getMessage()
+    assert "KeyError" in record.getMessage()
+
+
+def test_what_nobody_mends_is_sqlalchemys_own_error_and_not_logged(
+    session: Session, log: Log, caplog: pytest.LogCaptureFixture
+):
+    """A child of another class: as without signals, the flush fails and is rolled back."""
+    page = Page(name="p")
+    session.add(page)
+    page.notes = [Tag(name="wrong")]
+    with pytest.raises(FlushError, match="Attempting to flush an item of type"):
+        session.flush()
+    session.rollback()
+    assert log.post == []
+    assert rows(session, Page.id) == []
+    assert not caplog.records

@@ -20,6 +20,7 @@ from sqlalchemy.orm import (
     mapped_column,
     relationship,
 )
+from sqlalchemy.orm.exc import UnmappedInstanceError
 
 from sqla_signals import UNSET, Change, post_delete, post_save, pre_save, receiver
 
@@ -381,6 +382,40 @@ def test_what_a_receiver_adds_to_a_partial_flush_is_announced_by_the_flush_that_
     session.flush()
     assert log.lines == both("save created Tag(t)")
     assert rows(session, Tag.name) == ["t"]
+
+
+class NotMapped:
+    """Of no use to a session."""
+
+
+@pytest.mark.filterwarnings("ignore:.*`objects` parameter")
+@pytest.mark.parametrize("wrong", [NotMapped(), NotMapped, Author, "text", None, 1])
+def test_a_partial_flush_of_what_is_no_instance_is_sqlalchemys_own_error(
+    session: Session, log: Log, wrong: Any
+):
+    """Nothing is written, so nothing is sent."""
+    author = Author(name="a")
+    session.add(author)
+    with pytest.raises(UnmappedInstanceError) as caught:
+        session.flush([author, wrong])
+    assert not hasattr(caught.value, "__notes__")
+    assert log.lines == []
+    session.flush([author])
+    assert log.lines == both("save created Author(a)")
+    assert rows(session, Author.name) == ["a"]
+
+
+@pytest.mark.filterwarnings("ignore:.*`objects` parameter")
+def test_a_partial_flush_of_what_can_be_iterated_over_once_writes_what_it_always_writes(
+    session: Session, log: Log
+):
+    """``pre_save`` comes right before the statement, because only the flush may look."""
+    author, tag = Author(name="a"), Tag(name="t")
+    session.add_all([author, tag])
+    session.flush(one for one in [author])
+    assert log.lines == both("save created Author(a)")
+    assert rows(session, Author.name) == ["a"]
+    assert rows(session, Tag.name) == []
 
 
 # -- other ways into and out of a session --------------------------------------------------------

@@ -90,7 +90,7 @@ class Stamped(OwnBase):
     name: Mapped[str | None]
     touched: Mapped[int | None] = mapped_column(onupdate=lambda: 7)
     counted: Mapped[int | None] = mapped_column(onupdate=literal(1) + 1)
-    doubled: Mapped[int | None] = mapped_column(Computed("touched * 2"))
+    doubled: Mapped[int | None] = mapped_column(Computed("touched * 2", persisted=True))
 
 
 class Eager(OwnBase):

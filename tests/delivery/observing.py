@@ -6,6 +6,7 @@ import asyncio
 import functools
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
+from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +175,7 @@ class Transaction:
 
     def __call__(self, work: Work, after: Callable[[], Any] = _nothing) -> Any:
         """Do the work in a transaction, in a session of its own."""
-        if not asyncio.iscoroutinefunction(self.how):
+        if not iscoroutinefunction(self.how):
             result = self.how(self.engine, work, after)
             assert self.engine.pool.checkedout() == 0
             return result
@@ -384,10 +385,17 @@ async def leave_async_begin(engine: AsyncEngine, work: Work, after: Callable[[],
             after()
 
 
+def session_methods(*names: str) -> list[Callable[[Session], None]]:
+    """Those that ``Session`` has; ``reset`` came with SQLAlchemy 2.0.22."""
+    return [getattr(Session, name) for name in names if hasattr(Session, name)]
+
+
+RESETTING = (
+    (("sqlite", reset), ("sqlite+aiosqlite", async_reset)) if session_methods("reset") else ()
+)
 UNDOING = (
     ("sqlite", rollback),
     ("sqlite", close),
-    ("sqlite", reset),
     ("sqlite", invalidate),
     ("sqlite", leave_begin),
     ("sqlite", leave_sessionmaker_begin),
@@ -396,7 +404,7 @@ UNDOING = (
     ("postgresql", invalidate),
     ("sqlite+aiosqlite", async_rollback),
     ("sqlite+aiosqlite", async_close),
-    ("sqlite+aiosqlite", async_reset),
+    *RESETTING,
     ("sqlite+aiosqlite", async_invalidate),
     ("sqlite+aiosqlite", leave_async_begin),
     ("postgresql+asyncpg", async_rollback),

@@ -8,7 +8,7 @@ import gc
 import weakref
 
 import pytest
-from sqlalchemy import Engine, create_engine, inspect, select, text
+from sqlalchemy import AsyncAdaptedQueuePool, Engine, create_engine, inspect, select, text
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
     AsyncSession,
@@ -313,7 +313,11 @@ async def test_sessions_of_a_subclass_are_of_that_subclass(
 async def test_one_connection_in_the_pool_is_enough(driver: str, witness: Engine, installed):
     """Nothing waits for itself."""
     small = create_async_engine(
-        witness.url.set(drivername=driver), pool_size=1, max_overflow=0, pool_timeout=0
+        witness.url.set(drivername=driver),
+        poolclass=AsyncAdaptedQueuePool,
+        pool_size=1,
+        max_overflow=0,
+        pool_timeout=1,
     )
     seen = []
 

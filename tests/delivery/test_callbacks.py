@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import warnings
+from collections.abc import Callable
 
 import pytest
 from sqlalchemy import Engine, text
@@ -16,7 +17,14 @@ from sqlalchemy.ext.asyncio import (
 )
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from sqla_signals import SignalsError, on_commit, on_rollback, post_save, receiver
+from sqla_signals import (
+    SignalRecursionError,
+    SignalsError,
+    on_commit,
+    on_rollback,
+    post_save,
+    receiver,
+)
 
 from ..contract.models import Author, Tag
 from ..contract.observing import rows
@@ -90,11 +98,11 @@ def test_callbacks_of_a_savepoint_that_was_undone_are_called_there_and_then(
     assert rows(committing.engine, Author.name) == ["a"]
 
 
-def test_before_a_transaction_has_begun_they_wait_for_the_next_one(session: Session):
-    """Registering begins none."""
+def test_outside_of_a_transaction_they_begin_one(session: Session):
+    """As any work in a session does."""
     called: list[str] = []
     both(session, called, "1")
-    assert not session.in_transaction()
+    assert session.in_transaction()
     session.add(Author(name="a"))
     both(session, called, "2")
     session.commit()
@@ -108,6 +116,50 @@ def test_before_a_transaction_has_begun_they_wait_for_the_next_one(session: Sess
     session.commit()
     assert len(called) == 3
     assert rows(session.get_bind(), Author.name) == ["a", "c"]
+
+
+@pytest.mark.parametrize("give_up", [Session.rollback, Session.close])
+def test_callbacks_of_work_that_was_given_up_are_not_left_for_later_work(
+    session: Session, give_up: Callable[[Session], None]
+):
+    """``rollback()`` and ``close()`` end the transaction that they have begun."""
+    called: list[str] = []
+    both(session, called, "1")
+    give_up(session)
+    assert called == ["rollback 1"]
+    session.add(Author(name="other work"))
+    session.commit()
+    assert called == ["rollback 1"]
+    assert rows(session.get_bind(), Author.name) == ["other work"]
+
+
+def test_without_autobegin_they_need_a_transaction(library: Engine, log: Deliveries):
+    """Nothing begins one there but ``session.begin()``, which the error says."""
+    called: list[str] = []
+    with Session(library, autobegin=False) as session:
+        for wait in (on_commit, on_rollback):
+            with pytest.raises(SignalsError, match=r"autobegin=False. Call session\.begin\(\)"):
+                wait(session, lambda: called.append("never"))
+        with session.begin():
+            both(session, called, "1")
+            session.add(Author(name="a"))
+    assert called == ["commit 1"]
+    assert rows(library, Author.name) == ["a"]
+
+
+@asynchronous
+async def test_an_async_session_begins_one_too(async_engine: AsyncEngine, witness: Engine):
+    """No statement is needed for it."""
+    called: list[str] = []
+    async with AsyncSession(async_engine) as session:
+        on_commit(session, lambda: called.append("given up"))
+        assert session.in_transaction()
+        await session.rollback()
+        session.add(Author(name="a"))
+        on_commit(session, lambda: called.append("committed"))
+        await session.commit()
+    assert called == ["committed"]
+    assert rows(witness, Author.name) == ["a"]
 
 
 def test_those_that_wait_go_to_the_root_although_a_savepoint_comes_first(session: Session):
@@ -254,21 +306,85 @@ def test_a_callback_may_commit_in_a_session_of_its_own(session: Session, log: De
     assert rows(engine, Tag.name) == ["t"]
 
 
-def test_a_callback_may_register_another_for_the_next_transaction(session: Session):
-    """The one that is over takes no more."""
+def test_a_callback_given_inside_of_a_callback_is_called_after_the_others(committing: Transaction):
+    """In the same delivery: the transaction is committed already."""
+    called: list[str] = []
+
+    def work(session: Session) -> None:
+        def first() -> None:
+            called.append("first")
+            on_commit(session, inner)
+
+        def inner() -> None:
+            called.append("inner")
+            on_commit(session, lambda: called.append("innermost"))
+
+        on_commit(session, first)
+        on_commit(session, lambda: called.append("second"))
+        session.add(Author(name="a"))
+
+    committing(work, after=lambda: called.append("returned"))
+    assert called == ["first", "second", "inner", "innermost", "returned"]
+    assert rows(committing.engine, Author.name) == ["a"]
+
+
+def test_a_callback_given_inside_of_a_callback_with_new_work_waits_for_that(session: Session):
+    """The session is in a transaction again."""
     called: list[str] = []
 
     def first() -> None:
-        called.append("first")
+        session.add(Author(name="b"))
+        session.flush()
         on_commit(session, lambda: called.append("second"))
+        called.append("first")
 
     session.add(Author(name="a"))
     on_commit(session, first)
     session.commit()
     assert called == ["first"]
-    session.add(Author(name="b"))
     session.commit()
     assert called == ["first", "second"]
+    assert rows(session.get_bind(), Author.name) == ["a", "b"]
+
+
+def test_a_callback_that_gives_itself_again_and_again_is_stopped(
+    session: Session, caplog: pytest.LogCaptureFixture
+):
+    """And named."""
+    calls: list[int] = []
+
+    def forever() -> None:
+        calls.append(1)
+        on_commit(session, forever)
+
+    session.add(Author(name="a"))
+    on_commit(session, forever)
+    session.commit()
+    assert len(calls) == 100
+    (record,) = caplog.records
+    assert "forever" in record.getMessage()
+    assert isinstance(record.exc_info[1], SignalRecursionError)
+    session.commit()
+    assert len(calls) == 100
+    assert rows(session.get_bind(), Author.name) == ["a"]
+
+
+def test_a_callback_for_the_session_that_did_the_work_may_be_given_by_a_commit_receiver(
+    session: Session,
+):
+    """That session has committed already; its callbacks come next."""
+    called: list[str] = []
+    application = session
+
+    @receiver(post_save, sender=Author, on="commit")
+    def fn(sender, instance, **kwargs):
+        on_commit(application, lambda: called.append(f"after {instance.name}"))
+        called.append(instance.name)
+
+    session.add_all([Author(name="a"), Author(name="b")])
+    session.commit()
+    assert called == ["a", "b", "after a", "after b"]
+    assert not session.in_transaction()
     assert rows(session.get_bind(), Author.name) == ["a", "b"]
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 
 import pytest
-from sqlalchemy import Connection, Engine, Transaction, select
+from sqlalchemy import Connection, Engine, Transaction, insert, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
 from sqla_signals import on_commit, on_rollback, post_save, receiver
 
-from ..contract.models import Author, Tag
+from ..conftest import create_sqlite_engine
+from ..contract.models import Author, Base, Tag
 from ..contract.observing import rows
 from .observing import Deliveries, Unwanted, asynchronous
 
@@ -90,17 +94,143 @@ def test_a_session_that_joined_and_rolls_back_has_undone_its_part(
     assert rows(library, Author.name) == []
 
 
+LEFT_TO_THE_OWNER = ("conditional_savepoint", "rollback_only")
+"""The modes in which ``close()`` leaves the outer transaction, and so the rows, as they are."""
+
+
+@pytest.mark.parametrize("owner", ["commit", "rollback"])
 @pytest.mark.parametrize("mode", MODES)
-def test_closing_a_session_that_joined_is_a_rollback_of_its_part(
+def test_what_a_session_leaves_to_the_owner_of_its_transaction_is_told_of_by_nobody(
+    library: Engine, outer: tuple[Connection, Transaction], log: Deliveries, mode: str, owner: str
+):
+    """Closed without a word, it has neither committed nor undone; a savepoint of its own is."""
+    connection, transaction = outer
+    called: list[str] = []
+    with Session(connection, join_transaction_mode=mode) as session:
+        on_commit(session, lambda: called.append("commit"))
+        on_rollback(session, lambda: called.append("rollback"))
+        session.add(Author(name="a"))
+        session.flush()
+    is_left = mode in LEFT_TO_THE_OWNER
+    assert log.lines == ([] if is_left else ["rollback created Author(a)"])
+    assert called == ([] if is_left else ["rollback"])
+    if transaction.is_active:
+        getattr(transaction, owner)()
+    assert rows(library, Author.name) == (["a"] if is_left and owner == "commit" else [])
+    assert len(log.lines) == len(called) == (not is_left)
+
+
+@pytest.mark.parametrize("mode", LEFT_TO_THE_OWNER)
+def test_it_does_not_matter_when_the_owner_ends_the_transaction(
     library: Engine, outer: tuple[Connection, Transaction], log: Deliveries, mode: str
 ):
-    """For the session; ``rollback_only`` and the default leave what it wrote to the outer one."""
-    connection, _ = outer
+    """Also before the session is closed."""
+    connection, transaction = outer
+    session = Session(connection, join_transaction_mode=mode)
+    session.add(Author(name="a"))
+    session.flush()
+    transaction.commit()
+    session.close()
+    assert log.lines == []
+    assert rows(library, Author.name) == ["a"]
+
+
+@pytest.mark.parametrize("mode", LEFT_TO_THE_OWNER)
+def test_a_savepoint_of_a_session_that_is_closed_without_a_word_is_undone(
+    library: Engine, outer: tuple[Connection, Transaction], log: Deliveries, mode: str
+):
+    """It is the session's own; what was done around it is its owner's."""
+    connection, transaction = outer
+    with Session(connection, join_transaction_mode=mode) as session:
+        session.add(Author(name="left"))
+        session.flush()
+        session.begin_nested()
+        session.add(Author(name="undone"))
+        session.flush()
+    assert log.lines == ["rollback created Author(undone)"]
+    transaction.commit()
+    assert rows(library, Author.name) == ["left"]
+
+
+@pytest.mark.parametrize("mode", LEFT_TO_THE_OWNER)
+def test_a_failed_flush_has_undone_the_transaction_that_the_session_joined(
+    library: Engine, outer: tuple[Connection, Transaction], log: Deliveries, mode: str
+):
+    """SQLAlchemy rolls the outer transaction back, so the close that follows is no silence."""
+    connection, transaction = outer
+    with Session(connection, join_transaction_mode=mode) as session:
+        session.add(Author(id=1, name="a"))
+        session.flush()
+        session.execute(insert(Author.__table__).values(id=2, name="in the way"))
+        session.add(Author(id=2, name="b"))
+        with pytest.raises(IntegrityError):
+            session.flush()
+    assert log.lines == ["rollback created Author(a)"]
+    assert not transaction.is_active
+    assert rows(library, Author.name) == []
+
+
+@pytest.mark.parametrize("mode", LEFT_TO_THE_OWNER)
+def test_the_next_transaction_of_a_session_that_was_closed_without_a_word_is_like_any(
+    library: Engine, outer: tuple[Connection, Transaction], log: Deliveries, mode: str
+):
+    """Nothing of the first is told with the second."""
+    connection, transaction = outer
     session = Session(connection, join_transaction_mode=mode)
     session.add(Author(name="a"))
     session.flush()
     session.close()
-    assert log.lines == ["rollback created Author(a)"]
+    session.add(Author(name="b"))
+    session.commit()
+    assert log.lines == ["commit created Author(b)"]
+    session.close()
+    transaction.commit()
+    assert rows(library, Author.name) == ["a", "b"]
+
+
+def test_a_session_on_two_binds_leaves_to_the_owner_what_it_joined_only(
+    library: Engine, outer: tuple[Connection, Transaction], log: Deliveries, tmp_path
+):
+    """On the other bind, closing is a rollback."""
+    connection, transaction = outer
+    other = create_sqlite_engine(tmp_path / "other.db")
+    Base.metadata.create_all(other)
+    with Session(binds={Author: connection, Tag: other}) as session:
+        session.add_all([Author(name="left"), Tag(name="undone")])
+        session.flush()
+    assert log.lines == ["rollback created Tag(undone)"]
+    transaction.commit()
+    assert rows(library, Author.name) == ["left"]
+    assert rows(other, Tag.name) == []
+    other.dispose()
+
+
+@asynchronous
+async def test_an_async_session_leaves_to_the_owner_what_it_joined(
+    async_engine: AsyncEngine, witness: Engine, log: Deliveries
+):
+    """In the same way."""
+    async with async_engine.connect() as connection:
+        outer = await connection.begin()
+        async with AsyncSession(connection) as session:
+            session.add(Author(name="a"))
+            await session.flush()
+        assert log.lines == []
+        await outer.commit()
+    assert log.lines == []
+    assert rows(witness, Author.name) == ["a"]
+
+
+def test_a_session_that_is_dropped_in_a_transaction_calls_nobody(library: Engine, log: Deliveries):
+    """It did not end it; whether its work stays is for the connection's owner or the pool."""
+    session = Session(library)
+    session.add(Author(name="a"))
+    session.flush()
+    dropped = weakref.ref(session)
+    del session
+    gc.collect()
+    assert dropped() is None
+    assert log.lines == []
     assert rows(library, Author.name) == []
 
 

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import sys
 import weakref
-from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine, create_engine, event, inspect, select, text
 from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.ext.mutable import MutableDict
 from sqlalchemy.orm import Session, object_session, scoped_session, sessionmaker
 
-from sqla_signals import on_commit, post_delete, post_save, receiver
+import sqla_signals
+from sqla_signals import InstallError, on_commit, post_delete, post_save, receiver
 
-from ..conftest import create_sqlite_engine
+from ..conftest import before_sqlalchemy, create_sqlite_engine
 from ..contract.models import Author, Base, Book, Page, Tag
 from ..contract.observing import rows
 from .models import Document, Shelf
-from .observing import Deliveries, Transaction, Unwanted, deliveries
+from .observing import Deliveries, Transaction, Unwanted, asynchronous, deliveries
 
 # -- each sentence, in every kind of transaction ---------------------------------------------------
 
@@ -259,22 +262,52 @@ def test_a_value_that_is_tracked_in_place_is_tracked_in_the_instance(committing:
 # -- nothing is shared and nothing is left ---------------------------------------------------------
 
 
-def test_a_receiver_that_keeps_session_and_instance_keeps_its_own(session: Session):
-    """Every call that kept its session had another one, and nothing happens to it afterwards."""
+def test_a_delivery_has_one_session_which_is_empty_in_each_call(session: Session):
+    """Whatever the call before has done with it: its transaction and its instances are gone."""
+    found, kept = [], []
+
+    @receiver(post_save, sender=Author, on="commit")
+    def fn(sender, instance, created, session, **kwargs):
+        if not created:
+            return
+        assert not session.in_transaction()
+        found.append((session.hash_key, [*session], [*session.new], session.get_transaction()))
+        kept.append(instance)
+        if instance.name == "a":
+            session.scalars(select(Author)).all()
+        elif instance.name == "b":
+            session.begin_nested()
+            session.add(Tag(name="left pending in a savepoint"))
+        elif instance.name == "c":
+            session.add(Tag(name="undone"))
+            session.flush()
+            raise Unwanted
+        elif instance.name == "d":
+            session.close()
+
+    session.add_all([Author(name=name) for name in "abcde"])
+    session.commit()
+    assert len({key for key, *_ in found}) == 1
+    assert [rest for _, *rest in found] == [[[one], [], None] for one in kept]
+    assert all(object_session(one) is None for one in kept)
+    assert rows(session.get_bind(), Author.name) == list("abcde")
+    assert rows(session.get_bind(), Tag.name) == ["left pending in a savepoint"]
+
+
+def test_each_delivery_has_another_session(session: Session):
+    """So one that a receiver has kept by mistake is not used again."""
     kept = []
 
     @receiver(post_save, on="commit")
     def fn(sender, instance, session, **kwargs):
-        kept.append((session, instance))
+        kept.append(session)
 
-    session.add_all([Author(name="a"), Tag(name="b"), Author(name="c")])
-    session.commit()
-    sessions = [session for session, _ in kept]
-    assert len(set(map(id, sessions))) == 3
-    assert sorted(instance.name for _, instance in kept) == ["a", "b", "c"]
-    for own, _ in kept:
-        assert not own.in_transaction()
-    assert rows(session.get_bind(), Author.name) == ["a", "c"]
+    for name in "ab":
+        session.add(Author(name=name))
+        session.commit()
+    assert kept[0] is not kept[1]
+    assert not any(own.in_transaction() or [*own] for own in kept)
+    assert rows(session.get_bind(), Author.name) == ["a", "b"]
 
 
 def test_a_receiver_that_keeps_only_the_instance_keeps_its_own(session: Session):
@@ -292,95 +325,6 @@ def test_a_receiver_that_keeps_only_the_instance_keeps_its_own(session: Session)
     session.commit()
     assert [(author.id, author.name) for author in kept] == [(1, "a"), (2, "b")]
     assert rows(session.get_bind(), Author.name) == ["a", "b"]
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda session: session.info.update(spoiled=True),
-        lambda session: setattr(session, "autoflush", False),
-        lambda session: setattr(session, "expire_on_commit", True),
-        lambda session: setattr(session, "spoiled", True),
-        lambda session: event.listen(session, "after_commit", spoiled_listener),
-        lambda session: session.begin_nested(),
-        lambda session: session.add(Tag(name="pending when it raises")),
-    ],
-    ids=["info", "autoflush", "expire_on_commit", "attribute", "listener", "savepoint", "pending"],
-)
-def test_a_receiver_cannot_tell_that_another_had_a_session_before(
-    session: Session, spoil: Callable[[Session], Any]
-):
-    """What one does to its session, kept or not, the next one does not see."""
-    found = []
-    spoiled_calls.clear()
-
-    @receiver(post_save, sender=Author, on="commit")
-    def fn(sender, instance, session, **kwargs):
-        found.append(
-            (
-                dict(session.info),
-                session.autoflush,
-                session.expire_on_commit,
-                getattr(session, "spoiled", False),
-                session.in_transaction(),
-                len(session.new),
-                len(session.identity_map),
-            )
-        )
-        if len(found) == 1:
-            spoil(session)
-            raise Unwanted
-
-    session.add_all([Author(name=name) for name in "abc"])
-    session.commit()
-    assert len(found) == 3
-    assert found[1] == found[2] == found[0]
-    assert spoiled_calls == []
-    assert rows(session.get_bind(), Author.name) == ["a", "b", "c"]
-    assert rows(session.get_bind(), Tag.name) == []
-
-
-spoiled_calls: list[Session] = []
-
-
-def spoiled_listener(session: Session) -> None:
-    spoiled_calls.append(session)
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda session: session.info.update(spoiled=True),
-        lambda session: setattr(session, "autoflush", False),
-        lambda session: setattr(session, "spoiled", True),
-        lambda session: event.listen(session, "after_begin", spoiled_begin),
-    ],
-    ids=["info", "autoflush", "attribute", "listener"],
-)
-def test_a_receiver_that_returns_leaves_nothing_to_the_next_one_either(
-    session: Session, spoil: Callable[[Session], Any]
-):
-    """Whether a session could be used again is the library's business alone."""
-    found = []
-    spoiled_calls.clear()
-
-    @receiver(post_save, sender=Author, on="commit")
-    def fn(sender, instance, session, **kwargs):
-        session.execute(text("SELECT 1"))
-        found.append((dict(session.info), session.autoflush, getattr(session, "spoiled", False)))
-        if len(found) == 1:
-            spoil(session)
-
-    session.add_all([Author(name=name) for name in "abc"])
-    session.commit()
-    assert len(found) == 3
-    assert found[1] == found[2] == found[0]
-    assert spoiled_calls == []
-    assert rows(session.get_bind(), Author.name) == ["a", "b", "c"]
-
-
-def spoiled_begin(session: Session, transaction: Any, connection: Any) -> None:
-    spoiled_calls.append(session)
 
 
 def test_a_thousand_calls_leave_no_connection_checked_out_and_no_session_alive(
@@ -778,6 +722,7 @@ def test_a_session_that_does_not_expire_or_autoflush(library: Engine, installed)
     assert rows(library, Author.name) == ["a"]
 
 
+@pytest.mark.skipif(before_sqlalchemy("2.0.22"), reason="close_resets_only came with 2.0.22")
 def test_a_session_that_may_not_be_used_after_close(library: Engine, log: Deliveries):
     """``close_resets_only=False``: the session may be closed for good, the receivers' is not."""
     kept = []
@@ -813,6 +758,239 @@ def test_the_own_sessions_info_is_that_of_the_session_that_did_the_work(library:
         assert session.info["user"] == "me"
     assert found == [{"user": "me"}, "called back"]
     assert rows(library, Author.name) == ["a"]
+
+
+def test_listeners_of_one_session_are_not_called_for_the_receivers_session(
+    library: Engine, installed
+):
+    """A hook on the caller's session is for that session's work alone."""
+    calls = []
+
+    @receiver(post_save, sender=Author, on="commit")
+    def reads(sender, session, **kwargs):
+        session.scalars(select(Author)).all()
+
+    @receiver(post_save, sender=Author, on="commit")
+    def writes(sender, session, **kwargs):
+        session.add(Tag(name="t"))
+
+    with Session(library) as session:
+        for name in ("after_begin", "before_flush", "after_commit", "after_transaction_end"):
+            event.listen(
+                session, name, lambda session, *_, name=name: calls.append((name, session))
+            )
+        session.add_all([Author(name="a"), Author(name="b")])
+        session.commit()
+        assert {owner for _, owner in calls} == {session}
+    assert [name for name, _ in calls].count("after_commit") == 1
+    assert rows(library, Tag.name) == ["t", "t"]
+
+
+class Mails:
+    """A repository of a session."""
+
+    def __init__(self, session: Any) -> None:
+        self.session = session
+
+
+def bound_method(session: Any) -> Any:
+    return session.flush
+
+
+def closure(session: Any) -> Any:
+    return lambda: session
+
+
+REFERRING = {
+    "itself": lambda session: session,
+    "repository": Mails,
+    "repositories": lambda session: {"mails": [Mails(session)]},
+    "method": bound_method,
+    "closure": closure,
+    "partial": lambda session: functools.partial(print, session),
+    "weakly": weakref.ref,
+}
+
+
+@pytest.mark.parametrize("attribute", REFERRING)
+def test_an_attribute_that_refers_to_the_session_is_an_error_with_the_remedy(
+    library: Engine, installed, caplog: pytest.LogCaptureFixture, attribute: str
+):
+    """Work by way of it would be done in the caller's session, and lost without a word."""
+    called = []
+
+    @receiver(post_save, sender=Author, on="commit")
+    def fn(sender, session, **kwargs):
+        called.append(session)
+
+    with Session(library) as session:
+        session.mails = REFERRING[attribute](session)
+        session.add(Author(name="a"))
+        session.commit()
+        assert [*session.new] == []
+        del session.mails
+    (record,) = caplog.records
+    error = record.exc_info[1]
+    assert isinstance(error, InstallError)
+    assert "the attribute 'mails' of Session" in str(error)
+    assert "sqla_signals.install(session_factory=...)" in str(error)
+    assert called == []
+    assert rows(library, Author.name) == ["a"]
+    caplog.clear()
+
+
+@asynchronous
+async def test_so_is_an_attribute_of_the_asyncsession(
+    async_engine: AsyncEngine, witness: Engine, caplog: pytest.LogCaptureFixture
+):
+    """In front of it, to which it may refer as well."""
+    called = []
+
+    @receiver(post_save, sender=Author, on="commit")
+    async def fn(sender, session, **kwargs):
+        called.append(session)
+
+    for owner in (lambda session: session, lambda session: session.sync_session):
+        async with AsyncSession(async_engine) as session:
+            owner(session).mails = Mails(session)
+            session.add(Author(name="a"))
+            await session.commit()
+            del owner(session).mails
+    assert [type(record.exc_info[1]) for record in caplog.records] == [InstallError] * 2
+    assert called == []
+    assert rows(witness, Author.name) == ["a", "a"]
+    caplog.clear()
+
+
+def test_other_attributes_come_along_and_containers_are_copied(library: Engine, installed):
+    """A receiver that adds to a list of its session adds to its own."""
+    found = []
+    registry = scoped_session(sessionmaker(library))
+
+    @receiver(post_save, sender=Author, on="commit")
+    def fn(sender, session, **kwargs):
+        found.append((session.tenant, list(session.notes), session.registry is registry))
+        session.notes.append("of the receiver")
+
+    with Session(library) as session:
+        session.tenant, session.notes, session.registry = "here", ["of the caller"], registry
+        session.add(Author(name="a"))
+        session.commit()
+        assert session.notes == ["of the caller"]
+    assert found == [("here", ["of the caller"], True)]
+    assert rows(library, Author.name) == ["a"]
+
+
+def test_what_is_in_the_info_of_the_session_is_shared(library: Engine, installed):
+    """Whatever it is: listeners of the class look for it there."""
+    found = []
+    shared = {"sessions": []}
+
+    @receiver(post_save, sender=Author, on="commit")
+    def fn(sender, session, **kwargs):
+        found.append(session.info["shared"] is shared)
+        session.info["of the receiver"] = True
+
+    with Session(library, info={"shared": shared}) as session:
+        shared["sessions"].append(session)
+        session.add(Author(name="a"))
+        session.commit()
+        assert session.info == {"shared": shared}
+    assert found == [True]
+    assert rows(library, Author.name) == ["a"]
+    shared.clear()
+
+
+# -- the schema that the transaction worked in -----------------------------------------------------
+
+OTHER = {None: "other"}
+
+
+@pytest.fixture
+def tenants(postgresql_engine: Engine) -> Engine:
+    """Two schemas with the same tables; the first has an author with the key of the second's."""
+    with postgresql_engine.begin() as connection:
+        connection.exec_driver_sql("DROP SCHEMA IF EXISTS other CASCADE")
+        connection.exec_driver_sql("CREATE SCHEMA other")
+    for schema_map in ({}, OTHER):
+        with postgresql_engine.begin() as connection:
+            connection = connection.execution_options(schema_translate_map=schema_map)
+            Base.metadata.create_all(connection)
+    with Session(postgresql_engine) as session:
+        session.add(Author(id=1, name="of another tenant"))
+        session.commit()
+    return postgresql_engine
+
+
+def ages(engine: Engine) -> dict[str, list[Any]]:
+    """The ages of the authors, by schema."""
+    with engine.connect() as connection:
+        return {
+            schema: [*connection.exec_driver_sql(f"SELECT name, age FROM {schema}.authors")]
+            for schema in ("public", "other")
+        }
+
+
+@pytest.mark.postgresql
+@pytest.mark.parametrize(
+    "made_by", ["class", "installed factory", "session_factory", "other engine"]
+)
+@pytest.mark.parametrize("given", ["connection", "engine", "joined connection"])
+def test_a_receiver_works_in_the_schema_of_the_transaction_that_it_follows(
+    tenants: Engine, made_by: str, given: str
+):
+    """Never in another tenant's, wherever its session and the schema come from."""
+    maker = sessionmaker(tenants)
+    another = create_engine(tenants.url)
+    factory = {"session_factory": maker, "other engine": sessionmaker(another)}.get(made_by)
+    sqla_signals.install(
+        *([maker] if made_by == "installed factory" else []), session_factory=factory
+    )
+
+    @receiver(post_save, sender=Author, on="commit")
+    def fn(sender, instance, created, session, **kwargs):
+        if created:
+            assert [author.name for author in session.scalars(select(Author))] == ["mine"]
+            instance.age = 3
+
+    with ExitStack() as stack:
+        if given == "engine":
+            session = maker(bind=tenants.execution_options(schema_translate_map=OTHER))
+        elif given == "connection":
+            session = maker()
+            session.connection(execution_options={"schema_translate_map": OTHER})
+        else:
+            connection = stack.enter_context(tenants.connect())
+            connection = connection.execution_options(schema_translate_map=OTHER)
+            session = maker(bind=connection)
+        session.add(Author(id=1, name="mine"))
+        session.commit()
+        session.close()
+    another.dispose()
+    expected = {"public": [("of another tenant", None)], "other": [("mine", 3)]}
+    assert ages(tenants) == expected
+
+
+@pytest.mark.postgresql
+def test_the_schema_of_one_transaction_is_not_that_of_the_next(tenants: Engine, installed):
+    """Each has its own."""
+
+    @receiver(post_save, sender=Author, on="commit")
+    def fn(sender, instance, created, session, **kwargs):
+        if created:
+            instance.age = 3
+
+    with Session(tenants) as session:
+        session.connection(execution_options={"schema_translate_map": OTHER})
+        session.add(Author(id=2, name="other's"))
+        session.commit()
+        session.add(Author(id=2, name="public's"))
+        session.commit()
+    expected = {
+        "public": [("of another tenant", None), ("public's", 3)],
+        "other": [("other's", 3)],
+    }
+    assert ages(tenants) == expected
 
 
 def test_a_failed_receiver_does_not_keep_its_session_alive(

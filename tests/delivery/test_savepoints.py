@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
-from sqlalchemy import Engine, event, text
+from sqlalchemy import Engine, event, select, text
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, SessionTransaction
 
-from sqla_signals import on_commit, on_rollback
+from sqla_signals import on_commit, on_rollback, post_save
 
 from ..contract.models import Author
 from ..contract.observing import rows
 from .models import Box, Shelf
-from .observing import Deliveries, Transaction, Unwanted
+from .observing import Deliveries, Transaction, Unwanted, session_methods
 
 
 def names(engine: Engine) -> list[str]:
@@ -302,7 +303,7 @@ def test_a_failed_flush_rolls_everything_back(session: Session, log: Deliveries)
     assert names(session.get_bind()) == ["second try", "there"]
 
 
-@pytest.mark.parametrize("end", [Session.rollback, Session.close, Session.reset])
+@pytest.mark.parametrize("end", session_methods("rollback", "close", "reset"))
 def test_a_failed_commit_delivers_nothing_and_its_end_is_a_rollback(
     session: Session, log: Deliveries, end: Callable[[Session], None]
 ):
@@ -383,7 +384,7 @@ def test_rollback_of_the_session_inside_savepoints_undoes_everything(
     assert names(session.get_bind()) == ["next"]
 
 
-@pytest.mark.parametrize("end", [Session.close, Session.reset, Session.invalidate])
+@pytest.mark.parametrize("end", session_methods("close", "reset", "invalidate"))
 def test_a_savepoint_and_then_the_end_of_the_session(
     session: Session, log: Deliveries, end: Callable[[Session], None]
 ):
@@ -439,3 +440,113 @@ def test_two_sessions_at_the_same_time_are_separate(session: Session, log: Deliv
         other.commit()
     assert log.lines[1:] == ["commit created Author(theirs)"]
     assert names(engine) == ["theirs"]
+
+
+# -- savepoints that are begun again whenever one ends ---------------------------------------------
+
+
+def restart_whenever_one_ends(session: Session) -> None:
+    """As test suites do it that follow the older manuals of SQLAlchemy."""
+
+    @event.listens_for(session, "after_transaction_end")
+    def restart(session: Session, transaction: SessionTransaction) -> None:
+        if transaction.nested and not transaction.parent.nested:
+            session.expire_all()
+            session.begin_nested()
+
+
+@pytest.fixture
+def restarting(library: Engine, installed) -> Iterator[Session]:
+    """A session in a transaction of a Connection, in a savepoint that is always there."""
+    with library.connect() as connection:
+        outer = connection.begin()
+        with Session(connection) as session:
+            session.begin_nested()
+            restart_whenever_one_ends(session)
+            yield session
+        outer.close()
+
+
+def inside(session: Session) -> list[str]:
+    """The names that the outer transaction sees."""
+    with Session(session.connection()) as other:
+        return sorted(other.scalars(select(Author.name)))
+
+
+@pytest.fixture
+def told() -> list[str]:
+    """Both ends, with the names, which are loaded: that fixture expires all instances."""
+    found: list[str] = []
+    for end in ("commit", "rollback"):
+        post_save.connect(
+            lambda sender, instance, end=end, **kwargs: found.append(f"{end} {instance.name}"),
+            sender=Author,
+            on=end,
+            weak=False,
+        )
+    return found
+
+
+def test_a_commit_with_savepoints_that_are_begun_again_is_a_commit(
+    restarting: Session, told: list[str]
+):
+    """The root is committed although another savepoint was begun before that."""
+    for name in ("a", "b"):
+        restarting.add(Author(name=name))
+        on_commit(restarting, functools.partial(told.append, f"called back for {name}"))
+        on_rollback(restarting, functools.partial(told.append, f"undone {name}"))
+        restarting.commit()
+        assert told[-2:] == [f"commit {name}", f"called back for {name}"]
+    assert len(told) == 4
+    assert inside(restarting) == ["a", "b"]
+
+
+def test_a_rollback_with_savepoints_that_are_begun_again_is_a_rollback(
+    restarting: Session, told: list[str]
+):
+    """SQLAlchemy goes up to the root, and so to the transaction of the Connection."""
+    restarting.add(Author(name="a"))
+    restarting.commit()
+    restarting.add(Author(name="b"))
+    restarting.flush()
+    restarting.rollback()
+    assert told == ["commit a", "rollback b"]
+    assert inside(restarting) == []
+
+
+def test_savepoints_inside_of_those_that_are_begun_again_are_like_any(
+    restarting: Session, told: list[str]
+):
+    """Released ones join, those rolled back vanish."""
+    with restarting.begin_nested():
+        restarting.add(Author(name="released"))
+    savepoint = restarting.begin_nested()
+    restarting.add(Author(name="undone"))
+    restarting.flush()
+    savepoint.rollback()
+    restarting.commit()
+    assert told == ["rollback undone", "commit released"]
+    assert inside(restarting) == ["released"]
+
+
+def test_a_savepoint_of_the_connection_that_is_begun_again_is_no_other_matter(
+    library: Engine, installed, log: Deliveries
+):
+    """The session joins it with one of its own."""
+    with library.connect() as connection:
+        outer = connection.begin()
+        nested = [connection.begin_nested()]
+        with Session(connection) as session:
+
+            @event.listens_for(session, "after_transaction_end")
+            def restart(session: Session, transaction: SessionTransaction) -> None:
+                if not nested[0].is_active:
+                    nested[0] = connection.begin_nested()
+
+            for name in ("a", "b"):
+                session.add(Author(name=name))
+                session.commit()
+            assert log.lines == ["commit created Author(a)", "commit created Author(b)"]
+            assert inside(session) == ["a", "b"]
+        outer.rollback()
+    assert names(library) == []

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import pytest
 from sqlalchemy import Engine
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_scoped_session,
+    async_sessionmaker,
+)
 from sqlalchemy.orm import Session, object_session, scoped_session, sessionmaker
 
 import sqla_signals
@@ -38,7 +46,7 @@ def receiving() -> type[Receiving]:
 
 
 def test_commit_receivers_get_what_the_factory_makes(library: Engine, receiving):
-    """One for each call, with the instance in it; committed and closed after the call."""
+    """One for a delivery, with the instance in it; committed after each call, closed in the end."""
     sqla_signals.install(session_factory=sessionmaker(library, class_=receiving))
     found = []
 
@@ -54,8 +62,8 @@ def test_commit_receivers_get_what_the_factory_makes(library: Engine, receiving)
         (True, True, "a"),
         (True, True, "b"),
     ]
-    assert len(receiving.made) == 2
-    assert set(receiving.closed) == set(receiving.made)
+    assert len(receiving.made) == 1
+    assert receiving.closed == receiving.made
     assert rows(library, Tag.name) == ["for a", "for b"]
 
 
@@ -140,23 +148,136 @@ def test_an_installation_without_a_factory_does_not_hide_one_with_it(library: En
     assert rows(library, Author.name) == ["a"]
 
 
-def test_a_scoped_session_as_factory_gives_its_sessionmakers_sessions(library: Engine):
-    """Used as a factory it gives the scope's session, which is given back clean."""
+def test_a_scoped_session_is_no_factory(library: Engine):
+    """It gives the application's own session, in which a receiver's work has no place."""
     registry = scoped_session(sessionmaker(library))
-    sqla_signals.install(session_factory=registry)
+    with pytest.raises(InstallError, match="the session that the application is working with"):
+        sqla_signals.install(registry, session_factory=registry)
+
+
+@asynchronous
+async def test_neither_is_an_async_scoped_session(async_engine: AsyncEngine, witness: Engine):
+    """For the same reason."""
+    registry = async_scoped_session(async_sessionmaker(async_engine), asyncio.current_task)
+    with pytest.raises(InstallError, match="the session that the application is working with"):
+        sqla_signals.install(session_factory=registry)
+
+
+@pytest.mark.parametrize("used", [False, True], ids=["its own", "another that is in use"])
+def test_a_factory_that_gives_a_session_of_the_application_is_an_error_of_the_delivery(
+    library: Engine, caplog: pytest.LogCaptureFixture, used: bool
+):
+    """Logged for each receiver; the caller's session is left as it is."""
+    registry = scoped_session(sessionmaker(library))
+    sqla_signals.install(session_factory=lambda: registry())
+    called = []
+    post_save.connect(lambda sender, **kw: called.append(sender), Author, weak=False, on="commit")
+    if used:
+        registry.add(Tag(name="of the scope"))
+        session = Session(library)
+    else:
+        session = registry()
+    author = Author(name="a")
+    session.add(author)
+    session.commit()
+    (record,) = caplog.records
+    assert isinstance(record.exc_info[1], InstallError)
+    assert "Give a factory that makes a new session with each call" in str(record.exc_info[1])
+    assert called == []
+    assert author in session
+    author.name = "b"
+    session.commit()
+    assert rows(library, Author.name) == ["b"]
+    if used:
+        assert len(registry.new) == 1
+    session.close()
+    registry.remove()
+
+
+class Audited(Session):
+    """A session with an ``__init__`` of its own, in which it makes what refers to it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.tags = Tags(self)
+
+
+class Tags:
+    """A repository, as applications have them."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def add(self, name: str) -> None:
+        """Add one."""
+        self.session.add(Tag(name=name))
+
+
+@pytest.mark.parametrize("scoped", [False, True], ids=["sessionmaker", "scoped_session"])
+def test_the_factory_that_was_given_to_install_makes_the_session(library: Engine, scoped: bool):
+    """So it is complete: what refers to the session refers to the receiver's own."""
+    maker = sessionmaker(library, class_=Audited)
+    sqla_signals.install(scoped_session(maker) if scoped else maker)
     found = []
 
     @receiver(post_save, sender=Author, on="commit")
     def fn(sender, instance, session, **kwargs):
-        found.append((session is registry(), len(session.identity_map), instance.name))
-        session.add(Tag(name=f"for {instance.name}"))
+        found.append(session.tags.session is session)
+        session.tags.add(f"for {instance.name}")
 
-    with Session(library) as session:
-        session.add_all([Author(name="a"), Author(name="b")])
+    with maker() as session:
+        session.add(Author(name="a"))
         session.commit()
-    assert found == [(True, 1, "a"), (True, 1, "b")]
-    registry.remove()
-    assert rows(library, Tag.name) == ["for a", "for b"]
+        assert [*session.new] == []
+    assert found == [True]
+    assert rows(library, Tag.name) == ["for a"]
+
+
+def test_the_session_that_the_installed_factory_makes_is_on_the_binds_of_the_one_that_did_the_work(
+    library: Engine,
+):
+    """Whatever the factory says: a session may have been given others; so for ``info``."""
+    maker = sessionmaker(info={"by": "the factory"})
+    sqla_signals.install(maker)
+    found = []
+
+    @receiver(post_save, sender=Author, on="commit")
+    def fn(sender, instance, session, created, using, **kwargs):
+        found.append((dict(session.info), using is session.get_bind(Author)))
+        if created:
+            instance.age = 3
+
+    with maker(bind=library, info={"tenant": 1}) as session:
+        session.add(Author(name="a"))
+        session.commit()
+    with maker(binds={Author: library}) as session:
+        session.add(Author(name="b"))
+        session.commit()
+    given = {"by": "the factory", "tenant": 1}
+    assert found == [(given, True)] * 2 + [({"by": "the factory"}, True)] * 2
+    assert rows(library, Author.age) == [3, 3]
+
+
+@asynchronous
+async def test_an_async_sessionmaker_that_was_given_to_install_makes_the_session(
+    async_engine: AsyncEngine, witness: Engine
+):
+    """With the ``AsyncSession`` in front."""
+    maker = async_sessionmaker(async_engine, sync_session_class=Audited)
+    sqla_signals.install(maker)
+    found = []
+
+    @receiver(post_save, sender=Author, on="commit")
+    async def fn(sender, instance, session, **kwargs):
+        sync = session.sync_session
+        found.append((sync.tags.session is sync, instance in session))
+        sync.tags.add("for " + instance.name)
+
+    async with maker() as session:
+        session.add(Author(name="a"))
+        await session.commit()
+    assert found == [(True, True)]
+    assert rows(witness, Tag.name) == ["for a"]
 
 
 def test_a_factory_must_be_callable(library: Engine):

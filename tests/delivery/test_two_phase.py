@@ -1,19 +1,17 @@
-"""Two-phase sessions work. PostgreSQL, with prepared transactions allowed."""
+"""Two-phase sessions work, on PostgreSQL."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, create_engine, make_url
+from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from sqla_signals import on_commit, on_rollback, post_save, receiver
 
-from ..conftest import IN_CI, clear_postgresql, start_postgresql
+from ..conftest import before_sqlalchemy, clear_postgresql
 from ..contract.models import Author, Base, Tag
 from ..contract.observing import rows
 from .models import Box, Record
@@ -22,39 +20,20 @@ from .observing import Deliveries, Unwanted
 pytestmark = pytest.mark.postgresql
 
 
-@pytest.fixture(scope="module")
-def two_phase_url() -> Iterator[str]:
-    """The URL of a server that takes ``PREPARE TRANSACTION``, which needs a restart to allow."""
-    with tempfile.TemporaryDirectory(
-        prefix="sqla-signals-2pc-", ignore_cleanup_errors=True
-    ) as directory:
-        data = Path(directory, "data")
-        try:
-            server = start_postgresql(data)
-            server.psql("ALTER SYSTEM SET max_prepared_transactions = 10")
-            server.stop()
-            server.start()
-        except Exception as error:
-            if IN_CI:
-                raise
-            pytest.skip(f"no PostgreSQL server could be started: {error!r}")
-        url = make_url(server.get_uri()).set(drivername="postgresql+psycopg")
-        yield url.render_as_string(hide_password=False)
-        server.cleanup()
-
-
 @pytest.fixture
-def engine(two_phase_url: str) -> Iterator[Engine]:
+def engine(postgresql_url: str) -> Iterator[Engine]:
     """An engine on an empty database; no prepared transaction may be left in it."""
-    engine = create_engine(two_phase_url)
+    engine = create_engine(postgresql_url)
     Base.metadata.create_all(engine)
     Record.metadata.create_all(engine)
     yield engine
     assert engine.pool.checkedout() == 0
     with engine.connect() as connection:
-        left = connection.exec_driver_sql("SELECT gid FROM pg_prepared_xacts").all()
+        left = connection.exec_driver_sql(
+            "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"
+        ).all()
     engine.dispose()
-    clear_postgresql(two_phase_url)
+    clear_postgresql(postgresql_url)
     assert left == []
 
 
@@ -97,6 +76,9 @@ def test_rolling_back_what_was_prepared_is_a_rollback(session: Session, log: Del
     assert rows(session.get_bind(), Author.name) == []
 
 
+@pytest.mark.skipif(
+    before_sqlalchemy("2.0.55"), reason="SQLAlchemy cannot roll back what it failed to prepare"
+)
 def test_failing_to_prepare_is_a_rollback(session: Session, log: Deliveries):
     """A deferred constraint is checked in the first phase."""
     session.add(Box(name="on no shelf", shelf_id=99))
@@ -151,9 +133,10 @@ def test_a_two_phase_session_on_two_databases_delivers_when_both_are_committed(
     engine: Engine, installed, log: Deliveries
 ):
     """That is what two phases are for."""
+    name = f"{engine.url.database}_other"
     with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
-        connection.exec_driver_sql("CREATE DATABASE other")
-    other = create_engine(engine.url.set(database="other"))
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    other = create_engine(engine.url.set(database=name))
     seen = []
     try:
         Base.metadata.create_all(other)
@@ -171,4 +154,4 @@ def test_a_two_phase_session_on_two_databases_delivers_when_both_are_committed(
     finally:
         other.dispose()
         with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
-            connection.exec_driver_sql("DROP DATABASE other")
+            connection.exec_driver_sql(f"DROP DATABASE {name}")

@@ -15,7 +15,6 @@ import sqla_signals
 from sqla_signals.durable import Relay, claims
 
 from ..conftest import IN_CI, clear_postgresql, create_sqlite_engine
-from ..delivery.test_two_phase import two_phase_url as two_phase_url  # a fixture
 from .models import Base, Ledger, outbox
 
 MARIADB_URL = os.environ.get("SQLA_SIGNALS_MARIADB_URL")
@@ -58,8 +57,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'test.db'}"
     elif request.param != "mariadb":
-        name = "two_phase_url" if request.param == "two-phase" else "postgresql_url"
-        url: str = request.getfixturevalue(name)
+        url: str = request.getfixturevalue("postgresql_url")
         yield url
         clear_postgresql(url)
     else:

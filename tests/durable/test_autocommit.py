@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from sqla_signals import AutocommitError, mute, post_delete, post_save, receiver
 from sqla_signals.durable import Relay
 
+from ..conftest import before_sqlalchemy
 from .conftest import engine_for, events, ledger, make_due
 from .models import Base, Ledger, Line, Order, Seat, outbox
 
@@ -140,6 +141,8 @@ def test_a_receiver_is_not_called_where_the_note_that_it_is_done_would_outlive_i
     shop: Engine, caplog: pytest.LogCaptureFixture
 ):
     """Its event stays in the outbox, and is delivered by a relay with transactions."""
+    if shop.dialect.name != "sqlite" and before_sqlalchemy("2.0.38"):
+        pytest.skip("SQLAlchemy gives no isolation level to an engine that has options")
 
     @receiver(post_save, sender=Seat, durable=True, name="shop.seats")
     def fn(sender, session, event, **kwargs):

@@ -268,7 +268,7 @@ def test_what_the_database_takes_for_a_simpler_value_arrives_as_that(
         stored,
     )
     assert repr(call["changes"][name]) == repr(Change(UNSET, stored))
-    assert getattr(session.get_one(Values, KEY), name) == stored
+    assert getattr(session.get(Values, KEY), name) == stored
 
 
 def test_a_buffer_that_can_be_overwritten_arrives_as_its_bytes(session: Session, relay: Relay):
@@ -349,7 +349,7 @@ def test_arrays_arrive_as_they_were(shop: Engine):
         assert found[0]["changes"] == {
             name: Change(UNSET, value) for name, value in {"id": 1, **ARRAYS}.items()
         }
-        session.get_one(Lists, 1).totals = [Decimal("2.0000")]
+        session.get(Lists, 1).totals = [Decimal("2.0000")]
         session.commit()
     drain(Relay(shop, outbox=outbox))
     assert found[1]["changes"] == {"totals": Change(ARRAYS["totals"], [Decimal("2.0000")])}

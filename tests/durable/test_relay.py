@@ -441,6 +441,7 @@ def test_what_kills_the_relay_each_time_is_a_dead_letter(shop, publisher, connec
     assert "died" in dead.last_error
 
 
+@pytest.mark.mariadb
 @pytest.mark.parametrize("url", ["mariadb"], indirect=True)
 def test_inserting_does_not_wait_for_the_relay(shop, connected):
     """MariaDB: no gap at the end of the table is locked while events are published."""

@@ -162,7 +162,7 @@ def test_savepoints_write_nothing_themselves(shop, session, inserts):
 @pytest.mark.parametrize(
     "url",
     [
-        pytest.param("two-phase", marks=pytest.mark.postgresql),
+        pytest.param("postgresql", marks=pytest.mark.postgresql),
         pytest.param("mariadb", marks=pytest.mark.mariadb),
     ],
     indirect=True,
@@ -396,3 +396,40 @@ def test_the_ids_of_events_are_in_the_order_of_time():
     assert {UUID(one).variant for one in first} == {RFC_4122}
     milliseconds = [int(ids[0], 16) >> 80 for ids in (first, second)]
     assert sorted(milliseconds) == milliseconds
+
+
+@pytest.mark.parametrize("mode", ["conditional_savepoint", "rollback_only"])
+@pytest.mark.parametrize("owner", ["commit", "rollback"])
+def test_the_events_of_a_session_that_is_closed_in_anothers_transaction_are_left_there(
+    shop: Engine, mode: str, owner: str
+):
+    """As its rows are: whoever owns the transaction commits both or neither."""
+    with shop.connect() as connection:
+        outer = connection.begin()
+        with Session(connection, join_transaction_mode=mode) as session:
+            session.add(Order(status="left"))
+            session.flush()
+        assert not session.in_transaction()
+        getattr(outer, owner)()
+    expected = ["left"] if owner == "commit" else []
+    assert kinds(shop) == [("Order", "created", status) for status in expected]
+    with Session(shop) as session:
+        assert session.scalars(select(Order.status)).all() == expected
+
+
+def test_events_that_come_too_late_to_be_written_are_logged(
+    shop: Engine, caplog: pytest.LogCaptureFixture
+):
+    """The owner has ended the transaction, and with it the rows' chance of an event."""
+    with shop.connect() as connection:
+        outer = connection.begin()
+        session = Session(connection)
+        session.add(Order(status="left"))
+        session.flush()
+        outer.commit()
+        session.close()
+        assert not connection.in_transaction()
+    (record,) = caplog.records
+    assert "events of durable receivers could not be written" in record.getMessage()
+    assert kinds(shop) == []
+    caplog.clear()

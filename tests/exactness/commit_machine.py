@@ -54,6 +54,8 @@ from .witness import (
 )
 
 MODES = ("conditional_savepoint", "rollback_only", "control_fully", "create_savepoint")
+JOINING = (*MODES, "restarting")
+"""The kinds of sessions that join; the last is in a savepoint that is begun again when it ends."""
 ACTIONS = ("change", "change and flush", "raise", "change and raise", "flush and raise", "nothing")
 
 NESTING = (
@@ -386,6 +388,17 @@ class Ledger:
         """What there was right after the COMMIT."""
         self.writers: dict[Key, int] = {}
         """The instance of each row that was written last."""
+        self.is_left = False
+        """Whether closing the session leaves what it did to the owner of its transaction."""
+
+    def begin(self, session: Session, connection: Connection) -> None:
+        """The root transaction has got its connection."""
+        joins = connection.get_transaction() is _watched_names()["outer"]
+        mode = session.join_transaction_mode
+        self.is_left = joins and (
+            mode == "rollback_only"
+            or (mode == "conditional_savepoint" and not connection.in_nested_transaction())
+        )
 
     def look(self, session: Session) -> None:
         """Before a flush: see what is there, and what the session knows wrongly."""
@@ -433,6 +446,8 @@ class Ledger:
     def commit(self, session: Session) -> None:
         """The current transaction is committed, or its savepoint released."""
         transaction = current_transaction(session)
+        while transaction._state.name != "COMMITTED":  # a savepoint that was begun again
+            transaction = transaction.parent
         self.committed.add(transaction)
         if not transaction.nested and self.groups:
             after = self.recorder.view(session)
@@ -462,6 +477,8 @@ class Ledger:
         mine = [c for t, c in self.callbacks if t is transaction or not transaction.nested]
         self.callbacks = [(t, c) for t, c in self.callbacks if c not in mine]
         on = "commit" if committed else "rollback"
+        if self.is_left and not committed and not transaction.nested:
+            on = "left"
         lost = self.groups
         if transaction.nested and self.connection is not None and self.groups:
             found = self.connection.exec_driver_sql(_FLUSHES_IN_LOG)
@@ -508,7 +525,10 @@ _FLUSHES_IN_LOG = "SELECT operation FROM witness_log WHERE tbl = 'flush'"
 
 def current_transaction(session: Session) -> Any:
     """The savepoint or root transaction that the session is in."""
-    return session.get_nested_transaction() or session.get_transaction()
+    transaction = session._transaction
+    while transaction is not None and not transaction.nested and transaction.parent is not None:
+        transaction = transaction.parent
+    return transaction
 
 
 def depth(transaction: Any) -> int:
@@ -600,6 +620,19 @@ class CommitSession(RecordedSession):
     """The session whose signals after the end of a transaction are compared with the witness."""
 
 
+@event.listens_for(CommitSession, "after_begin")
+def _on_begin(session: Session, transaction: Any, connection: Connection) -> None:
+    if not transaction.nested:
+        session.info["recorder"].ledger(session).begin(session, connection)
+
+
+@event.listens_for(CommitSession, "after_rollback")
+def _on_rollback(session: Session) -> None:
+    root = session.get_transaction()
+    if root is not None and root._state.name == "DEACTIVE":
+        session.info["recorder"].ledger(session).is_left = False
+
+
 @event.listens_for(CommitSession, "after_commit")
 def _on_commit(session: Session) -> None:
     session.info["recorder"].ledger(session).commit(session)
@@ -611,10 +644,25 @@ def _on_transaction_end(session: Session, transaction: Any) -> None:
         session.info["recorder"].ended(session, transaction)
 
 
+def restart_whenever_one_ends(session: Session) -> None:
+    """Keep the session in a savepoint, as test suites do it after SQLAlchemy's older manuals."""
+
+    @event.listens_for(session, "after_transaction_end")
+    def restart(session: Session, transaction: Any) -> None:
+        if transaction.nested and not transaction.parent.nested:
+            session.expire_all()
+            session.begin_nested()
+
+
 # -- receivers -------------------------------------------------------------------------------------
 
 _watched: CommitProgram | None = None
 """The program that is running."""
+
+
+def _watched_names() -> dict[str, Any]:
+    assert _watched is not None
+    return _watched.namespace
 
 
 class Unwanted(Exception):
@@ -1031,6 +1079,7 @@ class CommitProgram(Program):
             "on_commit": on_commit,
             "on_rollback": on_rollback,
             "told": recorder.told,
+            "restart_whenever_one_ends": restart_whenever_one_ends,
             "failed": (ValueError, ValueError("of the program"), None),
             "succeeded": (None, None, None),
             "block": None,
@@ -1081,6 +1130,9 @@ class CommitProgram(Program):
         of_receivers = [one for one in commits if one.session is not self.session and one.groups]
         mine = [one for one in commits if one.session is self.session]
         for ending in recorder.endings:
+            if ending.on == "left" and (ending.calls or ending.called_back):
+                told = [*map(str, ending.calls), *ending.called_back]
+                yield f"told of what was left to the owner of the transaction: {told}"
             if ending.on == "rollback":
                 yield from self._compare_calls(ending, list(ending.calls))
                 if ending.called_back != ending.callbacks:
@@ -1188,7 +1240,7 @@ class CommitPrograms(SessionPrograms):
         population=st.lists(st.tuples(picks, picks, picks), max_size=6),
         autoflush=st.booleans(),
         expire_on_commit=st.booleans(),
-        kind=st.sampled_from(["plain", "with", "two-phase", *MODES]),
+        kind=st.sampled_from(["plain", "with", "two-phase", *JOINING]),
         outer_savepoint=st.booleans(),
     )
     def begin(
@@ -1215,7 +1267,7 @@ class CommitPrograms(SessionPrograms):
             self.new(cls, value, parent)
         if population:
             self.run("session.commit()")
-        if kind in MODES:
+        if kind in JOINING:
             self.join()
 
     def start(self, tally: Tally) -> None:
@@ -1380,7 +1432,7 @@ class CommitPrograms(SessionPrograms):
             if self.program.session.twophase and how % 2:
                 self.run("session.prepare()")
             self.run("savepoints.clear(); session.rollback()")
-        elif how < 10 or self.kind in MODES:
+        elif how < 10 or self.kind in JOINING:
             self.run("savepoints.clear(); session.close()")
         else:
             self.run("savepoints.clear(); session.close(); session = new_session()")
@@ -1407,7 +1459,10 @@ class CommitPrograms(SessionPrograms):
         self.run("session.close(); connection = engine.connect(); outer = connection.begin()")
         if self.outer_savepoint:
             self.run("point = connection.begin_nested()")
-        self.run(f"session = new_session(connection, join_transaction_mode={self.kind!r})")
+        mode = self.kind if self.kind in MODES else "conditional_savepoint"
+        self.run(f"session = new_session(connection, join_transaction_mode={mode!r})")
+        if self.kind == "restarting":
+            self.run("session.begin_nested(); restart_whenever_one_ends(session)")
         self.add_again()
 
     def add_again(self) -> None:
@@ -1416,7 +1471,7 @@ class CommitPrograms(SessionPrograms):
             if inspect(instance).detached and not inspect(instance).was_deleted:
                 self.run(f"session.add({name})")
 
-    @precondition(lambda self: self.kind in MODES)
+    @precondition(lambda self: self.kind in JOINING)
     @rule(commit=st.booleans(), point=st.booleans(), goes_on=st.booleans())
     def end_outside(self, commit: bool, point: bool, goes_on: bool) -> None:
         if self.program.session.in_transaction():

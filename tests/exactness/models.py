@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import JSON, Column, Computed, ForeignKey, Table, func, text
-from sqlalchemy.ext.mutable import MutableDict
+from sqlalchemy.ext.mutable import Mutable
 from sqlalchemy.orm import (
     DeclarativeBase,
     DynamicMapped,
@@ -572,11 +572,27 @@ class Town(Base):
 # JSON, replaced and changed in place.
 
 
+class Options(Mutable, dict[str, Any]):
+    """A mutable dictionary as users write it, from SQLAlchemy's manual."""
+
+    @classmethod
+    def coerce(cls, key: str, value: Any) -> Any:
+        return cls(value) if isinstance(value, dict) and not isinstance(value, cls) else value
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        dict.__setitem__(self, key, value)
+        self.changed()
+
+    def __delitem__(self, key: str) -> None:
+        dict.__delitem__(self, key)
+        self.changed()
+
+
 class Config(Base):
     __tablename__ = "configs"
     id: Mapped[int] = key()
     options: Mapped[dict[str, Any] | None] = mapped_column(
-        MutableDict.as_mutable(JSON(none_as_null=True))
+        Options.as_mutable(JSON(none_as_null=True))
     )
     extra: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     name: Words

@@ -15,6 +15,7 @@ import sqla_signals
 from sqla_signals import UNSET, post_delete, post_save, pre_delete, pre_save
 from sqla_signals._sqlalchemy import in_order
 
+from ..conftest import before_sqlalchemy
 from . import models as m
 
 Sent = list[tuple[str, Any, dict[str, Any]]]
@@ -144,7 +145,10 @@ def test_nothing_is_sent_for_a_foreign_key_that_the_flush_sets_back(session: Ses
 def test_nothing_is_sent_for_the_children_of_a_switched_row_with_post_update(
     session: Session, sent: Sent
 ):
-    """The parent is deleted and its key added again: SQLAlchemy leaves the children alone."""
+    """The parent is deleted and its key added again: SQLAlchemy leaves the children alone.
+
+    Before 2.0.58 it takes their foreign key away, and that is what is sent then.
+    """
     pile = m.Pile(id=1, sheets=[sheet := m.Sheet()])
     session.add(pile)
     session.commit()
@@ -152,8 +156,10 @@ def test_nothing_is_sent_for_the_children_of_a_switched_row_with_post_update(
     session.delete(pile)
     session.add(m.Pile(id=1, name="new"))
     session.flush()
-    assert session.scalar(select(m.Sheet.pile_id)) == 1
-    assert not [name for name, instance in names(sent) if instance is sheet]
+    taken_away = before_sqlalchemy("2.0.58")
+    assert session.scalar(select(m.Sheet.pile_id)) == (None if taken_away else 1)
+    saved = [name for name, instance in names(sent) if instance is sheet]
+    assert saved == (["pre_save", "post_save"] if taken_away else [])
 
 
 def test_a_partial_flush_that_leaves_the_new_parent_out_sends_nothing_for_its_child(

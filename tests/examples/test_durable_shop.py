@@ -122,6 +122,7 @@ def test_the_demo_runs_as_a_user_runs_it() -> None:
 
 
 @pytest.mark.postgresql
+@pytest.mark.redis
 def test_the_demo_runs_on_postgresql_and_redis(postgresql_url: str) -> None:
     """The same code, by two environment variables."""
     if REDIS_URL is None:

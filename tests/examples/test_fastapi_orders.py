@@ -17,15 +17,12 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, create_engine, event, make_url, text
-from sqlalchemy.orm import Session
 
 import sqla_signals
 from sqla_signals import receiver_failed
 from tests.conftest import clear_postgresql
 from tests.examples.running import ROOT, connect_receivers, run_python
 
-if not hasattr(Session, "get_one"):
-    pytest.skip("the examples are for SQLAlchemy 2.0.22 or newer", allow_module_level=True)
 try:
     import fastapi  # noqa: F401
     from httpx import ASGITransport, AsyncClient, Response

@@ -13,13 +13,9 @@ from sqlalchemy import create_engine, func, select
 from sqlalchemy.orm import Session
 
 import sqla_signals
+from examples.shop.models import AuditEntry, Base, Counter, Customer, Order, OrderLine, Product
 from sqla_signals import post_delete, post_save, pre_delete, pre_save
 from tests.examples.running import connect_receivers, run_python
-
-if not hasattr(Session, "get_one"):
-    pytest.skip("the shop is written for SQLAlchemy 2.0.22 or newer", allow_module_level=True)
-
-from examples.shop.models import AuditEntry, Base, Counter, Customer, Order, OrderLine, Product
 
 
 @pytest.fixture

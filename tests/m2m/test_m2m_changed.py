@@ -134,8 +134,8 @@ def test_each_change_from_each_side_with_rows_already_there(
     senders = (one.class_attribute for one in both_sides(clubs.User.groups.prop))
     heard = [Heard(sender) for sender in (clubs.table, *senders)]
     with Session(engine) as session:
-        one = session.get_one(near, 1)
-        first, second, third = (session.get_one(far, key) for key in (1, 2, 3))
+        one = session.get(near, 1)
+        first, second, third = (session.get(far, key) for key in (1, 2, 3))
         name = "groups" if side == "user" else "users"
         if operation == "append":
             clubs.add(getattr(one, name), third)
@@ -270,7 +270,7 @@ def test_members_loaded_for_a_deletion_live_until_post_remove(
 
     m2m_changed.connect(removed, lists.User.groups if sender == "groups" else lists.Group.users)
     with Session(engine) as session:
-        session.delete(session.get_one(lists.User, 1))
+        session.delete(session.get(lists.User, 1))
         session.flush()
         assert rows(session, lists.table) == []
     assert sorted(found) == ([(1, {1, 2})] if sender == "groups" else [(1, {1}), (2, {1})])

@@ -138,7 +138,7 @@ def test_updates_deletes_and_rows_of_secondary_tables_are_told(shop: Engine):
         session.add_all([Order(tags=[Tag()]), Order(), Tag(), Entry(text="a")])
         session.commit()
     with Session(shop) as session:
-        order, entry = session.get_one(Order, 1), session.get_one(Entry, 1)
+        order, entry = session.get(Order, 1), session.get(Entry, 1)
         order.tags.clear()
         order.status = "paid"
         with trace() as traced:

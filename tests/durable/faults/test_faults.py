@@ -194,7 +194,7 @@ def test_the_broker_is_away_for_a_while(scene: Scene, broker_proxy: Proxy):
     assert scene.letters() == []
 
 
-@on(pytest.param("postgresql", "filesystem", marks=pytest.mark.postgresql))
+@on(pytest.param("postgresql", "filesystem", marks=[pytest.mark.postgresql, pytest.mark.redis]))
 def test_redis_is_killed_and_restarted_and_full(scene: Scene, redis_server: RedisServer):
     """It writes to its disk, so it has what it took; what it refuses waits in the outbox."""
     scene.environment["FAULTS_BROKER_URL"] = redis_server.url
