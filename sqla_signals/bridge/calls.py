@@ -248,12 +248,15 @@ class ModelCalls:
             return self._bind
         session = self._session
         if is_sharded(session):
-            # Asking settles the shard of a new instance; that is for the flush to do.
+            # Session.get_bind() would settle the shard of a new instance, which is for the flush to
+            # do, and give the chooser one more argument than the flush does
+            # (ext/horizontal_shard.py, ShardedSession.connection_callable).
             state = state_of(instance)
-            token = state.identity_token
-            bind = session.get_bind(self.mapper, instance=instance)
-            state.identity_token = token
-            return bind
+            shard = state.key[2] if state.key is not None else state.identity_token
+            choose = getattr(session, "shard_chooser", None)
+            if shard is None and choose is not None:
+                shard = choose(self.mapper.base_mapper, instance)
+            return session.get_bind(self.mapper, instance=instance, shard_id=shard)
         # A flush asks for the connection of the whole hierarchy.
         self._bind = session.get_bind(self.mapper.base_mapper)
         return self._bind

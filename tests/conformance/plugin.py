@@ -36,7 +36,6 @@ ALSO: dict[str, list[tuple[sqla_signals.Signal, dict[str, Any]]]] = {
     "commit": [(signal, {"on": "commit"}) for signal in (post_save, post_delete)],
     "rollback": [(signal, {"on": "rollback"}) for signal in (post_save, post_delete)],
     "fields": [(post_save, {"fields": {"id", "name", "data", "value", "version_id"}})],
-    "batch": [(signal, {"batch": True}) for signal in (post_save, post_delete)],
     "m2m": [(m2m_changed, {})],
     "init": [(signal, {}) for signal in (pre_init, post_init)],
     "bulk": [(signal, {}) for signal in (pre_bulk, post_bulk)],

@@ -236,7 +236,8 @@ class Witness:
         self._flush_of(session).became_persistent.add(inspect(instance))
 
     def _became_deleted(self, session: Session, instance: Any) -> None:
-        self._flush_of(session).became_deleted.add(inspect(instance))
+        if any(flush.session is session for flush in self._flushes):  # else a bulk delete
+            self._flush_of(session).became_deleted.add(inspect(instance))
 
     def _receive(
         self,

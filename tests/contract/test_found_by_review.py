@@ -591,6 +591,49 @@ def test_a_pre_save_receiver_may_choose_the_shard(two: tuple[Engine, Engine], in
     assert used == [("a", shards["eu"])] * 2
 
 
+def test_a_shard_chooser_is_asked_as_the_flush_asks_it(two: tuple[Engine, Engine], installed):
+    """One that takes only the two arguments of the unit of work will do."""
+    shards = dict(zip(("us", "eu"), two, strict=True))
+
+    def choose(mapper, instance):
+        return instance.tenant
+
+    def everywhere(*args, **kwargs):
+        return list(shards)
+
+    used = note_using(Tenanted)
+    with ShardedSession(
+        shards=shards,
+        shard_chooser=choose,
+        identity_chooser=everywhere,
+        execute_chooser=everywhere,
+    ) as session:
+        tenanted = Tenanted(name="a", tenant="eu")
+        session.add(tenanted)
+        session.commit()
+        tenanted.name = "b"
+        session.flush()
+        session.delete(tenanted)
+        session.flush()
+        session.add(Tenanted(name="c", tenant="us"))
+        session.rollback()
+    assert rows(shards["eu"], Tenanted.name) == ["a"]
+    assert rows(shards["us"], Tenanted.name) == []
+    assert used == [
+        (what, shards["eu"])
+        for what in (
+            "pre_save flush",
+            "post_save flush",
+            "post_save commit",
+            "pre_save flush",
+            "post_save flush",
+            "pre_delete flush",
+            "post_delete flush",
+            "post_delete rollback",
+        )
+    ]
+
+
 def note_using(sender: Any) -> list[tuple[str, Engine]]:
     """Connect receivers of every phase that write down ``using``."""
     used: list[tuple[str, Engine]] = []
