@@ -6,11 +6,12 @@ VENV ?= .venv
 CONSTRAINTS ?=
 TEST_GROUPS ?= test integrations
 PYTEST_ARGS ?=
+CONFORMANCE_ARGS ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-durable test lint types docs bench clean
+.PHONY: help demo demo-durable test conformance lint types docs bench clean
 
 bin := $(VENV)/bin
 stamps := $(VENV)/.stamps
@@ -31,6 +32,9 @@ demo-durable: $(stamps)/demo-durable ## Run the durable shop: a relay and a Cele
 
 test: $(stamps)/test ## Run the whole suite: tests, documentation snippets, PostgreSQL included
 	$(bin)/python -m pytest -n auto $(PYTEST_ARGS)
+
+conformance: $(stamps)/test ## Run SQLAlchemy's own tests of the ORM with signals installed
+	$(bin)/python -m tests.conformance.run $(CONFORMANCE_ARGS)
 
 lint: $(stamps)/lint ## Check style and formatting with ruff
 	$(bin)/ruff check .

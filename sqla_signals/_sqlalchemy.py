@@ -758,6 +758,7 @@ def is_still_kept(session: Session, state: State) -> bool:
     """Whether a state that was persistent in the session still is, and not marked as deleted."""
     return (
         state.session_id == session.hash_key
+        and state.key is not None
         and not state._deleted
         and state not in session._deleted
     )

@@ -46,8 +46,11 @@ class Announcement:
         self._calls = calls
         self.hears_saves: bool = False
         """Whether anybody is to be told before any row is saved, after :meth:`send`."""
-        self.saves: dict[State, Diff] = {}
-        """Whose ``pre_save`` was sent, with what was assigned then; not also in ``deletes``."""
+        # A state is in one of these at most: where what becomes of it was announced last.
+        self.created: dict[State, None] = {}
+        """Whose ``pre_save`` was sent for an INSERT. A set, without a call for each row."""
+        self.updates: dict[State, Diff] = {}
+        """Whose ``pre_save`` was sent for an UPDATE, with what was assigned then."""
         self.deletes: set[State] = set()
         """Whose ``pre_delete`` was sent."""
         self._called: dict[Receiver, None] = {}
@@ -117,20 +120,26 @@ class Announcement:
         session = self._session
         # Held until the next round or the end of the flush, with what it loaded, so that no row
         # comes back as another object.
-        foresight = self._foresight = Foresight(session, self._objects, self.saves)
+        foresight = self._foresight = Foresight(session, self._objects, self.updates)
         saved = _Wanted(self._calls, is_delete=False)
         deleted = _Wanted(self._calls, is_delete=True)
         derived = [
             row
             for row in foresight.derived()
             if (deleted if row.is_delete else saved)[row.state.manager.mapper]
-            and row.state not in (self.deletes if row.is_delete else self.saves)
+            and row.state not in (self.deletes if row.is_delete else self.updates)
         ]
-        settled = self.saves.keys() | {row.state for row in derived}
-        inserts, updates = (
-            [state for state in states if state not in settled and saved[state.manager.mapper]]
-            for states in (foresight.inserts, foresight.updates)
-        )
+        inserts = [
+            state
+            for state in foresight.inserts
+            if state not in self.created and saved[state.manager.mapper]
+        ]
+        settled = self.updates.keys() | {row.state for row in derived}
+        updates = [
+            state
+            for state in foresight.updates
+            if state not in settled and saved[state.manager.mapper]
+        ]
         deletes = [
             state
             for state in foresight.deletes
@@ -151,16 +160,22 @@ class Announcement:
 
     def _save_new(self, states: Sequence[State]) -> None:
         """Send ``pre_save`` of rows to be inserted, unless they are not any more."""
-        calls, session_id = self._calls, self._session.hash_key
+        calls, pending = self._calls, pending_states(self._session)
         for state, instance in zip(states, [state.obj() for state in states], strict=True):
-            if state.session_id != session_id:
+            if state not in pending:
                 continue
             model = calls[state.manager.mapper]
-            self.saves[state] = NO_DIFF
+            self.created[state] = None
+            if self.updates:
+                self.updates.pop(state, None)
+            if self.deletes:
+                self.deletes.discard(state)
             receivers = model.pre_save.receivers()
             if receivers is not self._noted:
                 self._note(receivers)
             for receiver in receivers:
+                if state not in pending:  # the receiver before has made something else of it
+                    break
                 changes = PendingRow(model.columns.absent, instance_dict(instance).copy())
                 model.save(pre_save, (receiver,), instance, True, changes, None, calls.raw)
 
@@ -179,7 +194,9 @@ class Announcement:
             foreseen = assigns.get(state, NOTHING) if assigns else NOTHING
             if not (columns.will_write(state, foreseen) if foreseen else diff is not NO_DIFF):
                 continue
-            self.saves[state] = diff
+            self.updates[state] = diff
+            if self.created:
+                self.created.pop(state, None)
             if self.deletes:
                 self.deletes.discard(state)
             receivers = model.pre_save.receivers()
@@ -187,7 +204,9 @@ class Announcement:
                 self._note(receivers)
             first = True
             for receiver in receivers:
-                if not first:  # the receiver before may have assigned something
+                if not first:  # the receiver before may have assigned something, or deleted it
+                    if not is_still_kept(session, state) and not self._is_kept_though_marked(state):
+                        break
                     diff = columns.diff(state)
                 first = False
                 model.save(
@@ -211,7 +230,8 @@ class Announcement:
 
     def _delete(self, state: State, instance: Any, origin: Any) -> None:
         """Send ``pre_delete``."""
-        self.saves.pop(state, None)
+        self.created.pop(state, None)
+        self.updates.pop(state, None)
         self.deletes.add(state)
         model = self._calls[state.manager.mapper]
         receivers = model.pre_delete.receivers()

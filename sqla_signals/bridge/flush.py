@@ -53,7 +53,7 @@ class Flush:
         self._calls = Calls(session)
         self._m2m = M2M(session, self._calls)
         self.announcement: Announcement = Announcement(session, objects, self._calls, self._m2m)
-        self.record: Record = Record(self._calls, self.announcement.saves, context)
+        self.record: Record = Record(self._calls, self.announcement.updates, context)
         self._origins: dict[State, Any] = {}
         self.is_over: bool = False
         """Whether it needs no listener any more."""

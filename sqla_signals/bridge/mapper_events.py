@@ -38,7 +38,7 @@ def before_insert(mapper: Mapper[Any], connection: Connection, state: State) -> 
     flush = flushes.get(state.session_id, no_flush)()
     if flush is not None:
         announcement = flush.announcement
-        if announcement.hears_saves and state not in announcement.saves:
+        if announcement.hears_saves and state not in announcement.created:
             announcement.send_late(state, is_delete=False)
 
 
@@ -47,7 +47,7 @@ def before_update(mapper: Mapper[Any], connection: Connection, state: State) -> 
     flush = flushes.get(state.session_id, no_flush)()
     if flush is not None:
         announcement = flush.announcement
-        if announcement.hears_saves and state not in announcement.saves:
+        if announcement.hears_saves and state not in announcement.updates:
             announcement.send_late(state, is_delete=False)
         flush.record.remember(state)
 

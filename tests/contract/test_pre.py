@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from sqlalchemy import Engine, event, inspect, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, make_transient, make_transient_to_detached
 
 import sqla_signals
 from sqla_signals import (
@@ -19,7 +21,7 @@ from sqla_signals import (
 )
 
 from .models import Author, Book, Note, Page, Tag
-from .observing import Log, both, rows
+from .observing import Log, both, listen, rows
 
 
 @pytest.fixture
@@ -337,6 +339,112 @@ def test_a_receiver_may_save_a_deletion_by_adding_the_instance_again(
     assert log.lines == ["pre_delete Author(a)"]
     assert rows(session, Author.name) == ["a"]
     assert author in session
+
+
+def insert_instead(instance: Author, session: Session) -> None:
+    """As SQLAlchemy's example of versioned rows does."""
+    make_transient(instance)
+    instance.id = None
+    session.add(instance)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_an_update_that_a_receiver_turns_into_an_insert_is_announced_as_one(
+    session: Session, author: Author, first: bool
+):
+    """Whoever stands behind that receiver hears of the INSERT alone."""
+    log = Log()
+    if not first:
+        pre_save.connect(log, weak=False)
+
+    @receiver(pre_save, sender=Author)
+    def never_update(sender, instance, created, session, **kwargs):
+        if not created:
+            insert_instead(instance, session)
+
+    @receiver(pre_save, sender=Author)
+    def fill_in(sender, instance, created, **kwargs):
+        if created:
+            instance.age = 7
+
+    if first:
+        pre_save.connect(log, weak=False)
+    post_save.connect(log, weak=False)
+    author.name = "b"
+    session.commit()
+    expected = both("save created Author(b)")
+    assert log.lines == (expected if first else ["pre_save updated Author(b)", *expected])
+    assert rows(session, Author.name, Author.age) == [("a", 1), ("b", 7)]
+
+
+def test_an_insert_that_a_receiver_turns_into_an_update_is_announced_as_one(
+    session: Session, author: Author
+):
+    """The row was there already."""
+    key = author.id
+    session.expunge(author)
+    log = Log()
+
+    @receiver(pre_save, sender=Author)
+    def never_twice(sender, instance, created, session, **kwargs):
+        if created:
+            session.expunge(instance)
+            instance.id = key
+            make_transient_to_detached(instance)
+            session.add(instance)
+            instance.name = "b"
+
+    receiver([pre_save, post_save], sender=Author)(log)
+    session.add(Author(name="new"))
+    session.commit()
+    assert log.lines == both("save updated Author(b)")
+    assert rows(session, Author.name) == ["b"]
+
+
+def test_a_delete_that_a_receiver_turns_into_an_insert_is_announced_as_one(
+    session: Session, author: Author, log: Log
+):
+    """A row under another key; the old one stays."""
+
+    @receiver(pre_delete, sender=Author)
+    def never_delete(sender, instance, session, **kwargs):
+        insert_instead(instance, session)
+
+    session.delete(author)
+    session.commit()
+    assert log.lines == ["pre_delete Author(a)", *both("save created Author(a)")]
+    assert rows(session, Author.name) == ["a", "a"]
+
+
+def test_an_update_that_another_listener_turns_into_an_insert_is_announced_right_before_it(
+    session: Session, author: Author, log: Log
+):
+    """A ``before_flush`` listener behind ours."""
+
+    def never_update(session: Session, context: Any, instances: Any) -> None:
+        insert_instead(author, session)
+
+    event.listen(session, "before_flush", never_update)
+    author.name = "b"
+    session.commit()
+    assert log.lines == ["pre_save updated Author(b)", *both("save created Author(b)")]
+    assert rows(session, Author.name) == ["a", "b"]
+
+
+def test_receivers_behind_one_that_deletes_the_instance_do_not_hear_of_an_update(
+    session: Session, author: Author
+):
+    """There is none."""
+
+    @receiver(pre_save, sender=Author)
+    def delete_instead(sender, instance, session, **kwargs):
+        session.delete(instance)
+
+    log = listen()
+    author.name = "b"
+    session.commit()
+    assert log.lines == both("delete Author(b)")
+    assert rows(session, Author.id) == []
 
 
 def test_a_receiver_may_take_a_change_back(session: Session, author: Author, log: Log):
