@@ -165,9 +165,9 @@ def unlisten_to_class(cls: type, event_name: str, fn: Callable[..., Any]) -> Non
     Its own test fixtures let it, with ``SessionEvents._clear()``.
     """
     _replace_listeners(cls, event_name, fn, lambda others: others)
-    event_registry._removed_from_collection(
-        event_registry._EventKey(cls, event_name, fn, cls), getattr(cls.dispatch, event_name)
-    )
+    key = event_registry._EventKey(cls, event_name, fn, cls)
+    if key.contains():
+        event_registry._removed_from_collection(key, getattr(cls.dispatch, event_name))
 
 
 def _replace_listeners(
