@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import inspect
+from sqlalchemy import inspect, select
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.orm import (
     MANYTOONE,
@@ -39,19 +39,27 @@ from sqlalchemy.orm import (
     dependency,
 )
 from sqlalchemy.orm import session as session_module
+from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.base import DEFAULT_STATE_ATTR
 from sqlalchemy.orm.exc import ObjectDeletedError, UnmappedColumnError
 from sqlalchemy.orm.mapper import _all_registries
 from sqlalchemy.schema import Column
 from sqlalchemy.sql import Select
 from sqlalchemy.sql.expression import BinaryExpression, BindParameter
+from sqlalchemy.util import immutabledict
 
 from .changes import UNSET
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import Connection, Engine, Result
     from sqlalchemy.ext.asyncio import AsyncSession
-    from sqlalchemy.orm import ClassManager, InstanceState, Mapper, SessionTransaction
+    from sqlalchemy.orm import (
+        ClassManager,
+        InstanceState,
+        Mapper,
+        ORMExecuteState,
+        SessionTransaction,
+    )
 
     State = InstanceState[Any]
 
@@ -63,6 +71,7 @@ ManyToManyDP: Final[type[Any]] = getattr(dependency, f"{_NEW}ManyToManyDP")
 _expand: Final[Any] = getattr(
     bulk_persistence, "_expand_other_attrs" if _NEW else "_expand_composites"
 )
+_BulkUDCompileState: Final[Any] = getattr(bulk_persistence, f"{_NEW}BulkUDCompileState")
 DetectKeySwitch: Final[type[Any]] = getattr(dependency, f"{_NEW}DetectKeySwitch")
 
 PASSIVE_OFF: Final = PassiveFlag.PASSIVE_OFF
@@ -444,14 +453,14 @@ def set_values(statement: Any, mapper: Mapper[Any]) -> dict[str, Any]:
         column = target
         while isinstance(column, BinaryExpression):  # column["key"], a part of its value
             column, value = column.left, target
-        name = _attribute_of(column, mapper)
+        name = attribute_of(column, mapper)
         if name is not None:
             found[name] = _plain(value)
     return found
 
 
-def _attribute_of(column: Any, mapper: Mapper[Any]) -> str | None:
-    """The attribute of a column, given by its own name too; ``None`` if there is none."""
+def attribute_of(column: Any, mapper: Mapper[Any]) -> str | None:
+    """The attribute of a column, which may be given by its key; ``None`` if there is none."""
     if isinstance(column, str):
         column = mapper.local_table.c.get(column)
     try:
@@ -470,7 +479,7 @@ def inserted_values(statement: Any, mapper: Mapper[Any]) -> list[dict[str, Any]]
         {
             name: _plain(value)
             for column, value in row.items()
-            if (name := _attribute_of(column, mapper)) is not None
+            if (name := attribute_of(column, mapper)) is not None
         }
         for rows in statement._multi_values
         for row in rows
@@ -497,7 +506,7 @@ class Upsert:
         self.updates: frozenset[str] = frozenset(
             name
             for column in dict(getattr(clause, "update_values_to_set", ()))
-            if (name := _attribute_of(column, mapper)) is not None
+            if (name := attribute_of(column, mapper)) is not None
         )
         """The attributes that it sets; none if it leaves the row alone."""
         columns: list[Any] = [
@@ -529,9 +538,126 @@ def _plain(value: Any) -> Any:
     return value.value if is_plain else value
 
 
-def with_options_of(query: Select[Any], statement: Any) -> Select[Any]:
-    """A query with the options of a statement, such as ``with_loader_criteria()``."""
-    return query.options(*statement._with_options)
+def execution_options_of(context: ORMExecuteState) -> Mapping[str, Any]:
+    """The options of a statement and of its execution, with what listeners have added so far."""
+    statement: Any = context.statement
+    return {**statement.get_execution_options(), **context.local_execution_options}
+
+
+def with_options_of(query: Any, statement: Any) -> Any:
+    """A query with the execution options that a statement has itself."""
+    return query.execution_options(**statement.get_execution_options())
+
+
+def dml_strategy(context: ORMExecuteState) -> str:
+    """How the ORM is going to execute an INSERT, UPDATE or DELETE.
+
+    The rule is that of ``orm_pre_session_exec`` in ``orm/bulk_persistence.py``.
+    """
+    strategy: str = execution_options_of(context).get("dml_strategy", "auto")
+    if strategy != "auto":
+        return strategy
+    parameters = context.parameters
+    is_bulk = bool(parameters) if context.is_insert else isinstance(parameters, list)
+    return "bulk" if is_bulk else "orm"
+
+
+def execute_last(
+    context: ORMExecuteState, execute: Callable[[ORMExecuteState], Result[Any]]
+) -> Result[Any]:
+    """Let ``execute`` do what is left once all other listeners for ``do_orm_execute`` were called.
+
+    They may still restrict the statement, or say where it goes.
+    """
+    context._events_todo.append(execute)
+    return context.invoke_statement()
+
+
+def matching(statement: Any, columns: Iterable[Column[Any]]) -> Select[Any]:
+    """The query for the rows that an UPDATE or DELETE would write now.
+
+    It has the tables of the statement itself: a condition on another one, even on that of a parent
+    class, joins it only as far as the condition says so.
+
+    :param columns: what to select, of the table that the statement writes.
+    """
+    mapper, table = _dml_entity(statement).mapper, dml_table(statement)
+    query = select(*map(table.corresponding_column, columns)).select_from(table)
+    criteria: dict[Any, Any] = {}
+    for option in statement._with_options:
+        if option._is_criteria_option:
+            option.get_global_criteria(criteria)
+    query = query.where(
+        *statement._where_criteria,
+        *_BulkUDCompileState._adjust_for_extra_criteria(criteria, mapper),
+    )
+    return as_core(query.options(*statement._with_options))
+
+
+def dml_table(statement: Any) -> Any:
+    """The table that an UPDATE or DELETE writes, or the alias of it that it names."""
+    entity = _dml_entity(statement)
+    return entity.selectable if entity.is_aliased_class else entity.mapper.local_table
+
+
+def without_where(statement: Any) -> Any:
+    """The same statement without its conditions."""
+    statement = statement._generate()
+    statement._where_criteria = ()
+    return statement
+
+
+def as_core(query: Select[Any]) -> Select[Any]:
+    """A query that takes its conditions as they are.
+
+    The ORM would restrict each class that they name to the rows of that class, and to those that
+    ``with_loader_criteria()`` leaves; an UPDATE or DELETE does so for the class it writes alone.
+    """
+    query._propagate_attrs = immutabledict()
+    return query
+
+
+def key_columns_of(mapper: Mapper[Any]) -> list[Any]:
+    """The columns in the mapper's own table that hold the primary key, in the order of the key."""
+    found = []
+    for column in mapper.primary_key:
+        same, todo = {column}, [column]
+        while todo:
+            more = mapper._equivalent_columns.get(todo.pop(), set()) - same
+            same |= more
+            todo += more
+        found.append(next(one for one in same if one.table is mapper.local_table))
+    return found
+
+
+def set_written(
+    session: Session, instance: Any, values: Mapping[str, Any], *, keep_pending: bool
+) -> None:
+    """Let an instance hold what a statement has written.
+
+    As in ``_apply_update_set_values_to_objects`` (``orm/bulk_persistence.py``), a rollback of the
+    savepoint expires the instance, and composites and mutable values follow.
+
+    :param keep_pending: whether to keep what is assigned and not flushed.
+    """
+    state = state_of(instance)
+    for name, value in values.items():
+        if keep_pending and name in state.committed_state:
+            state.committed_state[name] = value
+        else:
+            set_committed_value(instance, name, value)
+    state.manager.dispatch.refresh(state, None, values.keys())
+    altered(session, state)
+
+
+def set_deleted(session: Session, instances: Iterable[Any]) -> None:
+    """Let the session know that the rows of these instances were deleted."""
+    session._remove_newly_deleted(map(state_of, instances))
+
+
+def flush_as_query_does(session: Session) -> None:
+    """Flush unless autoflush is turned off, or a flush is under way."""
+    session._autoflush()
 
 
 def fail_transaction(session: Session) -> None:
