@@ -18,15 +18,9 @@ from sqlalchemy.ext.asyncio import (
     async_sessionmaker,
 )
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
-from sqlalchemy.orm.events import (
-    InstanceEvents,
-    InstrumentationEvents,
-    MapperEvents,
-    SessionEvents,
-)
 
 import sqla_signals
-from sqla_signals import InstallError, SignalsError, post_save, pre_bulk, pre_save, receiver
+from sqla_signals import InstallError, SignalsError, post_save, pre_save, receiver
 
 from .models import Author
 from .observing import Log, asynchronous, both, listen, rows
@@ -80,10 +74,10 @@ def add_author(session: Session, name: str = "a") -> None:
         session.commit()
 
 
-def run_python(code: str) -> None:
+def run_python(code: str, *arguments: str) -> None:
     """Run a program in an interpreter of its own."""
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True
+        [sys.executable, "-W", "error", "-c", code, *arguments], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
 
@@ -566,49 +560,84 @@ def test_remove_in_another_thread_lets_a_flush_that_is_under_way_end_as_it_began
     assert rows(library, Author.name) == ["a"]
 
 
-def forget_listeners() -> None:
-    """What the fixture ``RemoveORMEventsGlobally`` of SQLAlchemy's own tests does."""
+FORGETTING = """
+import sys
+from sqlalchemy import Column, Integer, create_engine
+from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm.events import (
+    InstanceEvents, InstrumentationEvents, MapperEvents, SessionEvents
+)
+import sqla_signals
+from sqla_signals import class_prepared, post_save, pre_bulk, pre_save
+from tests.contract.models import Author, Base
+from tests.contract.observing import both, listen, rows
+from tests.contract.test_install import listeners
+
+def forget():
+    "What the fixture RemoveORMEventsGlobally of SQLAlchemy's own tests does."
     for events in (MapperEvents, InstanceEvents, SessionEvents, InstrumentationEvents):
         events._clear()
 
+def fails(sender, **kwargs):
+    raise ZeroDivisionError
+
+engine = create_engine("sqlite://")
+Base.metadata.create_all(engine)
+maker = sessionmaker(engine)
+session = maker() if sys.argv[1] == "a sessionmaker" else Session(engine)
+target = {"every session": [], "one session": [session], "a sessionmaker": [maker]}[sys.argv[1]]
+before = listeners(session)
+first, second = sqla_signals.install(*target), sqla_signals.install(*target)
+pre_bulk.connect(lambda *_, **__: None, weak=False)
+if sys.argv[2] == "failed":
+    post_save.connect(fails)
+    session.add(Author(name="a"))
+    try:
+        session.flush()
+    except ZeroDivisionError as error:
+        kept = error
+    post_save.disconnect(fails)
+first.remove()
+forget()
+second.remove()
+session.close()
+assert listeners(session) == before
+
+installations = []
+for _ in range(2):
+    installations.append(sqla_signals.install())
+    log = listen(sender=Author)
+    with Session(engine) as session:
+        session.add(Author(name="a"))
+        session.commit()
+    assert log.lines == both("save created Author(a)"), log.lines
+    for signal in (pre_save, post_save):
+        signal.disconnect(log, sender=Author)
+    forget()
+installations.append(sqla_signals.install())
+prepared = []
+class_prepared.connect(lambda sender, **kwargs: prepared.append(sender.__name__), weak=False)
+
+class Late(Base):
+    __tablename__ = "late"
+    id = Column(Integer, primary_key=True)
+
+Base.registry.configure()
+assert prepared == ["Late"], prepared
+for installation in installations:
+    installation.remove()
+assert listeners(session) == before
+assert rows(engine, Author.name) == ["a", "a"]
+"""
+
 
 @pytest.mark.parametrize("target", ["every session", "one session", "a sessionmaker"])
-@pytest.mark.parametrize("failed", [True, False])
+@pytest.mark.parametrize("flush", ["failed", "none"])
 def test_neither_install_nor_remove_minds_that_sqlalchemy_has_forgotten_all_listeners(
-    library: Engine, install, known: list[Session], target: str, failed: bool
+    target: str, flush: str
 ):
     """In any order; what is installed after that works."""
-    maker = sessionmaker(library)
-    session = maker() if target == "a sessionmaker" else known[0]
-    targets = {"every session": [], "one session": [session], "a sessionmaker": [maker]}
-    before = listeners(*known)
-    first, second = install(*targets[target]), install(*targets[target])
-    pre_bulk.connect(lambda *_, **__: None, weak=False)
-    with session:
-        if failed:
-            veto(post_save)
-            session.add(Author(name="a"))
-            with pytest.raises(ZeroDivisionError) as kept:
-                session.flush()
-        first.remove()
-        forget_listeners()
-        second.remove()
-        assert not failed or kept.value is not None
-    third = install()
-    for signal in (pre_save, post_save):
-        signal._clear_state()
-    log = listen(sender=Author)
-    add_author(Session(library))
-    assert log.lines == CREATED
-    forget_listeners()
-    fourth = install()
-    log.clear()
-    add_author(Session(library))
-    assert log.lines == CREATED
-    third.remove()
-    fourth.remove()
-    assert listeners(*known) == before
-    assert rows(library, Author.name) == ["a", "a"]
+    run_python(FORGETTING, target, flush)
 
 
 @pytest.mark.parametrize("event_name", SESSION_EVENTS)
