@@ -263,10 +263,10 @@ def empty(session: Session, instance: Any) -> None:
     ``Session.expunge_all()`` makes a new identity map, which is too much for the one instance that
     most calls leave there.
 
-    :param instance: an :func:`attached_copy`, or anything else.
+    :param instance: an :func:`attached_copy`, a :func:`detached_copy`, or ``None``.
     """
     known = session.identity_map._dict
-    if session._new or len(known) > 1:
+    if session._new or len(known) > 1 or (known and instance is None):
         session.expunge_all()
     elif known:
         state = state_of(instance)

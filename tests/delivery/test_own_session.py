@@ -10,14 +10,14 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, event, inspect, select, text
+from sqlalchemy import Engine, create_engine, event, inspect, select, text, update
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.ext.mutable import MutableDict
 from sqlalchemy.orm import Session, object_session, scoped_session, sessionmaker
 
 import sqla_signals
-from sqla_signals import InstallError, on_commit, post_delete, post_save, receiver
+from sqla_signals import InstallError, on_commit, post_bulk, post_delete, post_save, receiver
 
 from ..conftest import before_sqlalchemy, create_sqlite_engine
 from ..contract.models import Author, Base, Book, Page, Tag
@@ -496,6 +496,22 @@ def test_a_receiver_may_delete_the_instance(session: Session, log: Deliveries):
     session.commit()
     assert log.lines == ["commit created Author(a)", "commit deleted Author(a)"]
     assert rows(session.get_bind(), Author.name) == []
+
+
+def test_a_receiver_of_a_statement_may_keep_what_it_loads(session: Session, library: Engine):
+    """It is detached when the call is over."""
+    session.add(Author(name="a"))
+    session.commit()
+    kept = []
+
+    @receiver(post_bulk, sender=Author, on="commit")
+    def keeps(sender, session, **kwargs):
+        kept.append(session.scalars(select(Author)).one())
+
+    session.execute(update(Author).values(name="b"))
+    session.commit()
+    assert [(one.name, inspect(one).detached) for one in kept] == [("b", True)]
+    assert rows(library, Author.name) == ["b"]
 
 
 def test_a_row_that_is_gone_meanwhile_is_still_readable(session: Session, library: Engine):
