@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import inspect
+from sqlalchemy import Column, inspect
 
 import sqla_signals
 from sqla_signals import (
@@ -34,10 +34,15 @@ def nothing(sender: object, **kwargs: object) -> None:
     """A receiver that leaves everything as it is."""
 
 
+def nothing_of_fields(sender: object, **kwargs: object) -> None:
+    """The receiver of :func:`watch_fields`."""
+
+
 def watch_fields(sender: type, **kwargs: object) -> None:
     """Connect a receiver for each column attribute of a class."""
-    fields = {prop.key for prop in inspect(sender).column_attrs}
-    post_save.connect(nothing, sender=sender, fields=fields, weak=False)
+    attributes = inspect(sender).column_attrs
+    fields = {prop.key for prop in attributes if isinstance(prop.columns[0], Column)}
+    post_save.connect(nothing_of_fields, sender=sender, fields=fields, weak=False)
 
 
 ALSO: dict[str, list[tuple[sqla_signals.Signal, Any, dict[str, Any]]]] = {
@@ -90,6 +95,8 @@ class WithSignals:
         finally:
             self._witness.stop_listening()
             self._installation.remove()
+            # Another test may map the same class to another table.
+            post_save.disconnect(nothing_of_fields)
 
     def pytest_sessionfinish(self) -> None:
         self._config.workeroutput["found"] = dataclasses.asdict(self._witness.report)
