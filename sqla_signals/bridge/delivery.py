@@ -352,7 +352,9 @@ class Audience(dict["Mapper[Any]", Waiting]):
         super().__init__()
         self._on: Call = on
 
-    def __missing__(self, mapper: Mapper[Any]) -> Waiting:
+    def __missing__(self, mapper: Mapper[Any] | None) -> Waiting:
+        if mapper is None:  # orm/instrumentation.py, ClassManager.unregister: disposed of since
+            return Waiting((), False, ())
         saves = post_save.table.lookup(mapper.class_, self._on)
         deletes = post_delete.table.lookup(mapper.class_, self._on)
         found = self[mapper] = Waiting(saves, any(one.fields for one in saves), deletes)
@@ -375,7 +377,7 @@ class Audience(dict["Mapper[Any]", Waiting]):
             unknown = columns_of(mapper).still_unknown(effect.changes, effect.unknown)
             receivers = [one for one in receivers if one.passes(mapper, effect.changes, unknown)]
         mutes = effect.source.mutes
-        if mutes != NEVER_MUTED:
+        if receivers and mutes != NEVER_MUTED:
             signal, cls = signal_of(effect), mapper.class_
             receivers = [r for r in receivers if was_audible(signal, cls, r, mutes)]
         return receivers

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Column, inspect
 
 import sqla_signals
 from sqla_signals import (
+    class_prepared,
     m2m_changed,
     post_bulk,
     post_delete,
@@ -32,15 +34,26 @@ def nothing(sender: object, **kwargs: object) -> None:
     """A receiver that leaves everything as it is."""
 
 
-ALSO: dict[str, list[tuple[sqla_signals.Signal, dict[str, Any]]]] = {
-    "commit": [(signal, {"on": "commit"}) for signal in (post_save, post_delete)],
-    "rollback": [(signal, {"on": "rollback"}) for signal in (post_save, post_delete)],
-    "fields": [(post_save, {"fields": {"id", "name", "data", "value", "version_id"}})],
-    "m2m": [(m2m_changed, {})],
-    "init": [(signal, {}) for signal in (pre_init, post_init)],
-    "bulk": [(signal, {}) for signal in (pre_bulk, post_bulk)],
+def nothing_of_fields(sender: object, **kwargs: object) -> None:
+    """The receiver of :func:`watch_fields`."""
+
+
+def watch_fields(sender: type, **kwargs: object) -> None:
+    """Connect a receiver for each column attribute of a class."""
+    attributes = inspect(sender).column_attrs
+    fields = {prop.key for prop in attributes if isinstance(prop.columns[0], Column)}
+    post_save.connect(nothing_of_fields, sender=sender, fields=fields, weak=False)
+
+
+ALSO: dict[str, list[tuple[sqla_signals.Signal, Any, dict[str, Any]]]] = {
+    "commit": [(signal, nothing, {"on": "commit"}) for signal in (post_save, post_delete)],
+    "rollback": [(signal, nothing, {"on": "rollback"}) for signal in (post_save, post_delete)],
+    "fields": [(class_prepared, watch_fields, {})],
+    "m2m": [(m2m_changed, nothing, {})],
+    "init": [(signal, nothing, {}) for signal in (pre_init, post_init)],
+    "bulk": [(signal, nothing, {}) for signal in (pre_bulk, post_bulk)],
 }
-"""Receivers that `--also` connects: the signals, with the options of `connect`."""
+"""Receivers that `--also` connects: signal, receiver, options of `connect`."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -65,8 +78,8 @@ class WithSignals:
         self._witness = Witness()
         self._witness.start()
         for name in config.getoption("also"):
-            for signal, options in ALSO[name]:
-                signal.connect(nothing, weak=False, **options)
+            for signal, receiver, options in ALSO[name]:
+                signal.connect(receiver, weak=False, **options)
 
     # Around all fixtures: those of a class may flush, and some remove all listeners at their end.
     @pytest.hookimpl(wrapper=True)
@@ -82,6 +95,8 @@ class WithSignals:
         finally:
             self._witness.stop_listening()
             self._installation.remove()
+            # Another test may map the same class to another table.
+            post_save.disconnect(nothing_of_fields)
 
     def pytest_sessionfinish(self) -> None:
         self._config.workeroutput["found"] = dataclasses.asdict(self._witness.report)

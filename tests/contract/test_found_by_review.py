@@ -756,6 +756,37 @@ def test_a_load_listener_that_raises_does_not_break_rollback(
     assert rows(library, model.name) == []
 
 
+def test_a_load_listener_that_raises_does_not_break_commit(
+    own: Session, library: Engine, caplog: pytest.LogCaptureFixture
+):
+    """The failure is that of the receiver: logged and signalled; all others are called."""
+    told: list[str] = []
+    failed: list[tuple[Any, Any]] = []
+
+    @receiver(receiver_failed)
+    def on_failure(sender, receiver, **kwargs):
+        failed.append((sender, receiver))
+
+    @receiver(post_save, sender=Listened, on="commit")
+    def needs_instance(sender, **kwargs):
+        told.append("there is no instance to give")
+
+    @receiver(post_save, sender=Author, on="commit")
+    def works(sender, instance, **kwargs):
+        told.append(instance.name)
+
+    own.add(Listened(name="m"))
+    own.flush()
+    own.add(Author(name="a"))
+    own.commit()
+    assert told == ["a"]
+    assert failed == [(Listened, needs_instance)]
+    (error,) = errors(caplog)
+    assert place(needs_instance) in error
+    assert rows(library, Author.name) == ["a"]
+    assert rows(library, Listened.name) == ["m"]
+
+
 def test_a_reconstructor_may_read_an_expired_attribute_before_a_commit_receiver(
     own: Session, caplog: pytest.LogCaptureFixture
 ):

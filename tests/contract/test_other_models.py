@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import Column, Engine, Integer, MetaData, Table
+from sqlalchemy import Column, Engine, Integer, MetaData, Table, select
 from sqlalchemy.exc import ArgumentError, InvalidRequestError
 from sqlalchemy.orm import (
     ColumnProperty,
@@ -24,12 +24,24 @@ from sqlalchemy.orm import (
 import sqla_signals
 from sqla_signals import (
     m2m_changed,
+    post_delete,
     post_init,
     post_save,
     pre_init,
 )
 
 from .observing import FLUSH_SIGNALS, both, listen, rows
+
+
+class OwnBase(DeclarativeBase):
+    pass
+
+
+class Lasting(OwnBase):
+    """A model that stays."""
+
+    __tablename__ = "lasting"
+    id: Mapped[int] = mapped_column(primary_key=True)
 
 
 @pytest.fixture
@@ -232,3 +244,37 @@ def test_models_that_were_disposed_of_do_not_keep_an_installation_from_being_rem
         assert rows(session, base.Good.name) == ["a"]
     base.registry.dispose(cascade=True)
     installation.remove()
+
+
+# Not rollback(), nor a commit() that expires: SQLAlchemy's own work on the instances fails then.
+@pytest.mark.parametrize("end", ["commit", "close"])
+def test_models_that_were_disposed_of_do_not_keep_a_transaction_from_ending(
+    engine: Engine, base: Any, installed: Any, end: str
+):
+    """There is no instance to give any more; what was written for other models is told."""
+    base.metadata.create_all(engine)
+    OwnBase.metadata.create_all(engine)
+    told: list[tuple[str, str]] = []
+    for phase in ("commit", "rollback"):
+        for signal in (post_save, post_delete):
+
+            def tell(sender, instance, phase=phase, **kwargs):
+                told.append((phase, sender.__name__))
+
+            signal.connect(tell, on=phase, weak=False)
+    with Session(engine, expire_on_commit=False) as session:
+        deleted = base.Good(name="deleted")
+        session.add(deleted)
+        session.commit()
+        told.clear()
+        session.delete(deleted)
+        session.add_all([base.Good(name="a"), Lasting()])
+        session.flush()
+        base.registry.dispose(cascade=True)
+        getattr(session, end)()
+    committed = end == "commit"
+    assert told == [("commit" if committed else "rollback", "Lasting")]
+    with engine.connect() as connection:
+        names = connection.scalars(select(base.metadata.tables["good"].c.name)).all()
+        lasting = connection.scalars(select(Lasting.__table__.c.id)).all()
+    assert (names, lasting) == ((["a"], [1]) if committed else (["deleted"], []))

@@ -526,6 +526,22 @@ def test_a_receiver_may_delete_the_instance(session: Session, log: Deliveries):
     assert rows(session.get_bind(), Author.name) == []
 
 
+def test_a_receiver_of_a_statement_may_keep_what_it_loads(session: Session, library: Engine):
+    """It is detached when the call is over."""
+    session.add(Author(name="a"))
+    session.commit()
+    kept = []
+
+    @receiver(post_bulk, sender=Author, on="commit")
+    def keeps(sender, session, **kwargs):
+        kept.append(session.scalars(select(Author)).one())
+
+    session.execute(update(Author).values(name="b"))
+    session.commit()
+    assert [(one.name, inspect(one).detached) for one in kept] == [("b", True)]
+    assert rows(library, Author.name) == ["b"]
+
+
 def test_a_row_that_is_gone_meanwhile_is_still_readable(session: Session, library: Engine):
     """The committed values are there; what was not loaded cannot be had any more."""
     found = []
