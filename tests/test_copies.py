@@ -94,6 +94,41 @@ class Meddling(MutableDict[str, Any]):
         return made
 
 
+class Model:
+    """Copies itself, as pydantic's models do."""
+
+    def __init__(self, **values: Any) -> None:
+        self.values = values
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Model) and self.values == other.values
+
+    __hash__ = None
+
+    def __deepcopy__(self, memo: Any) -> Model:
+        return Model(**copy.deepcopy(self.values, memo))
+
+
+class Whole(Mutable, dict[str, Any]):
+    """Is pickled with all its attributes, and set to them."""
+
+    def __reduce__(self) -> Any:
+        return Whole, (), {"state": self.__dict__, "items": dict(self)}
+
+    def __setstate__(self, state: Any) -> None:
+        self.__dict__.update(state["state"])
+        dict.update(self, state["items"])
+
+
+class Unequal:
+    """As an array is: comparing gives no answer."""
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError
+
+    __hash__ = None
+
+
 class Parent:
     """What a mutable value belongs to; stands for the state of an instance."""
 
@@ -139,6 +174,8 @@ def test_a_copy_of_json_is_equal_and_shares_nothing_that_can_be_changed(value: A
         MutableList([{"a": 1}]),
         MutableSet({1}),
         Meddling(a=[1]),
+        Whole(a=[1]),
+        Model(a=None, b=[None]),
         [Point(MutableDict(a=Point(1)))],
     ],
     ids=lambda value: type(value).__name__,
@@ -196,8 +233,9 @@ def test_a_class_that_fails_to_be_copied_keeps_its_value():
         (lambda: MutableSet({1}), lambda value: value.add(2)),
         (lambda: Settings(a=1), lambda value: setattr(value, "b", 2)),
         (lambda: Meddling(a=1), lambda value: value.update(b=2)),
+        (lambda: Whole(a=1), lambda value: (value.update(b=2), value.changed())),
     ],
-    ids=["dict", "list", "set", "object", "own deepcopy"],
+    ids=["dict", "list", "set", "object", "own deepcopy", "own state"],
 )
 def test_a_copy_of_a_mutable_value_belongs_to_nobody_and_tells_nobody(
     make: Callable[[], Any], change: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
@@ -234,6 +272,26 @@ def test_a_copy_of_nested_mutable_values_is_linked_to_itself():
     assert isinstance(copied_hashable.inner._parents, WeakKeyDictionary)
 
 
+def test_a_value_that_is_too_deep_to_be_copied_stays_what_it_is():
+    """As one that refuses."""
+    value: list[Any] = []
+    for _ in range(100_000):
+        value = [value]
+    assert copy_of(value) is value
+    while value:  # Python cannot destroy it at once either
+        value = value.pop()
+
+
+def test_a_field_with_the_name_of_the_parents_is_a_field():
+    """Of a class that is no ``Mutable``."""
+
+    @dataclasses.dataclass
+    class Family:
+        _parents: list[str]
+
+    assert copy_of(Family(["a", "b"])) == Family(["a", "b"])
+
+
 def test_what_is_in_a_value_twice_is_in_its_copy_twice():
     """The same copy, and a value that contains itself contains its copy."""
     shared: list[Any] = [1]
@@ -263,3 +321,4 @@ def test_a_copy_of_a_mutable_object_has_the_same_content():
     assert not have_same_content(value, copied)
     assert not have_same_content(Plan(), Plan())
     assert not have_same_content(Settings(), None)
+    assert not have_same_content(Settings(a=Unequal()), Settings(a=Unequal()))

@@ -75,7 +75,7 @@ def test_commit_does_not_fail_because_it_did_not(committing: Transaction, log: D
 def test_a_failure_is_logged_once_with_the_receivers_name(
     committing: Transaction, caplog: pytest.LogCaptureFixture
 ):
-    """With the signal, the sender and the traceback, on the logger ``sqla_signals``."""
+    """With the signal, the sender, the key and the traceback, in the text and as fields."""
 
     @receiver(post_save, sender=Author, on="commit", name="shop.reindex")
     def fails(sender, **kwargs):
@@ -86,6 +86,10 @@ def test_a_failure_is_logged_once_with_the_receivers_name(
     assert record.levelno == logging.ERROR
     for part in ("shop.reindex", "test_failures.py:", "post_save", "commit", "Author"):
         assert part in record.getMessage()
+    assert "Author 1;" in record.getMessage()
+    assert (record.signal, record.phase, record.sender) == ("post_save", "commit", "Author")
+    assert record.primary_key == (1,)
+    assert record.receiver.startswith("shop.reindex (")
     assert isinstance(record.exc_info[1], Unwanted)
     assert "the reason" in caplog.text
     assert rows(committing.engine, Author.name) == ["a"]

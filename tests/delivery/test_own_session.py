@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gc
 import sys
+import types
 import weakref
+from collections import ChainMap
 from contextlib import ExitStack
 from typing import Any
 
@@ -845,7 +848,31 @@ def closure(session: Any) -> Any:
     return lambda: session
 
 
+@dataclasses.dataclass(slots=True)
+class Slotted:
+    """A repository without a dictionary."""
+
+    session: Any
+
+
+def default(session: Any) -> Any:
+    def add(what: Any, to: Any = session) -> None: ...
+
+    return add
+
+
+def keyword(session: Any) -> Any:
+    def add(what: Any, *, to: Any = session) -> None: ...
+
+    return add
+
+
 REFERRING = {
+    "slots": Slotted,
+    "default": default,
+    "keyword": keyword,
+    "proxy": lambda session: types.MappingProxyType({"mails": ChainMap({"a": Mails(session)})}),
+    "key": lambda session: {Mails(session): 1},
     "itself": lambda session: session,
     "repository": Mails,
     "repositories": lambda session: {"mails": [Mails(session)]},
@@ -1013,6 +1040,34 @@ def test_a_receiver_works_in_the_schema_of_the_transaction_that_it_follows(
     another.dispose()
     expected = {"public": [("of another tenant", None)], "other": [("mine", 3)]}
     assert ages(tenants) == expected
+
+
+@pytest.mark.postgresql
+def test_of_two_engines_for_one_database_each_has_its_own_schemas(tenants: Engine, installed):
+    """A session may have both as its binds."""
+    mine = tenants.execution_options(schema_translate_map={None: "public"})
+    theirs = tenants.execution_options(schema_translate_map=OTHER)
+
+    @receiver([post_save], sender=[Author, Tag], on="commit")
+    def fn(sender, instance, session, created, **kwargs):
+        if created:
+            instance.name += f" of {session.get_bind(sender) is theirs}"
+
+    with Session(binds={Author: mine, Tag: theirs}) as session:
+        session.add_all([Author(id=5, name="author"), Tag(id=5, name="tag")])
+        session.commit()
+    with tenants.connect() as connection:
+        found = {
+            (schema, table): [*connection.exec_driver_sql(f"SELECT name FROM {schema}.{table}")]
+            for schema in ("public", "other")
+            for table in ("authors", "tags")
+        }
+    assert found == {
+        ("public", "authors"): [("of another tenant",), ("author of False",)],
+        ("public", "tags"): [],
+        ("other", "authors"): [],
+        ("other", "tags"): [("tag of True",)],
+    }
 
 
 @pytest.mark.postgresql

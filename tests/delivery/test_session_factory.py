@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
     AsyncSession,
@@ -163,20 +163,18 @@ async def test_neither_is_an_async_scoped_session(async_engine: AsyncEngine, wit
         sqla_signals.install(session_factory=registry)
 
 
-@pytest.mark.parametrize("used", [False, True], ids=["its own", "another that is in use"])
+@pytest.mark.parametrize("which", ["its own", "another"])
 def test_a_factory_that_gives_a_session_of_the_application_is_an_error_of_the_delivery(
-    library: Engine, caplog: pytest.LogCaptureFixture, used: bool
+    library: Engine, caplog: pytest.LogCaptureFixture, which: str
 ):
-    """Logged for each receiver; the caller's session is left as it is."""
+    """Logged for each receiver; the session is left as it is, whatever was done with it."""
     registry = scoped_session(sessionmaker(library))
     sqla_signals.install(session_factory=lambda: registry())
     called = []
     post_save.connect(lambda sender, **kw: called.append(sender), Author, weak=False, on="commit")
-    if used:
-        registry.add(Tag(name="of the scope"))
-        session = Session(library)
-    else:
-        session = registry()
+    registry.connection()
+    session = registry() if which == "its own" else Session(library)
+    registry.rollback()
     author = Author(name="a")
     session.add(author)
     session.commit()
@@ -188,10 +186,175 @@ def test_a_factory_that_gives_a_session_of_the_application_is_an_error_of_the_de
     author.name = "b"
     session.commit()
     assert rows(library, Author.name) == ["b"]
-    if used:
-        assert len(registry.new) == 1
     session.close()
     registry.remove()
+
+
+@pytest.mark.parametrize("made", [None, "a session", iter(())], ids=["None", "text", "generator"])
+def test_a_factory_that_gives_no_session_is_an_error_of_the_delivery(
+    library: Engine, caplog: pytest.LogCaptureFixture, made: Any
+):
+    """Said so, with what it gave."""
+    sqla_signals.install(session_factory=lambda: made)
+    post_save.connect(lambda sender, **kw: None, Author, weak=False, on="commit")
+    with Session(library) as session:
+        session.add(Author(name="a"))
+        session.commit()
+    (record,) = caplog.records
+    assert isinstance(record.exc_info[1], InstallError)
+    assert f"gave {made!r}, which is neither" in str(record.exc_info[1])
+    assert rows(library, Author.name) == ["a"]
+
+
+def test_a_factory_may_load_something_into_the_session_that_it_makes(library: Engine):
+    """It is new all the same."""
+    with Session(library) as session:
+        session.add(Tag(name="tenant"))
+        session.commit()
+
+    def make() -> Session:
+        made = Session(library)
+        made.scalars(select(Tag)).one()
+        return made
+
+    sqla_signals.install(session_factory=make)
+    found = []
+
+    @receiver(post_save, sender=Author, on="commit")
+    def fn(sender, instance, session, created, **kwargs):
+        if created:
+            found.append(instance.name)
+            instance.age = 3
+
+    with Session(library) as session:
+        session.add_all([Author(name="a"), Author(name="b")])
+        session.commit()
+    assert found == ["a", "b"]
+    assert rows(library, Author.age) == [3, 3]
+
+
+def source(library: Engine, given: str, **options: Any) -> sessionmaker[Session]:
+    """A sessionmaker, installed for or given as ``session_factory``."""
+    maker = sessionmaker(library, **options)
+    if given == "install":
+        sqla_signals.install(maker)
+    else:
+        sqla_signals.install(session_factory=maker)
+    return maker
+
+
+@pytest.mark.parametrize("given", ["install", "session_factory"])
+def test_a_receiver_that_fails_in_a_joined_transaction_undoes_its_own_work_only(
+    library: Engine, given: str
+):
+    """Whoever makes its session, that joins the Connection with a savepoint."""
+    with library.connect() as connection:
+        maker = source(connection, given)
+
+        @receiver(post_save, sender=Author, on="commit")
+        def fails(sender, session, **kwargs):
+            session.add(Tag(name="lost"))
+            session.flush()
+            raise Unwanted
+
+        outer = connection.begin()
+        with maker(bind=connection, join_transaction_mode="create_savepoint") as session:
+            session.add(Author(name="a"))
+            session.commit()
+        assert outer.is_active
+        outer.commit()
+    assert rows(library, Author.name) == ["a"]
+    assert rows(library, Tag.name) == []
+
+
+@pytest.mark.parametrize("given", ["install", "session_factory"])
+def test_the_session_of_a_receiver_begins_by_itself(library: Engine, given: str):
+    """Although the application's sessions do not."""
+    maker = source(library, given, autobegin=False)
+
+    @receiver(post_save, sender=Author, on="commit")
+    def fn(sender, instance, created, **kwargs):
+        if created:
+            instance.age = 3
+
+    with maker() as session, session.begin():
+        session.add(Author(name="a"))
+    assert rows(library, Author.age) == [3]
+
+
+class Routed(Session):
+    """A session that goes where it was told to after it was made."""
+
+    engine: Engine | None = None
+
+    def get_bind(self, *args: Any, **kwargs: Any) -> Any:
+        assert self.engine is not None
+        return self.engine
+
+
+def test_the_session_that_the_installed_factory_makes_has_the_attributes_of_the_other_one(
+    library: Engine,
+):
+    """So it goes where that one has gone."""
+    maker = sessionmaker(class_=Routed)
+    sqla_signals.install(maker)
+
+    @receiver(post_save, sender=Author, on="commit")
+    def fn(sender, instance, created, **kwargs):
+        if created:
+            instance.age = 3
+
+    with maker() as session:
+        session.engine = library
+        session.add(Author(name="a"))
+        session.commit()
+    assert rows(library, Author.age) == [3]
+
+
+def test_a_scoped_session_of_a_class_is_installed_for_the_class(library: Engine):
+    """There is no factory that could make sessions for receivers; they are like the others."""
+
+    class Own(Session):
+        pass
+
+    registry = scoped_session(Own)
+    sqla_signals.install(registry)
+    found = []
+
+    @receiver(post_save, sender=Author, on="commit")
+    def fn(sender, session, **kwargs):
+        found.append((type(session), session is registry()))
+
+    registry(bind=library)
+    registry.add(Author(name="a"))
+    registry.commit()
+    assert found == [(Own, False)]
+    registry.remove()
+    assert rows(library, Author.name) == ["a"]
+
+
+@asynchronous
+async def test_an_async_sessionmaker_over_a_sessionmaker_makes_the_session(
+    async_engine: AsyncEngine, witness: Engine
+):
+    """As SQLAlchemy's manual has it for events; it may be either of them that is installed."""
+    for install in (lambda sync, front: sync, lambda sync, front: front):
+        sync = sessionmaker()
+        front = async_sessionmaker(async_engine, sync_session_class=sync)
+        installation = sqla_signals.install(install(sync, front))
+        found = []
+
+        @receiver(post_save, sender=Author, on="commit", dispatch_uid="fn")
+        async def fn(sender, instance, session, found=found, **kwargs):
+            found.append((isinstance(session, AsyncSession), instance in session))
+
+        async with front() as session:
+            session.add(Author(name="a"))
+            await session.commit()
+        assert found == [(True, True)]
+        post_save.disconnect(dispatch_uid="fn")
+        installation.remove()
+    assert rows(witness, Author.name) == ["a", "a"]
 
 
 class Audited(Session):
