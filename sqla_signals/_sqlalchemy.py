@@ -51,7 +51,7 @@ from sqlalchemy.sql.expression import BinaryExpression, BindParameter
 from sqlalchemy.util import immutabledict, walk_subclasses
 
 from .changes import UNSET
-from .errors import InstallError
+from .errors import InstallError, SignalsError
 
 if TYPE_CHECKING:
     from sqlalchemy import Result
@@ -104,10 +104,28 @@ def all_mappers() -> list[Mapper[Any]]:
     long as somebody keeps a class whose definition has failed. ``keyrefs()`` copies in one step,
     and ``Mapper.__init__`` ends with ``_flag_new_mapper``.
     """
-    registries = [registry for ref in _mapper_registries.keyrefs() if (registry := ref())]
-    managers = [ref() for registry in registries for ref in registry._managers.keyrefs()]
+    managers = [ref() for registry in _registries() for ref in registry._managers.keyrefs()]
     mappers = [manager.__dict__.get("mapper") for manager in managers if manager is not None]
     return [mapper for mapper in mappers if mapper is not None and mapper._ready_for_configure]
+
+
+def _registries() -> list[Any]:
+    return [registry for ref in _mapper_registries.keyrefs() if (registry := ref())]
+
+
+def configured_mappers() -> list[Mapper[Any]]:
+    """Every mapper that can be used; those that nobody has used yet are configured.
+
+    ``configure_mappers()`` raises if there is one class in the process that cannot be configured.
+    """
+    for registry in _registries():
+        try:
+            registry.configure(cascade=True)
+        except SignalsError:
+            raise
+        except Exception:
+            continue  # so does whoever uses one of its classes
+    return [mapper for mapper in all_mappers() if mapper.configured]
 
 
 def all_sessions() -> list[Session]:

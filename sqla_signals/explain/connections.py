@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy.orm import configure_mappers
+from sqlalchemy.orm import class_mapper
 
 from .. import mapping
-from .._sqlalchemy import all_mappers, is_mapped, writes_rows
+from .._sqlalchemy import configured_mappers, is_mapped, writes_rows
 from ..bridge.m2m import association_of
 from ..dispatch import audible
 from ..errors import ReceiverOptionError
@@ -39,9 +39,8 @@ def explain(target: Any = None) -> Explanation:
     is one that is listened to, is only known when something happens. Callbacks given to
     ``on_commit()`` and ``on_rollback()`` are not receivers.
     """
-    configure_mappers()
     signals: list[Signal] = [*mapping.model_signals, receiver_failed]
-    mappers = sorted(all_mappers(), key=lambda mapper: _dotted(mapper.class_))
+    mappers = sorted(configured_mappers(), key=lambda mapper: _dotted(mapper.class_))
     asked: list[Mapper[Any]] = []
     others: list[Signal] = []  # may be sent by anything, installed or not
     if target is None:
@@ -70,6 +69,8 @@ def explain(target: Any = None) -> Explanation:
         ]
     elif isinstance(target, type):
         subject = _dotted(target)
+        if is_mapped(target):
+            class_mapper(target)  # raises if it cannot be configured
         asked = [
             mapper
             for mapper in mappers

@@ -36,6 +36,7 @@ def notices(signal: Signal, receiver: Receiver) -> Iterator[Notice]:
     else:
         mappers = [mapper for mapper in all_mappers() if receiver.matches(mapper.class_)]
         never = _never_matched(receiver, mappers) or _never_heard(signal, receiver, mappers)
+        mappers = [mapper for mapper in mappers if mapper.configured]
         limits = [] if never or not _is_of_updates(signal) else _never_written(receiver, mappers)
     if never is None and _cannot_be_awaited(receiver):
         never = (
@@ -67,6 +68,8 @@ def _never_matched(receiver: Receiver, mappers: list[Mapper[Any]]) -> str | None
                 f"{_names(mappers)} is polymorphic_abstract, so every instance is of a subclass. "
                 f"Add propagate=True"
             )
+        if not any(mapper.configured for mapper in mappers):
+            return f"SQLAlchemy cannot configure {_names(mappers)}. configure_mappers() says why"
         return None
     if sender is ANY:
         return "no class is mapped. Import the models"
@@ -102,7 +105,7 @@ def _never_heard(signal: Signal, receiver: Receiver, mappers: list[Mapper[Any]])
 
 
 def _never_of_association(receiver: Receiver) -> str | None:
-    if any(hears(receiver, mapper) for mapper in all_mappers()):
+    if any(hears(receiver, mapper) for mapper in all_mappers() if mapper.configured):
         return None
     if receiver.sender is ANY:
         return "no model has a relationship with a secondary table"

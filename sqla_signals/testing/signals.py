@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from .. import mapping, observe
+from ..blocks import block
 from ..errors import ReceiverOptionError
 from ..signal import Signal
 from .capture import Capture, Failure, Sent
@@ -156,7 +156,7 @@ class Signals:
         signal.connect(listening, sender, weak=False, name="signals.listen", **options)
         self._heard.append(lambda: signal.disconnect(listening))
 
-    @contextmanager
+    @block
     def expect_failure(
         self,
         exception: type[BaseException] | tuple[type[BaseException], ...] = Exception,

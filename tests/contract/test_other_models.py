@@ -163,6 +163,13 @@ def test_models_of_which_a_relationship_leads_nowhere_are_in_nobodys_way(
         session.commit()
     assert log.lines == both("save created Good(a)") + both("save created Good(b)")
     assert rows(engine, base.Good.name) == ["a", "b"]
+    post_save.connect(log, weak=False, sender=Lost)
+    assert "Log" in str(sqla_signals.explain(base.Good))
+    (notice,) = sqla_signals.explain().notices
+    assert notice.never
+    assert "SQLAlchemy cannot configure Lost" in notice.text
+    with pytest.raises(InvalidRequestError, match="Nowhere"):
+        sqla_signals.explain(Lost)
     Broken.registry.dispose()
 
 
