@@ -51,13 +51,18 @@ class Shape:
 
     :param keys: the names of the attributes.
     :param written: what it writes, if that is more than it changes.
+    :param unknown: what else it may change, if that is not the rest of ``written``.
     :param is_plain: whether a look at the values is enough to know that a diff still stands.
     """
 
-    __slots__ = ("along", "changed", "exotic", "is_plain", "places", "written")
+    __slots__ = ("along", "changed", "exotic", "is_plain", "places", "unknown", "written")
 
     def __init__(
-        self, keys: Collection[str], written: frozenset[str] | None = None, is_plain: bool = False
+        self,
+        keys: Collection[str],
+        written: frozenset[str] | None = None,
+        unknown: frozenset[str] | None = None,
+        is_plain: bool = False,
     ) -> None:
         self.places: Mapping[str, int] = {key: 2 * i + 1 for i, key in enumerate(keys)}
         """Where in a :data:`Diff` the old value of an attribute is; the new one is behind it."""
@@ -66,8 +71,11 @@ class Shape:
         """With versions and ``onupdate`` columns."""
         self.along: frozenset[str] = self.written - self.changed
         """What it writes without having changed it."""
+        self.unknown: frozenset[str] = self.along if unknown is None else unknown
+        """What may have another value now, and nobody has looked: versions, ``onupdate`` columns,
+        and what the database computes."""
         self.is_plain: bool = is_plain
-        self.exotic: Shape = Shape(keys, written) if is_plain else self
+        self.exotic: Shape = Shape(keys, written, unknown) if is_plain else self
         """The same for values that may be changed in place."""
 
 

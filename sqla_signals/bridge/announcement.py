@@ -209,6 +209,10 @@ class Announcement:
                         break
                     diff = columns.diff(state)
                 first = False
+                unknown = diff[0].unknown
+                if foreseen:
+                    written = columns.written_along((*diff[0].places, *foreseen))
+                    unknown = columns.may_change(written)
                 model.save(
                     pre_save,
                     (receiver,),
@@ -217,8 +221,7 @@ class Announcement:
                     Changes(diff),
                     diff[0].changed,
                     calls.raw,
-                    None,
-                    foreseen,
+                    unknown=unknown,
                 )
 
     def _is_kept_though_marked(self, state: State) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from sqlalchemy.util import await_only
@@ -15,7 +15,7 @@ from ..dispatch import Table, active_mutes, audible, unawaitable
 from ..errors import AsyncReceiverError, note
 from ..receivers import Call, Receiver, describe_sender
 from ..signals import post_delete, post_save, pre_delete, pre_save
-from .columns import NOTHING, Columns, current_columns_of
+from .columns import Columns, current_columns_of
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 RAW: Final = "sqla_signals.raw"
 """Key in ``Session.info`` while inside :func:`sqla_signals.raw`."""
+
+
+NOTHING_UNKNOWN: Final[frozenset[str]] = frozenset()
 
 
 class Calls(dict["Mapper[Any]", "ModelCalls"]):
@@ -127,12 +130,19 @@ class ModelCalls:
         self.mapper: Mapper[Any] = mapper
         cls: type = mapper.class_
         self.cls: type = cls
-        self.columns: Columns = current_columns_of(mapper)
+        self.columns: Columns = current_columns_of(mapper, self._fields)
         self._bind: Engine | Connection | None = None
         self.pre_save: Final = Heard(pre_save, cls)
         self.post_save: Final = Heard(post_save, cls)
         self.pre_delete: Final = Heard(pre_delete, cls)
         self.post_delete: Final = Heard(post_delete, cls)
+
+    def _fields(self) -> Iterator[str]:
+        """The attributes that some receiver of ``post_save`` names."""
+        for receivers in post_save.table.phases(self.cls).values():
+            for receiver in receivers:
+                if receiver.fields is not None:
+                    yield from receiver.columns(self.mapper)
 
     def awaits(self, on: Call) -> bool:
         """Whether anybody waits for the transaction to end like this, muted or not."""
@@ -153,11 +163,11 @@ class ModelCalls:
         update_fields: frozenset[str] | None,
         raw: bool,
         using: Engine | Connection | None = None,
-        foreseen: Mapping[str, Any] = NOTHING,
+        unknown: frozenset[str] = NOTHING_UNKNOWN,
     ) -> None:
         """Call those receivers of ``pre_save`` or ``post_save`` whose ``fields`` let it through.
 
-        :param foreseen: what the flush is going to assign besides ``changes``.
+        :param unknown: what may have another value besides ``changes``.
         """
         cls = self.cls
         session = None if self._detached else self._session
@@ -168,7 +178,7 @@ class ModelCalls:
             if fn is None or not (
                 receiver.fields is None
                 or update_fields is None
-                or receiver.passes(self.mapper, changes, foreseen)
+                or receiver.passes(self.mapper, changes, unknown)
             ):
                 continue
             try:

@@ -5,6 +5,7 @@ The rules are those of SQLAlchemy's ``orm/persistence.py``, asked from outside. 
 
 from __future__ import annotations
 
+import re
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from operator import eq
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import inspect
+from sqlalchemy.exc import CompileError
 from sqlalchemy.orm import LoaderCallableStatus
 from sqlalchemy.schema import Column
 from sqlalchemy.sql import ClauseElement
@@ -36,21 +38,25 @@ class Columns:
         "__weakref__",
         "_delicate",
         "_equal",
-        "_fragile",
         "_keys",
         "_primary_key",
         "_shapes",
         "_tables",
         "_version",
+        "_version_table",
         "_written_along",
         "absent",
+        "computed",
+        "filled_in",
         "keys",
         "mutable",
         "property_count",
         "unfetched",
+        "watched",
+        "watching",
     )
 
-    def __init__(self, mapper: Mapper[Any]) -> None:
+    def __init__(self, mapper: Mapper[Any], watched: frozenset[str] = frozenset()) -> None:
         manager = mapper.class_manager
         # A polymorphic_on that the class does not map is a property without an attribute
         # (_configure_polymorphic_setter of orm/mapper.py).
@@ -76,27 +82,57 @@ class Columns:
         self._tables = {
             key: frozenset(column.table for column in prop.columns) for key, prop in props.items()
         }
-        self.unfetched: frozenset[str] = frozenset(
-            key
+        self.computed: dict[str, frozenset[str]] = {
+            key: self._sources(column)
             for key, prop in props.items()
-            if any(column.server_onupdate is not None for column in prop.columns)
-        )
+            for column in prop.columns
+            if column.server_onupdate is not None
+        }
+        """What the database computes when a row is updated, and which attributes that hangs on."""
+        for _ in range(len(self.computed)):  # one computed column may be computed from another
+            for key, sources in self.computed.items():
+                more = [self.computed[one] for one in sources if one in self.computed]
+                self.computed[key] = sources.union(*more)
+        self.unfetched: frozenset[str] = frozenset(self.computed)
         self._written_along: dict[Any, frozenset[str]] = {}
         for key, prop in props.items():
             for column in prop.columns:
                 if column.onupdate is not None:
                     along = self._written_along.get(column.table, frozenset())
                     self._written_along[column.table] = along | {key}
-        self._fragile = self.unfetched.union(*self._written_along.values())
-        """Whose history goes when the new value is fetched."""
+        self.filled_in: frozenset[str] = self.unfetched.union(*self._written_along.values())
+        """What the UPDATE of other attributes fills in: versions, ``onupdate`` columns, and what
+        the database computes. The history of these goes when the new value is fetched."""
         self._version: str | None = None
-        if mapper.version_id_col is not None:
-            version = mapper.get_property_by_column(mapper.version_id_col).key
-            self._fragile |= {version}
+        self._version_table: Any = None
+        version_column: Any = mapper.version_id_col
+        if version_column is not None:
+            version = mapper.get_property_by_column(version_column).key
+            self.filled_in |= {version}
+            self._version_table = version_column.table
             if mapper.version_id_generator is not False:
                 self._version = version
+            elif version_column.server_default is not None:  # as PostgreSQL's xmin
+                self.computed[version] = self.keys
         self._delicate = self.unfetched.union(self._primary_key)
         """That differ after an UPDATE does not say that it has written them."""
+        self.watched: frozenset[str] = watched & self.filled_in
+        """What of :attr:`filled_in` somebody asks for, so that its values are looked at."""
+        self.watching: dict[frozenset[str], Columns] = {}
+        """The same columns, by what of them is watched; see :func:`current_columns_of`."""
+
+    def _sources(self, column: Any) -> frozenset[str]:
+        """The attributes from which the database computes a column; all of its table, in doubt."""
+        siblings = {one: self._keys[one] for one in column.table.c if one in self._keys}
+        if column.computed is not None:
+            try:
+                words = _words(str(column.computed.sqltext))
+            except CompileError:  # an expression of one database alone
+                words = set()
+            named = {key for one, key in siblings.items() if _words(one.name) <= words}
+            if named:
+                return frozenset(named)
+        return frozenset(siblings.values())
 
     def diff(self, state: InstanceState[Any], foreseen: Values = NOTHING) -> Diff:
         """What an UPDATE of this instance would write if it were flushed now.
@@ -134,8 +170,10 @@ class Columns:
 
     def shape(self, keys: tuple[str, ...]) -> Shape:
         """The shape of an UPDATE that changes these attributes."""
-        is_plain = self._delicate.isdisjoint(keys) and self._fragile.isdisjoint(keys)
-        return Shape(keys, self.written_along(keys), is_plain)
+        written = self.written_along(keys)
+        unknown = self.may_change(written) - set(keys)
+        is_plain = self._delicate.union(self.filled_in).isdisjoint(keys)
+        return Shape(keys, written, unknown, is_plain and self.watched.isdisjoint(unknown))
 
     def will_write(self, state: InstanceState[Any], foreseen: Values) -> bool:
         """Whether an UPDATE is going to be written once the flush has assigned ``foreseen``."""
@@ -185,7 +223,7 @@ class Columns:
         """
         committed, assigned = state.committed_state, pairs_of(before)
         computed = {
-            key for key, (_, new) in assigned.items() if key in self._fragile or is_expression(new)
+            key for key, (_, new) in assigned.items() if key in self.filled_in or is_expression(new)
         }
         changed: dict[str, tuple[Any, Any]] = {}
         values = state.dict
@@ -209,7 +247,7 @@ class Columns:
                 changed[key] = (old, values.get(key, UNSET))
         # A SQL expression that another before_update listener assigned after ours.
         for key in state.expired_attributes.difference(expired, changed, self.unfetched):
-            if key in self.keys and key not in self._fragile:
+            if key in self.keys and key not in self.filled_in:
                 changed[key] = (UNSET, UNSET)
         return changed
 
@@ -230,15 +268,52 @@ class Columns:
         :param of_one_table: an extra UPDATE, which leaves a version in another table alone.
         """
         fields = frozenset(changed)
-        if not self._fragile:
+        if not fields or not self.filled_in:
             return fields
         tables = {table for key in fields for table in self._tables[key]}
+        if self._version_table is not None and not of_one_table:
+            # _collect_update_commands of orm/persistence.py: the table of the version gets an
+            # UPDATE too, also where the program or the database counts it.
+            tables.add(self._version_table)
         for table in tables:
             fields |= self._written_along.get(table, frozenset())
-        version = self._version
-        if version is None or (of_one_table and tables.isdisjoint(self._tables[version])):
-            return fields
-        return fields | {version}
+        if self._version is not None and self._version_table in tables:
+            fields |= {self._version}
+        return fields
+
+    def may_change(self, written: Iterable[str]) -> frozenset[str]:
+        """What may have another value after an UPDATE that writes these, computed columns too."""
+        fields = frozenset(written)
+        computed = [key for key, sources in self.computed.items() if sources & fields]
+        return fields.union(computed) if computed else fields
+
+    def still_unknown(self, changes: Iterable[str], unknown: frozenset[str]) -> frozenset[str]:
+        """What of ``unknown`` may differ after ``changes``, which may have been reverted since.
+
+        A computed column is as it was if what it is computed from is.
+        """
+        if self.computed and not unknown.isdisjoint(self.computed):
+            return unknown & self.may_change(unknown.difference(self.computed).union(changes))
+        return unknown
+
+    def filled(
+        self, state: InstanceState[Any], changed: Pairs, written: frozenset[str], before: Values
+    ) -> Diff:
+        """``changed`` with the values that an UPDATE has filled in, as far as somebody asks.
+
+        :param written: what the UPDATE wrote.
+        :param before: the values of :attr:`watched` before it, as far as they were known.
+        """
+        unknown = set(self.may_change(written).difference(changed))
+        pairs = dict(changed)
+        for key in self.watched & unknown:
+            old, new = before.get(key, UNSET), state.dict.get(key, UNSET)
+            if new is UNSET:  # to be fetched when somebody reads it
+                continue
+            unknown.discard(key)
+            if old is UNSET or not self.same(key, old, new):
+                pairs[key] = old, new
+        return diff_of(pairs, Shape(pairs, written.union(pairs), frozenset(unknown)))
 
     def same(self, key: str, old: Any, new: Any) -> bool:
         """Whether the database would see no difference between two values."""
@@ -313,6 +388,10 @@ def equality(equal: Any) -> Any:
     return eq if plain else equal
 
 
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.lower()))
+
+
 def is_expression(value: Any) -> bool:
     """Whether a value is SQL, to be computed by the database."""
     if type(value) in IMMUTABLE:
@@ -372,9 +451,16 @@ class ColumnsByMapper(dict["Mapper[Any]", Columns]):
         return found
 
 
-def current_columns_of(mapper: Mapper[Any]) -> Columns:
-    """The same, made again if columns were added to the class since; asked once for each flush."""
+def current_columns_of(mapper: Mapper[Any], fields: Callable[[], Iterable[str]]) -> Columns:
+    """The same, made again if columns were added to the class since; asked once for each flush.
+
+    :param fields: the attributes that somebody asks for by name; called where it matters.
+    """
     found = columns_of(mapper)
     if found.property_count != property_count(mapper):
         found = _columns[mapper] = Columns(inspect(mapper))
+    if found.filled_in and (watched := found.filled_in.intersection(fields())):
+        if watched not in found.watching:
+            found.watching[watched] = Columns(inspect(mapper), watched)
+        return found.watching[watched]
     return found

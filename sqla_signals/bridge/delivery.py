@@ -33,7 +33,7 @@ from ..receivers import Call, Receiver, is_async
 from ..signal import logger
 from ..signals import post_bulk, post_delete, post_save
 from .calls import PLAIN_SESSION, Calls, async_session_of, cannot_await
-from .columns import ColumnsByMapper
+from .columns import ColumnsByMapper, columns_of
 from .delivery_session import DeliverySession, SchemaMaps, SessionSource
 from .effect_calls import call_for, failed, signal_of
 
@@ -382,7 +382,8 @@ class Audience(dict["Mapper[Any]", Waiting]):
         saves, some_choose, deletes = self[mapper]
         receivers = deletes if effect.kind is DELETED else saves
         if some_choose and effect.kind is UPDATED:
-            receivers = [one for one in receivers if one.passes(mapper, effect.changes)]
+            unknown = columns_of(mapper).still_unknown(effect.changes, effect.unknown)
+            receivers = [one for one in receivers if one.passes(mapper, effect.changes, unknown)]
         mutes = effect.source.mutes
         if receivers and mutes != NEVER_MUTED:
             signal, cls = signal_of(effect), mapper.class_

@@ -29,7 +29,20 @@ def call_for(effect: Effect, model: ModelCalls, receiver: Receiver, instance: An
     if model.columns.mutable:  # a receiver may change it; the next one must not see that
         changes = model.columns.own_changes(changes)
     fields = effect.fields if created or effect.fields is not None else effect.written()
-    model.save(post_save, (receiver,), instance, created, changes, fields, source.raw, source.using)
+    unknown = effect.unknown
+    if receiver.fields is not None:
+        unknown = model.columns.still_unknown(changes, unknown)
+    model.save(
+        post_save,
+        (receiver,),
+        instance,
+        created,
+        changes,
+        fields,
+        source.raw,
+        source.using,
+        unknown,
+    )
 
 
 def failed(

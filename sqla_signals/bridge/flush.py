@@ -156,8 +156,17 @@ class Flush:
                     changes: Mapping[str, Change] = NewRow(model.columns.absent, row)
                     model.save(post_save, receivers, state.obj(), True, changes, None, raw)
                 else:
-                    changes, fields = Changes(row), row[0].written
-                    model.save(post_save, receivers, state.obj(), False, changes, fields, raw)
+                    changes, fields, unknown = Changes(row), row[0].written, row[0].unknown
+                    model.save(
+                        post_save,
+                        receivers,
+                        state.obj(),
+                        False,
+                        changes,
+                        fields,
+                        raw,
+                        unknown=unknown,
+                    )
             self._m2m.send_post()
 
     def _effects(self, rows: Mapping[State, Written]) -> list[Effect]:
@@ -198,6 +207,7 @@ class Flush:
                     was=keys_before.get(state),
                     changes=Changes(columns.own_diff(row)),
                     along=row[0].along,
+                    unknown=row[0].unknown,
                     fields=row[0].written,
                     values=values,
                 )
@@ -234,7 +244,7 @@ class _Awaited(dict["Mapper[Any]", "tuple[ModelCalls, Source, bool] | None"]):
         if undone or model.awaits("commit") or model.awaits("durable"):
             columns = model.columns
             using = None if is_sharded(self._calls.session) else model.using(None)
-            source = Source(columns.same, columns.unfetched, self._calls.raw, using, self._mutes)
+            source = Source(columns.same, raw=self._calls.raw, using=using, mutes=self._mutes)
             found = model, source, undone
         self[mapper] = found
         return found

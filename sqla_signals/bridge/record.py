@@ -15,7 +15,7 @@ from .._sqlalchemy import (
     postupdated_states,
     state_with_key_of,
 )
-from ..changes import NO_DIFF, UNSET, Diff, Shape, diff_of, pairs_of
+from ..changes import NO_DIFF, UNSET, Diff, pairs_of
 from ..net import DELETED, Kind
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class Record:
         "_instances",
         "_pending",
         "_rows",
+        "_watched",
         "keys_before",
     )
 
@@ -67,6 +68,8 @@ class Record:
         """What an UPDATE was going to write, where that is not what was announced."""
         self._expired: dict[State, frozenset[str]] = {}
         """What was expired right before the UPDATE."""
+        self._watched: dict[State, Mapping[str, Any]] = {}
+        """What was known right before the UPDATE of attributes that it may fill in."""
         self.keys_before: dict[State, Any] = {}
         """The identity key before an UPDATE that may have changed it."""
 
@@ -103,6 +106,10 @@ class Record:
                 self.keys_before[state] = state.key
                 if state.expired_attributes:
                     self._expired[state] = frozenset(state.expired_attributes)
+                if columns.watched:
+                    values = state.dict
+                    known = columns.watched.intersection(values)
+                    self._watched[state] = {key: values[key] for key in known}
 
     def inserted(self, state: State) -> None:
         """An INSERT was emitted for the state."""
@@ -142,7 +149,10 @@ class Record:
             diff = self._announced.get(state, NO_DIFF)
         if not columns.still_stands(state, diff):
             expired = self._expired.pop(state, NOTHING_EXPIRED)
-            diff = columns.diff_of(columns.updated(state, diff, expired, self._context))
+            pairs = columns.updated(state, diff, expired, self._context)
+            diff = columns.diff_of(pairs)
+            if columns.watched and pairs:
+                diff = columns.filled(state, pairs, diff[0].written, self._watched.get(state, {}))
             self.keys_before.setdefault(state, state.key)
         self._rows[state] = diff
         self._instances.append(state.obj())
@@ -176,8 +186,11 @@ class Record:
         if isinstance(row, dict):
             self._rows[state] = {**row, **{k: state.dict.get(k, UNSET) for k in fields}}
         elif row is not DELETED:
+            known = {key: old for key, (old, _) in pairs_of(row).items() if old is not UNSET}
             pairs = {**pairs_of(row), **pairs}
-            self._rows[state] = diff_of(pairs, Shape(pairs, row[0].written | fields))
+            changed = {key: pair for key, pair in pairs.items() if key not in mapped.watched}
+            before = {**self._watched.get(state, {}), **known}
+            self._rows[state] = mapped.filled(state, changed, row[0].written | fields, before)
             self._instances.append(state.obj())
 
 
