@@ -676,6 +676,13 @@ def _plain(value: Any) -> Any:
     return value.value if is_plain else value
 
 
+BIND_ARGUMENT: Final = "_sa_skip_events"
+"""``ORMExecuteState.invoke_statement()`` adds it to the bind arguments; it means nothing any more.
+
+A ``get_bind(self, mapper=None, clause=None)``, as in SQLAlchemy's recipe, does not take it.
+"""
+
+
 def execution_options_of(context: ORMExecuteState) -> Mapping[str, Any]:
     """The options of a statement and of its execution, with what listeners have added so far."""
     statement: Any = context.statement

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy
-from sqlalchemy import JSON, ForeignKey, create_engine, event, update
+from sqlalchemy import JSON, ForeignKey, create_engine, event, literal, select, update
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -35,6 +35,7 @@ from sqlalchemy.orm import (
     mapped_column,
     relationship,
     sessionmaker,
+    with_loader_criteria,
 )
 
 import sqla_signals
@@ -146,6 +147,7 @@ MAPPERS = (
     "_dependency_processors",
     "_props",
     "_ready_for_configure",
+    "_equivalent_columns",
     "_is_orphan",
     "_identity_key_from_state",
     "get_property_by_column",
@@ -172,6 +174,7 @@ STATES = (
 )
 SESSIONS = (
     "_autobegin_t",
+    "_autoflush",
     "_is_clean",
     "_new",
     "_deleted",
@@ -180,6 +183,7 @@ SESSIONS = (
     "_query_cls",
     "_register_altered",
     "_transaction",
+    "_remove_newly_deleted",
     "_flushing",
     "connection_callable",
     "enable_baked_queries",
@@ -219,8 +223,10 @@ PROCESSORS = (
 IDENTITY_MAPS = ("_dict", "_wr")
 STATEMENTS = (
     "_annotations",
+    "_generate",
     "_multi_values",
     "_post_values_clause",
+    "_propagate_attrs",
     "_values",
     "_with_options",
     "is_dml",
@@ -246,8 +252,13 @@ ELSEWHERE = (
     "_Session__binds",
     "_ShardedSession__shards",
     "_OneToManyDP",
+    "_BulkUDCompileState",
+    "_sa_skip_events",
     "_expand_composites",
     "_expand_other_attrs",
+    "_adjust_for_extra_criteria",
+    "_events_todo",
+    "_is_criteria_option",
     "_ordered_values",
     "_where_criteria",
 )
@@ -618,6 +629,41 @@ def test_what_an_update_sets_and_asks_for():
     ]
     assert statement.table._annotations["parententity"] is sa_inspect(Parent)
     assert "parententity" not in update(Parent.__table__).where(Parent.id == 1).table._annotations
+
+
+def test_a_listener_for_statements_can_be_added_as_the_last_one():
+    """``ORMExecuteState._events_todo``, of which ``invoke_statement()`` calls what remains."""
+    called: list[str] = []
+    with Session(create_engine("sqlite://")) as session:
+
+        @event.listens_for(session, "do_orm_execute")
+        def first(state: Any) -> Any:
+            called.append("first")
+            if "again" in state.execution_options:
+                return None
+            state.update_execution_options(again=True)
+            return _sqlalchemy.execute_last(state, last)
+
+        @event.listens_for(session, "do_orm_execute")
+        def second(state: Any) -> None:
+            called.append("second")
+
+        def last(state: Any) -> Any:
+            called.append("last")
+            return state.invoke_statement(bind_arguments={"bind": session.get_bind()})
+
+        assert session.execute(select(literal(1))).scalar_one() == 1
+    assert called == ["first", "second", "last"], WHERE
+
+
+def test_the_conditions_that_options_and_inheritance_add():
+    """``_BulkUDCompileState``, without the underscore in 2.0, and what an option knows."""
+    option = with_loader_criteria(Parent, Parent.name == "a")
+    require(option, "orm.with_loader_criteria()", "_is_criteria_option", "get_global_criteria")
+    criteria: dict[Any, Any] = {}
+    option.get_global_criteria(criteria)
+    found = _sqlalchemy._BulkUDCompileState._adjust_for_extra_criteria(criteria, sa_inspect(Parent))
+    assert [str(one) for one in found] == ["parents.name = :name_1"], WHERE
 
 
 def test_a_list_of_values_is_taken_apart_by_columns_in_place():

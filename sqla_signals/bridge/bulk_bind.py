@@ -13,19 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import TableClause, inspect, update
 
-from .._sqlalchemy import dml_strategy
+from .._sqlalchemy import BIND_ARGUMENT, dml_strategy
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
     from sqlalchemy.orm import Mapper, ORMExecuteState, Session
 
     Bind = Engine | Connection
-
-_INTERNAL = "_sa_skip_events"
-"""``ORMExecuteState.invoke_statement()`` adds it to the bind arguments; it means nothing any more.
-
-A ``get_bind(self, mapper=None, clause=None)`` does not take it.
-"""
 
 
 def bind_of(context: ORMExecuteState, mapper: Mapper[Any]) -> Bind:
@@ -36,7 +30,7 @@ def bind_of(context: ORMExecuteState, mapper: Mapper[Any]) -> Bind:
         bind: Bind = session.get_bind(mapper.base_mapper)
         return bind
     arguments = {**context.bind_arguments, "clause": context.statement}
-    arguments.pop(_INTERNAL, None)
+    arguments.pop(BIND_ARGUMENT, None)
     bind = session.get_bind(**arguments)
     return bind
 
@@ -47,7 +41,7 @@ def own_choice_of_bind(session: Session) -> Iterator[None]:
     choose = session.get_bind
 
     def get_bind(*arguments: Any, **options: Any) -> Bind:
-        options.pop(_INTERNAL, None)
+        options.pop(BIND_ARGUMENT, None)
         return choose(*arguments, **options)
 
     with _replaced(session, get_bind):
@@ -64,7 +58,7 @@ def one_bind(session: Session, written: Mapper[Any], bind: Bind) -> Iterator[Non
     choose = session.get_bind
 
     def get_bind(mapper: Any = None, **options: Any) -> Any:
-        options.pop(_INTERNAL, None)
+        options.pop(BIND_ARGUMENT, None)
         if options.get("bind") is bind:
             return bind
         if mapper is None:

@@ -20,7 +20,6 @@ from .._sqlalchemy import (
     by_column,
     dml_strategy,
     dml_table,
-    flush_as_query_does,
     key_columns_of,
     matching,
     set_deleted,
@@ -104,15 +103,12 @@ class ChangedRows(Rows):
         """Note what the statement has done to each row, for the ``post_`` signals."""
         raise NotImplementedError
 
-    # -- the rows, before and after ----------------------------------------------------------------
-
     def _look_up(self, keys: Iterable[Key] | None = None) -> Found:
         """The rows that the statement would change now, locked, with their present values.
 
         :param keys: only those of these keys.
         """
-        if self._options.get("autoflush", True):
-            flush_as_query_does(self._session)
+        self._flush()
         names = list(self._fields)
         query = self._matching([*self._key_columns, *map(self._column, names)])
         if keys is not None:
@@ -265,7 +261,9 @@ class UpdatedByKey(_UpdatedRows):
         # It writes each table of a joined subclass.
         self._table, self._key_columns = mapper.persist_selectable, mapper.primary_key
         self._stated = set_values(self._statement, mapper)
-        self._settable = calls[mapper].columns.keys.difference(self._names)
+        self._check_key(self._stated)
+        keys = {attribute_of(key, mapper) for table in mapper.tables for key in table.primary_key}
+        self._settable = calls[mapper].columns.keys.difference(self._names, keys)
         self._version = (
             None
             if mapper.version_id_col is None
@@ -277,7 +275,8 @@ class UpdatedByKey(_UpdatedRows):
             if self._stated or not self._settable.isdisjoint(one)  # else SQLAlchemy leaves it out
         ]
         names = {name for one in self._given for name in self._set_by(one)}
-        self._fields = self._written_by(frozenset(names))
+        self._fields = self._written_by(names)
+        self._fields_by_names: dict[frozenset[str], frozenset[str]] = {}
         self._values: dict[Hashable, dict[str, Any]] = {}
         """What is set in each row that was found."""
         self._matched: list[tuple[Mapping[str, Any], Hashable]] = []
@@ -307,7 +306,10 @@ class UpdatedByKey(_UpdatedRows):
         return self._values[identity]
 
     def _fields_of(self, identity: Hashable) -> frozenset[str]:
-        return self._written_by(self._values[identity])
+        names = frozenset(self._values[identity])
+        if names not in self._fields_by_names:
+            self._fields_by_names[names] = self._written_by(names)
+        return self._fields_by_names[names]
 
     def _look_up(self, keys: Iterable[Key] | None = None) -> Found:
         if keys is not None:

@@ -7,10 +7,10 @@ PostgreSQL itself, elsewhere what was looked up under a lock before.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import inspect, literal_column, select
+from sqlalchemy import Boolean, inspect, literal_column, select
 from sqlalchemy.orm.attributes import set_committed_value
 
 from .._sqlalchemy import (
@@ -18,7 +18,6 @@ from .._sqlalchemy import (
     attribute_of,
     by_column,
     dml_strategy,
-    flush_as_query_does,
     has_many_values,
     inserted_values,
     state_of,
@@ -36,6 +35,7 @@ from .guard import IN_STATEMENT, guarded
 if TYPE_CHECKING:
     from sqlalchemy.engine import Result
     from sqlalchemy.orm import Mapper, ORMExecuteState
+    from sqlalchemy.sql import ColumnElement
 
     from .._sqlalchemy import Upsert
     from .calls import Calls
@@ -55,8 +55,18 @@ def inserted_rows(context: ORMExecuteState, mapper: Mapper[Any], calls: Calls) -
     return UpsertedRows(context, mapper, calls, upsert)
 
 
+class Inserted(NamedTuple):
+    """A row that the statement has written."""
+
+    key: Key
+    is_new: bool
+
+
 class InsertedRows(Rows):
     """The row signals of an INSERT that writes new rows only."""
+
+    _tells_new: Sequence[ColumnElement[bool]] = ()
+    """SQL that says of a row whether it is new, where the database can say so afterwards."""
 
     def __init__(self, context: ORMExecuteState, mapper: Mapper[Any], calls: Calls) -> None:
         super().__init__(context, mapper, calls)
@@ -70,11 +80,16 @@ class InsertedRows(Rows):
 
     def execute(self) -> tuple[Result[Any], int]:
         """Send the ``pre_`` signals and execute the statement; return how many rows it wrote."""
-        self._announce()
-        result, returned = self._insert()
-        keys = [key for key, _ in returned]
-        self._note_created(self._load(keys, refresh=True).values())
-        return result, len(keys)
+        self._look_up()
+        if self._announce():
+            self._look_up()
+        result, rows = self._insert()
+        self._note(rows)
+        return result, len(rows)
+
+    def _look_up(self) -> None:
+        """Find out about the rows that are there, before receivers are called and after it."""
+        self._flush()
 
     def _given_rows(self) -> list[dict[str, Any]] | None:
         """The rows to be inserted, by attribute; ``None`` if the statement selects them."""
@@ -85,10 +100,12 @@ class InsertedRows(Rows):
         if self._is_bulk:
             many = self._parameters = by_column(many, self._mapper)
         else:  # by the names of columns
-            many = [{attribute_of(name, self._mapper): one[name] for name in one} for one in many]
+            many = [self._by_attribute(one) for one in many]
         return [{**stated[0], **one} for one in many]
 
-    # -- before ------------------------------------------------------------------------------------
+    def _by_attribute(self, parameters: Values) -> dict[str, Any]:
+        named = {attribute_of(name, self._mapper): value for name, value in parameters.items()}
+        return {name: value for name, value in named.items() if name is not None}
 
     def _announce(self) -> bool:
         """Send ``pre_save`` for each row, and let receivers assign to new ones.
@@ -174,28 +191,33 @@ class InsertedRows(Rows):
             return values
         return {self._column(name).key: value for name, value in values.items()}
 
-    # -- after -------------------------------------------------------------------------------------
-
-    def _insert(self, *more: Any) -> tuple[Result[Any], list[tuple[Key, tuple[Any, ...]]]]:
-        """Execute the statement.
-
-        :param more: what to return of each row besides its key.
-        :returns: the result for the caller; for each row its key, and what more was returned.
-        """
+    def _insert(self) -> tuple[Result[Any], dict[Hashable, Inserted]]:
+        """Execute the statement; the result for the caller, and the rows that it has written."""
         # With a list SQLAlchemy inserts into each of several tables, and returns whole instances.
-        if self._is_bulk and len(self._mapper.tables) > 1:
-            result, returned = self._returning(self._statement, [self._mapper.class_, *more])
-            return result, [(inspect(row[0]).identity, row[1:]) for row in returned]
-        result, returned = self._returning(self._statement, [*self._key_columns, *more])
-        size = len(self._key)
-        return result, [(row[:size], row[size:]) for row in returned]
+        is_joined = self._is_bulk and len(self._mapper.tables) > 1
+        own = [self._mapper.class_] if is_joined else self._key_columns
+        result, returned = self._returning(self._statement, [*own, *self._tells_new])
+        rows: dict[Hashable, Inserted] = {}
+        for row in returned:
+            key = inspect(row[0]).identity if is_joined else row[: len(own)]
+            identity = self._key.identity(key)
+            # What one statement creates and updates again, it has created.
+            rows.setdefault(identity, Inserted(key, self._is_new(identity, row[len(own) :])))
+        return result, rows
 
-    def _note_created(self, instances: Iterable[Any]) -> None:
-        for instance in instances:
-            state = state_of(instance)
-            altered(self._session, state)
-            changes = NewRow(self._model(instance).columns.absent, dict(state.dict))
-            self._written.append(Written(CREATED, instance, changes, None))
+    def _is_new(self, identity: Hashable, told: Sequence[bool]) -> bool:
+        return True
+
+    def _note(self, rows: Mapping[Hashable, Inserted]) -> None:
+        """Note what the statement has done to each row, for the ``post_`` signals."""
+        for instance in self._load((row.key for row in rows.values()), refresh=True).values():
+            self._note_created(instance)
+
+    def _note_created(self, instance: Any) -> None:
+        state = state_of(instance)
+        altered(self._session, state)
+        changes = NewRow(self._model(instance).columns.absent, dict(state.dict))
+        self._written.append(Written(CREATED, instance, changes, None))
 
 
 class UpsertedRows(InsertedRows):
@@ -210,13 +232,14 @@ class UpsertedRows(InsertedRows):
         """The attributes that tell which row is in the way; none if the statement does not say."""
         self._target_key = KeyColumns(map(self._column, self._target), self._dialect)
         self._fields = self._written_with(self._updates, [self._table], ("server_onupdate",))
-        self._tells_created = self._dialect.name == "postgresql"
+        if self._dialect.name == "postgresql":
+            self._tells_new = [literal_column("xmax = 0", Boolean)]
         self._check_key(self._updates.difference(self._target))
         self._in_the_way: dict[Hashable, Row] = {}
         """The rows that it meets, by the identity of what is in the way."""
         self._instances: dict[Hashable, Any] = {}
         """Their instances, by the identity of the primary key."""
-        if self._updates and not self._tells_created:
+        if self._updates and not self._tells_new:
             self._refuse_unknown()
 
     def _refuse_unknown(self) -> None:
@@ -240,28 +263,10 @@ class UpsertedRows(InsertedRows):
                 f"ones, or connect to post_bulk"
             )
 
-    def execute(self) -> tuple[Result[Any], int]:
-        """Send the ``pre_`` signals and execute the statement; return how many rows it wrote."""
-        self._lock()
-        self._look_up()
-        if self._announce():
-            self._look_up()
-        result, returned = self._insert(*[literal_column("xmax = 0")] * self._tells_created)
-        old = {self._key.identity(row.key): row.values for row in self._in_the_way.values()}
-        keys: dict[Hashable, Key] = {}
-        created: dict[Hashable, bool] = {}
-        for key, told in returned:
-            identity = self._key.identity(key)
-            keys[identity] = key
-            # What one statement creates and updates again, it has created.
-            created.setdefault(identity, bool(told[0]) if told else identity not in old)
-        self._note(keys, created, old)
-        return result, len(keys)
-
     def _look_up(self) -> None:
         """Find the rows that are in the way now, and lock them."""
-        if self._options.get("autoflush", True):
-            flush_as_query_does(self._session)
+        super()._look_up()
+        self._lock()
         if not self._target:
             return
         keys = [tuple(map(one.get, self._target)) for one in self._given or ()]
@@ -271,6 +276,9 @@ class UpsertedRows(InsertedRows):
         ]
         self._in_the_way = self._target_key.found(keys, self._rows_with)
         self._instances = self._load(row.key for row in self._in_the_way.values())
+
+    def _is_new(self, identity: Hashable, told: Sequence[bool]) -> bool:
+        return told[0] if told else identity not in self._instances
 
     def _rows_with(self, keys: list[Key]) -> dict[Hashable, Row]:
         columns, names = list(map(self._column, self._target)), list(self._fields)
@@ -298,18 +306,14 @@ class UpsertedRows(InsertedRows):
         pairs = {name: (value, UNSET) for name, value in row.values.items()}
         return {}, self._announce_update(instance, pairs, self._fields)
 
-    def _note(
-        self,
-        keys: Mapping[Hashable, Key],
-        created: Mapping[Hashable, bool],
-        old: Mapping[Hashable, Values],
-    ) -> None:
-        new = self._load((key for one, key in keys.items() if created[one]), refresh=True)
-        updated = [key for one, key in keys.items() if not created[one]]
+    def _note(self, rows: Mapping[Hashable, Inserted]) -> None:
+        new = self._load((row.key for row in rows.values() if row.is_new), refresh=True)
+        updated = [row.key for row in rows.values() if not row.is_new]
         instances, present = self._load(updated), self._read(self._fields, updated)
-        for identity in keys:
-            if created[identity]:
-                self._note_created([new[identity]])
+        old = {self._key.identity(row.key): row.values for row in self._in_the_way.values()}
+        for identity in rows:
+            if identity in new:
+                self._note_created(new[identity])
             else:
                 self._note_update(
                     instances[identity],

@@ -19,6 +19,7 @@ from sqlalchemy.orm.exc import StaleDataError
 
 from .._sqlalchemy import (
     execution_options_of,
+    flush_as_query_does,
     key_columns_of,
     set_written,
     state_of,
@@ -102,7 +103,10 @@ class Rows:
         """Send the ``pre_`` signals and execute the statement; return how many rows it wrote."""
         raise NotImplementedError
 
-    # -- finding the rows --------------------------------------------------------------------------
+    def _flush(self) -> None:
+        """Flush what is pending, as SQLAlchemy does before it executes a statement."""
+        if self._options.get("autoflush", True):
+            flush_as_query_does(self._session)
 
     def _lock(self) -> None:
         if self._dialect.name == "sqlite":
@@ -172,8 +176,10 @@ class Rows:
         if missing:
             with self._together():
                 result = self._query(self._entities(missing), refresh=refresh)
-                for instance in result.unique().scalars():
-                    found[self._key.identity(tuple(state_of(instance).key[1]))] = instance  # type: ignore[index]
+                # Of a row whose key is NULL the ORM makes None.
+                instances = [one for one in result.unique().scalars() if one is not None]
+            for instance in instances:
+                found[self._key.identity(tuple(state_of(instance).key[1]))] = instance  # type: ignore[index]
         return self._all_of(found, wanted)
 
     def _entities(self, keys: Iterable[Key]) -> Select[Any]:
@@ -217,8 +223,6 @@ class Rows:
                 f'execution option signals="rows": SQLAlchemy loads no instance of '
                 f"{self._mapper.class_.__name__} for the row {error}. Connect to post_bulk"
             ) from None
-
-    # -- executing ---------------------------------------------------------------------------------
 
     def _execute(self, statement: Any, **options: Any) -> Result[Any]:
         """Execute the statement, or what was made of it."""
@@ -267,8 +271,6 @@ class Rows:
                 f"{self._mapper.class_.__name__}, so that its rows cannot be found again. Change "
                 f"the instances instead, or connect to post_bulk"
             )
-
-    # -- sending -----------------------------------------------------------------------------------
 
     def _model(self, instance: Any) -> ModelCalls:
         return self._calls[state_of(instance).manager.mapper]

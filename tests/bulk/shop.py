@@ -143,21 +143,22 @@ class Desk(Base):
     __mapper_args__: Any = {"exclude_properties": ["legacy"]}
 
 
-KEYS = {"seats": ("row", "number"), "directors": ("director_id",)}
+KEYS = {"seats": ("row", "number"), "directors": ("director_id",), "spots": ("x", "y")}
 
 
-def create_triggers(connection: Connection, metadata: MetaData) -> None:
+def create_triggers(connection: Connection, *metadata: MetaData) -> None:
     """Let the database write down each row written: what, table, key."""
     sqlite = connection.dialect.name == "sqlite"
     place = "INTEGER PRIMARY KEY" if sqlite else "SERIAL PRIMARY KEY"
     connection.exec_driver_sql(
         f"CREATE TABLE witness (place {place}, what TEXT, tbl TEXT, key TEXT)"
     )
-    for table in metadata.tables:
+    for table in (table for one in metadata for table in one.tables):
         for what, row in (("INSERT", "NEW"), ("UPDATE", "NEW"), ("DELETE", "OLD")):
             name = f"witness_{table}_{what.lower()}"
             key = " || ' ' || ".join(
-                f"CAST({row}.{column} AS TEXT)" for column in KEYS.get(table, ("id",))
+                f"COALESCE(CAST({row}.{column} AS TEXT), 'None')"
+                for column in KEYS.get(table, ("id",))
             )
             insert = (
                 f"INSERT INTO witness (what, tbl, key) VALUES ('{what.lower()}', '{table}', {key});"

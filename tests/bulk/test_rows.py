@@ -988,49 +988,89 @@ def test_rows_that_match_no_longer_when_the_statement_is_executed(
         assert heard.statements[1] == f"post_bulk {operation} Order 1"
 
 
-def test_a_condition_that_changes_its_mind(session: Session):
-    """The rows that were looked up are those that are written, and told."""
+@pytest.mark.parametrize("returning", [False, True], ids=["plain", "returning"])
+@pytest.mark.parametrize("operation", ["update", "delete"])
+def test_a_condition_that_changes_its_mind(session: Session, operation: str, returning: bool):
+    """The database tells which rows it has changed in the end, and these are told of."""
     fill(session)
-    answers = iter([1] * 5)  # when the rows are looked up; not after it
     if session.get_bind().dialect.name != "sqlite":
-        pytest.skip("PostgreSQL tells which rows it has changed")
+        pytest.skip("the function is SQLite's")
+    # When the rows are looked up, and when the statement is executed.
+    answers = iter([1, 1, 1, 0, 1, 0, 1, 1, 0])
+    driver: Any = session.connection().connection.driver_connection
+    driver.create_function("is_lucky", 0, lambda: next(answers))
+    heard = Heard()
+    post_save.connect(heard, Order)
+    sqla_signals.post_delete.connect(heard, Order)
+    statement: Any = update(Order).values(status="x") if operation == "update" else delete(Order)
+    statement = statement.where(func.is_lucky() == 1)
+    if returning:
+        found = session.execute(statement.returning(Order.id), execution_options=ROWS)
+        assert found.scalars().all() == [2, 3]
+    else:
+        assert session.execute(statement, execution_options=ROWS).rowcount == 2
+    assert heard.rows("post") == witnessed(session) == [(operation, "2"), (operation, "3")]
+
+
+def test_a_condition_that_changes_its_mind_where_the_database_does_not_tell(
+    shop: Engine, session: Session
+):
+    """As without RETURNING: an error, and all is rolled back."""
+    if shop.dialect.name != "sqlite":
+        pytest.skip("the function is SQLite's")
+
+    class OwnBase(DeclarativeBase):
+        pass
+
+    class Note(OwnBase):
+        __tablename__ = "notes"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        name: Mapped[str | None]
+        __table_args__ = {"implicit_returning": False}
+
+    OwnBase.metadata.create_all(shop)
+    session.add_all([Note(id=key) for key in range(5)])
+    session.commit()
+    answers = iter([1] * 5)
     driver: Any = session.connection().connection.driver_connection
     driver.create_function("is_lucky", 0, lambda: next(answers, 0))
-    heard = Heard().connect(Order)
-    session.execute(
-        update(Order).where(func.is_lucky() == 1).values(status="x"),
-        execution_options={**ROWS, "synchronize_session": False},
-    )
-    written = witnessed(session, "orders")
-    assert heard.rows("post") == written
-    session.commit()
-    assert rows(session, Order.status).count("x") == len(written)
+    heard = Heard()
+    post_save.connect(heard, Note)
+    with pytest.raises(StaleDataError, match=r"5 row.*changed 0"):
+        session.execute(
+            update(Note).where(func.is_lucky() == 1).values(name="x"), execution_options=ROWS
+        )
+    assert heard.calls == []
+    with pytest.raises(PendingRollbackError):
+        session.commit()
+    session.rollback()
+    assert rows(session, Note.name) == [None] * 5
 
 
-@pytest.mark.parametrize("operation", ["update", "list", "insert"])
-def test_a_listener_that_hides_rows(session: Session, operation: str):
-    """From each SELECT of the ORM; the rows are told as they were written all the same."""
+@pytest.mark.parametrize("operation", ["update", "list", "insert", "delete"])
+def test_a_listener_that_hides_rows_from_queries(session: Session, operation: str):
+    """A statement changes hidden rows too, as without signals, and so they are told of."""
     fill(session)
 
     @event.listens_for(session, "do_orm_execute")
     def hide(state: Any) -> None:
         if state.is_select:
             state.statement = state.statement.options(
-                with_loader_criteria(Order, Order.status != "hidden")
+                with_loader_criteria(Order, Order.status == "shown")
             )
 
     heard = Heard().connect(Order)
-    parameters, statement = None, update(Order).values(status="hidden").where(Order.id == 1)
-    if operation == "list":
-        parameters, statement = [{"id": 1, "status": "hidden"}], update(Order)
-    elif operation == "insert":
-        parameters, statement = [{"id": 1, "status": "hidden"}], insert(Order)
-        session.connection().execute(delete(Order).where(Order.id == 1))
-        witnessed(session)
-        session.expunge_all()
+    statement, parameters = {
+        "update": (update(Order).values(total=9).where(Order.id == 1), None),
+        "list": (update(Order), [{"id": 1, "total": 9}]),
+        "insert": (insert(Order), [{"id": 7, "status": "hidden"}]),
+        "delete": (delete(Order).where(Order.id == 1), None),
+    }[operation]
     session.execute(statement, parameters, execution_options=ROWS)
-    assert told(session, heard) == [("insert" if operation == "insert" else "update", "1")]
-    assert heard.of("post_save")[0]["changes"]["status"].new == "hidden"
+    kinds = {"insert": "insert", "delete": "delete"}
+    expected = [(kinds.get(operation, "update"), "7" if operation == "insert" else "1")]
+    assert told(session, heard) == expected
+    assert session.scalars(select(Order)).all() == []
 
 
 def test_sqlite_is_locked_before_the_rows_are_looked_up(session: Session, statements: list[str]):
