@@ -360,13 +360,13 @@ def _copy(mapper: Mapper[Any], key: Any, values: Mapping[str, Any], session: Ses
     return instance
 
 
-def session_like(session: Session, *fronts: object) -> Session:
+def session_like(session: Session, front: AsyncSession | None) -> Session:
     """A new session of the same class with the same binds, ``info`` and attributes.
 
     The ``__init__`` of the class is not called: that of an application may take anything. Nobody
     listens to the new session but those who listen to its class.
 
-    :param fronts: what an attribute must not refer to either: an ``AsyncSession`` in front.
+    :param front: the ``AsyncSession`` in front, which an attribute must not refer to either.
     :raises InstallError: an attribute refers to the session, so that work done by way of it would
         be done in the session, not in the new one.
     """
@@ -381,7 +381,7 @@ def session_like(session: Session, *fronts: object) -> Session:
         enable_baked_queries=session.enable_baked_queries,
     )
     for name in _own_attributes(session):
-        new.__dict__[name] = own_attribute(session, name, *fronts)
+        new.__dict__[name] = own_attribute(session, name, front)
     if "execution_options" in session.__dict__:  # since 2.1
         new.execution_options = session.execution_options
     sharding: Any = sys.modules.get("sqlalchemy.ext.horizontal_shard")
@@ -441,14 +441,16 @@ def _carry_over(session: Session, new: Session) -> None:
     )
 
 
-def own_attribute(owner: Session | AsyncSession, name: str, *sessions: object) -> Any:
+def own_attribute(
+    owner: Session | AsyncSession, name: str, other: Session | AsyncSession | None = None
+) -> Any:
     """The value of an attribute for another session: the same, or a copy of a container.
 
-    :param sessions: what it must not refer to, besides the owner.
+    :param other: what it must not refer to, besides the owner.
     :raises InstallError: it refers to one of them.
     """
     value = owner.__dict__[name]
-    if refers_to(value, (owner, *sessions)):
+    if refers_to(value, (owner,) if other is None else (owner, other)):
         raise InstallError(
             f"the attribute {name!r} of {type(owner).__name__}, a {type(value).__name__}, refers "
             f"to the session that did the work, so a receiver's work by way of it would be done "

@@ -244,6 +244,7 @@ ELSEWHERE = (
     "_current_fn",
     "_is_autocommit_isolation",
     "_connections",
+    "_new_sessionid",
     "_parents",
     "_sa_class_manager",
     "_data",
@@ -497,6 +498,14 @@ def test_a_transaction_tells_in_after_begin_whether_it_has_joined_that_of_a_conn
         session.connection()
     engine.dispose()
     assert told == [False, True], WHERE
+
+
+def test_the_hash_keys_of_sessions_grow():
+    """``orm.session._new_sessionid``, which each session takes one from."""
+    session_module = importlib.import_module("sqlalchemy.orm.session")
+    before = Session()
+    serial = session_module._new_sessionid()
+    assert before.hash_key < serial < Session().hash_key, WHERE
 
 
 def test_a_mutable_value_keeps_its_parents_under_their_name():
