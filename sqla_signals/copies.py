@@ -129,7 +129,7 @@ class _Copies(dict[int, tuple[Any, Any]]):
 
     def _rebuilt(self, value: Any) -> Any:
         """A copy by the protocol of ``pickle``, as ``copy.deepcopy`` makes one."""
-        parents = getattr(value, "__dict__", {}).get(MUTABLE_PARENTS)
+        parents = vars(value).get(MUTABLE_PARENTS) if is_mutable(value) else None
         if hasattr(type(value), "__deepcopy__"):
             # A memo with what to put in the place of the parents.
             return value.__deepcopy__({id(parents): weakref.WeakKeyDictionary()} if parents else {})

@@ -289,7 +289,9 @@ def test_a_field_with_the_name_of_the_parents_is_a_field():
     class Family:
         _parents: list[str]
 
-    assert copy_of(Family(["a", "b"])) == Family(["a", "b"])
+    copied = copy_of(value := Family(["a", "b"]))
+    assert copied == value
+    assert copied is not value
 
 
 def test_what_is_in_a_value_twice_is_in_its_copy_twice():
