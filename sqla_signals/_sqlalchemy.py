@@ -729,7 +729,7 @@ def matching(statement: Any, columns: Iterable[Column[Any]]) -> Select[Any]:
     :param columns: what to select, of the table that the statement writes.
     """
     mapper, table = _dml_entity(statement).mapper, dml_table(statement)
-    query = select(*map(table.corresponding_column, columns)).select_from(table)
+    query: Any = select(*map(table.corresponding_column, columns)).select_from(table)
     criteria: dict[Any, Any] = {}
     for option in statement._with_options:
         if option._is_criteria_option:

@@ -137,7 +137,8 @@ class _Copies(dict[int, tuple[Any, Any]]):
         reduced: Any = value.__reduce_ex__(4) if reduce is None else reduce(value)
         if isinstance(reduced, str):  # the name of something global
             return value
-        make, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
+        parts: tuple[Any, ...] = (*reduced, None, None, None)
+        make, arguments, state, items, pairs = parts[:5]
         copy = self._noted(value, make(*map(self.of, arguments)))
         self._set_state(copy, state)
         self._fill(copy, items or (), pairs or ())

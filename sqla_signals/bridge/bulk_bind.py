@@ -63,7 +63,7 @@ def one_bind(session: Session, written: Mapper[Any], bind: Bind) -> Iterator[Non
             return bind
         if mapper is None:
             return choose(**options)
-        loaded: Mapper[Any] = inspect(mapper).mapper
+        loaded: Any = inspect(mapper).mapper
         if loaded.base_mapper is written.base_mapper:
             return bind
         if isinstance(loaded.local_table, TableClause):

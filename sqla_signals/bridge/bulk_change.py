@@ -341,7 +341,7 @@ class UpdatedByKey(_UpdatedRows):
             )
 
     def _matching(self, columns: list[Any]) -> Select[Any]:
-        query = select(*columns).select_from(self._table)
+        query: Any = select(*columns).select_from(self._table)
         if self._statement.whereclause is not None:
             query = query.where(self._statement.whereclause)
         return as_core(query).with_for_update(of=self._mapper.tables)

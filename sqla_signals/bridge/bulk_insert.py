@@ -282,7 +282,7 @@ class UpsertedRows(InsertedRows):
 
     def _rows_with(self, keys: list[Key]) -> dict[Hashable, Row]:
         columns, names = list(map(self._column, self._target)), list(self._fields)
-        query = select(*self._key_columns, *map(self._column, names), *columns)
+        query: Any = select(*self._key_columns, *map(self._column, names), *columns)
         query = query.select_from(self._table).where(self._target_key.among(columns, keys))
         query = query.with_for_update(of=self._table)
         size = len(self._key) + len(names)

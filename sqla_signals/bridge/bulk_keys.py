@@ -130,7 +130,7 @@ class KeyColumns:
             return or_(*(and_(*map(eq, expressions, value)) for value in values))
         return tuple_(*expressions).in_(values if found is None else found)
 
-    def _unnested(self, places: tuple[int, ...], keys: list[Key]) -> Select[Any]:
+    def _unnested(self, places: tuple[int, ...], keys: list[Key]) -> Any:
         arrays = [
             bindparam(None, [key[i] for key in keys], ARRAY(self._types[i]), unique=True)
             for i in places
@@ -160,7 +160,7 @@ class KeyColumns:
         ]
         return self._selected(places, values), compared
 
-    def _selected(self, places: tuple[int, ...], values: list[Any]) -> Select[Any]:
+    def _selected(self, places: tuple[int, ...], values: list[Any]) -> Any:
         wrapped = [self._wrapped(i, value) for i, value in zip(places, values, strict=True)]
         return select(
             *(value if one is None else one for one, value in zip(wrapped, values, strict=True))

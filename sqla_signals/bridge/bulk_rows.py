@@ -196,7 +196,8 @@ class Rows:
         names, keys = list(names), list(keys)
         if not keys:
             return {}
-        query = select(*self._key_columns, *map(self._column, names)).select_from(self._table)
+        query: Any = select(*self._key_columns, *map(self._column, names))
+        query = query.select_from(self._table)
         query = query.where(self._key.among(self._key_columns, keys))
         found = {self._key.identity(row.key): row.values for row in self._rows(query, names)}
         return self._all_of(found, map(self._key.identity, keys))
