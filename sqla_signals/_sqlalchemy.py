@@ -8,16 +8,18 @@ the difference is settled here.
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from operator import attrgetter
-from types import CellType, FrameType, FunctionType, MethodType, ModuleType
+from types import FrameType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from sqlalchemy import Connection, Engine, MetaData, event, inspect
+from sqlalchemy import Connection, Engine, MetaData, event, inspect, select
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.event import registry as event_registry
 from sqlalchemy.orm import (
@@ -38,6 +40,7 @@ from sqlalchemy.orm import (
     scoped_session,
 )
 from sqlalchemy.orm import session as session_module
+from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.base import DEFAULT_STATE_ATTR
 from sqlalchemy.orm.exc import NO_STATE, ObjectDeletedError, UnmappedColumnError
 from sqlalchemy.orm.mapper import _mapper_registries
@@ -45,14 +48,21 @@ from sqlalchemy.orm.session import SessionTransactionState
 from sqlalchemy.schema import Column, Table
 from sqlalchemy.sql import Select
 from sqlalchemy.sql.expression import BinaryExpression, BindParameter
-from sqlalchemy.util import walk_subclasses
+from sqlalchemy.util import immutabledict, walk_subclasses
 
 from .changes import UNSET
 from .errors import InstallError
 
 if TYPE_CHECKING:
+    from sqlalchemy import Result
     from sqlalchemy.ext.asyncio import AsyncSession
-    from sqlalchemy.orm import ClassManager, InstanceState, Mapper, SessionTransaction
+    from sqlalchemy.orm import (
+        ClassManager,
+        InstanceState,
+        Mapper,
+        ORMExecuteState,
+        SessionTransaction,
+    )
 
     State = InstanceState[Any]
 
@@ -64,6 +74,7 @@ ManyToManyDP: Final[type[Any]] = getattr(dependency, f"{_NEW}ManyToManyDP")
 _expand: Final[Any] = getattr(
     bulk_persistence, "_expand_other_attrs" if _NEW else "_expand_composites"
 )
+_BulkUDCompileState: Final[Any] = getattr(bulk_persistence, f"{_NEW}BulkUDCompileState")
 DetectKeySwitch: Final[type[Any]] = getattr(dependency, f"{_NEW}DetectKeySwitch")
 
 PASSIVE_OFF: Final = PassiveFlag.PASSIVE_OFF
@@ -147,7 +158,7 @@ def is_listener(session: Session, event_name: str, fn: Callable[..., Any]) -> bo
     return dispatch is not None and fn in getattr(dispatch, event_name).listeners
 
 
-def listen_to_class(cls: type, event_name: str, fn: Callable[..., Any]) -> None:
+def listen_to_class(cls: Any, event_name: str, fn: Callable[..., Any]) -> None:
     """Add a listener of all sessions of a class, or of all mappers; once, if it is there already.
 
     ``event.listen`` changes the collections (event/attr.py, ``_ClsLevelDispatch``), and so breaks
@@ -159,15 +170,15 @@ def listen_to_class(cls: type, event_name: str, fn: Callable[..., Any]) -> None:
     )
 
 
-def unlisten_to_class(cls: type, event_name: str, fn: Callable[..., Any]) -> None:
+def unlisten_to_class(cls: Any, event_name: str, fn: Callable[..., Any]) -> None:
     """Undo :func:`listen_to_class`; also if SQLAlchemy has forgotten the listener meanwhile.
 
     Its own test fixtures let it, with ``SessionEvents._clear()``.
     """
     _replace_listeners(cls, event_name, fn, lambda others: others)
-    event_registry._removed_from_collection(
-        event_registry._EventKey(cls, event_name, fn, cls), getattr(cls.dispatch, event_name)
-    )
+    key = event_registry._EventKey(cls, event_name, fn, cls)
+    if key.contains():
+        event_registry._removed_from_collection(key, getattr(cls.dispatch, event_name))
 
 
 def _replace_listeners(
@@ -203,7 +214,7 @@ def listen_to(owner: Any, event_name: str, fn: Callable[..., Any], *, first: boo
 def unlisten(owner: Any, event_name: str, fn: Callable[..., Any]) -> None:
     """Undo :func:`listen_to`."""
     # ClassManager.unregister (orm/instrumentation.py), for registry.dispose(), leaves none.
-    collection = getattr(owner.dispatch, event_name, None)
+    collection: Any = getattr(owner.dispatch, event_name, None)
     if fn in getattr(collection, "listeners", ()):
         collection.listeners = deque(one for one in collection.listeners if one != fn)
 
@@ -265,17 +276,16 @@ def empty(session: Session, instance: Any) -> None:
 
     :param instance: an :func:`attached_copy`, a :func:`detached_copy`, or ``None``.
     """
-    known = session.identity_map._dict
-    if session._new or len(known) > 1 or (known and instance is None):
+    known: Any = session.identity_map._dict
+    if not known and not session._new:
+        return
+    state = None if instance is None else state_of(instance)
+    if state is None or session._new or state.modified or [*known.values()] != [state]:
         session.expunge_all()
-    elif known:
-        state = state_of(instance)
-        if state.modified or state.key not in known:
-            session.expunge_all()
-        else:
-            known.clear()
-            state.session_id = None
-            del state._instance_dict
+    else:
+        known.clear()
+        state.session_id = None
+        del state._instance_dict
 
 
 MUTABLE_PARENTS: Final = "_parents"
@@ -287,7 +297,8 @@ That module is not imported here, because it listens to mappers from then on.
 
 def is_mutable(value: Any) -> bool:
     """Whether a column value is a ``MutableBase``."""
-    return hasattr(type(value), MUTABLE_PARENTS)
+    extension = sys.modules.get("sqlalchemy.ext.mutable")
+    return extension is not None and isinstance(value, extension.MutableBase)
 
 
 def is_mapped_instance(value: Any) -> bool:
@@ -350,9 +361,8 @@ def session_like(session: Session, *fronts: object) -> Session:
         twophase=session.twophase,
         query_cls=session._query_cls,
         enable_baked_queries=session.enable_baked_queries,
-        join_transaction_mode="create_savepoint",
     )
-    for name in session.__dict__.keys() - new.__dict__.keys() - _NOT_COPIED:
+    for name in _own_attributes(session):
         new.__dict__[name] = own_attribute(session, name, *fronts)
     if "execution_options" in session.__dict__:  # since 2.1
         new.execution_options = session.execution_options
@@ -360,15 +370,50 @@ def session_like(session: Session, *fronts: object) -> Session:
     if sharding is not None and isinstance(session, sharding.ShardedSession):
         # As its __init__ does.
         event.listen(new, "do_orm_execute", sharding.execute_and_instances, retval=True)
-    carry_over(session, new)
+    _carry_over(session, new)
     return new
 
 
-_NOT_COPIED: Final = {"dispatch", "info", "_trans_context_manager", "execution_options"}
+def adopt(session: Session, new: Session) -> None:
+    """Give a new session of the same factory the binds, ``info`` and attributes of another one.
+
+    Not the attributes that refer to the other one: the factory has made those of the new one.
+    """
+    for name in _own_attributes(session):
+        with suppress(InstallError):
+            new.__dict__[name] = own_attribute(session, name)
+    _carry_over(session, new)
 
 
-def carry_over(session: Session, new: Session) -> None:
-    """Give a new session the binds of another one, and what is in its ``info``."""
+def for_receivers(session: Session) -> Session:
+    """Let a new session work in transactions of its own, which it begins by itself.
+
+    Where it joins the transaction of a Connection, that is a savepoint.
+    """
+    session.join_transaction_mode = "create_savepoint"
+    session.autobegin = True
+    return session
+
+
+def _own_attributes(session: Session) -> list[str]:
+    """The names of the attributes that are not those of each session."""
+    return [name for name in session.__dict__ if name not in _OF_EACH_SESSION]
+
+
+_OF_EACH_SESSION: Final = frozenset(Session().__dict__) | {
+    "dispatch",
+    "info",
+    "_trans_context_manager",
+    "execution_options",
+}
+
+
+def session_serial() -> int:
+    """A number that is greater than the ``hash_key`` of each session that there is."""
+    return session_module._new_sessionid()
+
+
+def _carry_over(session: Session, new: Session) -> None:
     new.bind = session.bind
     for name in ("binds", "_Session__binds"):  # 2.1; 2.0, which changes it in place
         if name in session.__dict__:
@@ -395,16 +440,16 @@ def own_attribute(owner: Session | AsyncSession, name: str, *sessions: object) -
     return value.copy() if type(value) in (dict, list, set) else value
 
 
-_MAX_STEPS: Final = 4
-_MAX_SEEN: Final = 500
+_MAX_STEPS: Final = 8
+_MAX_SEEN: Final = 1000
 
 
 def refers_to(value: Any, targets: tuple[object, ...]) -> bool:
     """Whether a value is one of the targets, or leads to one in a few steps.
 
-    A step is an attribute, an element of a container, the instance of a bound method, an argument
-    of a partial, a variable of a closure, or a weak reference. A ``scoped_session`` leads nowhere:
-    it asks who is calling.
+    A step is what the garbage collector sees, such as an attribute or an element of a container, a
+    variable or a default of a function, or a weak reference. A ``scoped_session`` leads nowhere: it
+    asks who is calling.
     """
     seen: set[int] = set()
     values: list[Any] = [value]
@@ -423,24 +468,14 @@ def refers_to(value: Any, targets: tuple[object, ...]) -> bool:
 def _one_step(value: Any) -> Iterable[Any]:
     if isinstance(value, _LEADING_NOWHERE):
         return ()
-    if isinstance(value, dict):
-        return list(value.values())
-    if isinstance(value, list | tuple | set | frozenset | deque):
-        return list(value)
-    if isinstance(value, MethodType):
-        return value.__self__, value.__func__
-    if isinstance(value, partial):
-        return value.func, *value.args, *value.keywords.values()
+    if isinstance(value, FunctionType):  # not the globals of its module
+        return value.__closure__ or (), value.__defaults__ or (), value.__kwdefaults__ or ()
     if isinstance(value, weakref.ref):
         return (value(),)
-    if isinstance(value, FunctionType):
-        cells = value.__closure__ or ()
-        return [cell.cell_contents for cell in cells if cell != _EMPTY_CELL]
-    return list(getattr(value, "__dict__", {}).values())
+    return gc.get_referents(value)
 
 
-_LEADING_NOWHERE: Final = (str, type, ModuleType, scoped_session, Engine, Connection, MetaData)
-_EMPTY_CELL: Final = CellType()
+_LEADING_NOWHERE: Final = (type, ModuleType, scoped_session, Engine, Connection, MetaData)
 
 
 def async_session_like(
@@ -537,14 +572,14 @@ def set_values(statement: Any, mapper: Mapper[Any]) -> dict[str, Any]:
         column = target
         while isinstance(column, BinaryExpression):  # column["key"], a part of its value
             column, value = column.left, target
-        name = _attribute_of(column, mapper)
+        name = attribute_of(column, mapper)
         if name is not None:
             found[name] = _plain(value)
     return found
 
 
-def _attribute_of(column: Any, mapper: Mapper[Any]) -> str | None:
-    """The attribute of a column, given by its own name too; ``None`` if there is none."""
+def attribute_of(column: Any, mapper: Mapper[Any]) -> str | None:
+    """The attribute of a column, which may be given by its key; ``None`` if there is none."""
     if isinstance(column, str):
         column = mapper.local_table.c.get(column)
     try:
@@ -563,7 +598,7 @@ def inserted_values(statement: Any, mapper: Mapper[Any]) -> list[dict[str, Any]]
         {
             name: _plain(value)
             for column, value in row.items()
-            if (name := _attribute_of(column, mapper)) is not None
+            if (name := attribute_of(column, mapper)) is not None
         }
         for rows in statement._multi_values
         for row in rows
@@ -590,7 +625,7 @@ class Upsert:
         self.updates: frozenset[str] = frozenset(
             name
             for column in dict(getattr(clause, "update_values_to_set", ()))
-            if (name := _attribute_of(column, mapper)) is not None
+            if (name := attribute_of(column, mapper)) is not None
         )
         """The attributes that it sets; none if it leaves the row alone."""
         columns: list[Any] = [
@@ -623,9 +658,126 @@ def _plain(value: Any) -> Any:
     return value.value if is_plain else value
 
 
-def with_options_of(query: Select[Any], statement: Any) -> Select[Any]:
-    """A query with the options of a statement, such as ``with_loader_criteria()``."""
-    return query.options(*statement._with_options)
+def execution_options_of(context: ORMExecuteState) -> Mapping[str, Any]:
+    """The options of a statement and of its execution, with what listeners have added so far."""
+    statement: Any = context.statement
+    return {**statement.get_execution_options(), **context.local_execution_options}
+
+
+def with_options_of(query: Any, statement: Any) -> Any:
+    """A query with the execution options that a statement has itself."""
+    return query.execution_options(**statement.get_execution_options())
+
+
+def dml_strategy(context: ORMExecuteState) -> str:
+    """How the ORM is going to execute an INSERT, UPDATE or DELETE.
+
+    The rule is that of ``orm_pre_session_exec`` in ``orm/bulk_persistence.py``.
+    """
+    strategy: str = execution_options_of(context).get("dml_strategy", "auto")
+    if strategy != "auto":
+        return strategy
+    parameters = context.parameters
+    is_bulk = bool(parameters) if context.is_insert else isinstance(parameters, list)
+    return "bulk" if is_bulk else "orm"
+
+
+def execute_last(
+    context: ORMExecuteState, execute: Callable[[ORMExecuteState], Result[Any]]
+) -> Result[Any]:
+    """Let ``execute`` do what is left once all other listeners for ``do_orm_execute`` were called.
+
+    They may still restrict the statement, or say where it goes.
+    """
+    context._events_todo.append(execute)
+    return context.invoke_statement()
+
+
+def matching(statement: Any, columns: Iterable[Column[Any]]) -> Select[Any]:
+    """The query for the rows that an UPDATE or DELETE would write now.
+
+    It has the tables of the statement itself: a condition on another one, even on that of a parent
+    class, joins it only as far as the condition says so.
+
+    :param columns: what to select, of the table that the statement writes.
+    """
+    mapper, table = _dml_entity(statement).mapper, dml_table(statement)
+    query = select(*map(table.corresponding_column, columns)).select_from(table)
+    criteria: dict[Any, Any] = {}
+    for option in statement._with_options:
+        if option._is_criteria_option:
+            option.get_global_criteria(criteria)
+    query = query.where(
+        *statement._where_criteria,
+        *_BulkUDCompileState._adjust_for_extra_criteria(criteria, mapper),
+    )
+    return as_core(query.options(*statement._with_options))
+
+
+def dml_table(statement: Any) -> Any:
+    """The table that an UPDATE or DELETE writes, or the alias of it that it names."""
+    entity = _dml_entity(statement)
+    return entity.selectable if entity.is_aliased_class else entity.mapper.local_table
+
+
+def without_where(statement: Any) -> Any:
+    """The same statement without its conditions."""
+    statement = statement._generate()
+    statement._where_criteria = ()
+    return statement
+
+
+def as_core(query: Select[Any]) -> Select[Any]:
+    """A query that takes its conditions as they are.
+
+    The ORM would restrict each class that they name to the rows of that class, and to those that
+    ``with_loader_criteria()`` leaves; an UPDATE or DELETE does so for the class it writes alone.
+    """
+    query._propagate_attrs = immutabledict()
+    return query
+
+
+def key_columns_of(mapper: Mapper[Any]) -> list[Any]:
+    """The columns in the mapper's own table that hold the primary key, in the order of the key."""
+    found = []
+    for column in mapper.primary_key:
+        same, todo = {column}, [column]
+        while todo:
+            more = mapper._equivalent_columns.get(todo.pop(), set()) - same
+            same |= more
+            todo += more
+        found.append(next(one for one in same if one.table is mapper.local_table))
+    return found
+
+
+def set_written(
+    session: Session, instance: Any, values: Mapping[str, Any], *, keep_pending: bool
+) -> None:
+    """Let an instance hold what a statement has written.
+
+    As in ``_apply_update_set_values_to_objects`` (``orm/bulk_persistence.py``), a rollback of the
+    savepoint expires the instance, and composites and mutable values follow.
+
+    :param keep_pending: whether to keep what is assigned and not flushed.
+    """
+    state = state_of(instance)
+    for name, value in values.items():
+        if keep_pending and name in state.committed_state:
+            state.committed_state[name] = value
+        else:
+            set_committed_value(instance, name, value)
+    state.manager.dispatch.refresh(state, None, values.keys())
+    altered(session, state)
+
+
+def set_deleted(session: Session, instances: Iterable[Any]) -> None:
+    """Let the session know that the rows of these instances were deleted."""
+    session._remove_newly_deleted(map(state_of, instances))
+
+
+def flush_as_query_does(session: Session) -> None:
+    """Flush unless autoflush is turned off, or a flush is under way."""
+    session._autoflush()
 
 
 def fail_transaction(session: Session) -> None:
@@ -784,7 +936,7 @@ def referenced_keys(mapper: Mapper[Any]) -> Iterator[str]:
     for prop in relationships:
         for column, _ in prop.synchronize_pairs:
             # A relationship that reads through a table in between may name a column of that.
-            key = _attribute_of(column, mapper)
+            key = attribute_of(column, mapper)
             if key is not None:
                 yield key
 

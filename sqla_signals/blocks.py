@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ContextDecorator
 from functools import wraps
 from types import TracebackType
-from typing import Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,8 +37,9 @@ class Block(ContextDecorator, AbstractContextManager[T], Generic[T]):
         return Block(self._generate)
 
     def __enter__(self) -> T:
-        self._generator = self._generate()
-        return next(self._generator)
+        self._generator: Any = self._generate()
+        entered: T = next(self._generator)
+        return entered
 
     def __exit__(
         self,

@@ -42,7 +42,12 @@ def copy_of(value: Any) -> Any:
     Containers and mutable values are copied with what is in them. A value whose class compares by
     identity stays what it is, and so does a value that Python cannot copy.
     """
-    return value if type(value) in IMMUTABLE else _Copies().of(value)
+    if type(value) in IMMUTABLE:
+        return value
+    try:
+        return _Copies().of(value)
+    except Exception:  # a value of a thousand levels, or one that answers no question
+        return value
 
 
 def copies_of(values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -56,12 +61,12 @@ def have_same_content(one: Any, other: Any) -> bool:
 
     A value and its copy are.
     """
-    return (
-        is_mutable(one)
-        and type(one) is type(other)
-        and not _compares_by_value(type(one))
-        and _content(one) == _content(other)
-    )
+    if type(one) is not type(other) or not is_mutable(one) or _compares_by_value(type(one)):
+        return False
+    try:
+        return bool(_content(one) == _content(other))
+    except Exception:  # what is in it cannot be compared, as arrays
+        return False
 
 
 def _content(value: Any) -> dict[str, Any]:
@@ -100,6 +105,11 @@ class _Copies(dict[int, tuple[Any, Any]]):
             copy = tuple(map(self.of, value))
         elif cls is set or cls is bytearray:
             copy = cls(value)
+        elif cls is weakref.WeakKeyDictionary:
+            # The parents of a mutable value. Containers around it may be among them; instances are
+            # the original's alone.
+            pairs = [(self[id(one)][1], key) for one, key in value.items() if id(one) in self]
+            copy = weakref.WeakKeyDictionary(pairs)
         elif cls is weakref.ref:
             # A value in a container may refer to it: that of the copy refers to the copy.
             target = value()
@@ -121,7 +131,8 @@ class _Copies(dict[int, tuple[Any, Any]]):
         """A copy by the protocol of ``pickle``, as ``copy.deepcopy`` makes one."""
         parents = getattr(value, "__dict__", {}).get(MUTABLE_PARENTS)
         if hasattr(type(value), "__deepcopy__"):
-            return value.__deepcopy__({id(parents): weakref.WeakKeyDictionary()})
+            # A memo with what to put in the place of the parents.
+            return value.__deepcopy__({id(parents): weakref.WeakKeyDictionary()} if parents else {})
         reduce = copyreg.dispatch_table.get(type(value))
         reduced: Any = value.__reduce_ex__(4) if reduce is None else reduce(value)
         if isinstance(reduced, str):  # the name of something global
@@ -130,11 +141,8 @@ class _Copies(dict[int, tuple[Any, Any]]):
         copy = self._noted(value, make(*map(self.of, arguments)))
         self._set_state(copy, state)
         self._fill(copy, items or (), pairs or ())
-        if parents:
-            # Containers around it may be among them. The instances are the original's alone.
-            links = {self[id(one)][1]: key for one, key in parents.items() if id(one) in self}
-            if links:
-                getattr(copy, MUTABLE_PARENTS).update(links)
+        if parents and (links := self.of(parents)):
+            getattr(copy, MUTABLE_PARENTS).update(links)
         return copy
 
     def _set_state(self, copy: Any, state: Any) -> None:
@@ -145,8 +153,7 @@ class _Copies(dict[int, tuple[Any, Any]]):
             return
         attributes, slots = state if isinstance(state, tuple) else (state, None)
         for name, one in (attributes or {}).items():
-            if name != MUTABLE_PARENTS:
-                vars(copy)[name] = self.of(one)
+            vars(copy)[name] = self.of(one)
         for name, one in (slots or {}).items():
             object.__setattr__(copy, name, self.of(one))
 

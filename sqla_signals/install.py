@@ -6,7 +6,7 @@ import itertools
 import math
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm import (
@@ -141,7 +141,7 @@ class Installation:
             instances.stop_listening()
 
     def _before_flush(
-        self, session: Session, context: UOWTransaction, objects: Sequence[object] | None
+        self, session: Session, context: UOWTransaction, objects: Iterable[object] | None
     ) -> None:
         if Flush.of_context(context) is not None or not self._is_mine(session):
             return
@@ -340,7 +340,7 @@ def session_target(target: Any) -> tuple[Any, type | None, Callable[[], Any] | N
     if isinstance(target, sessionmaker):
         return target.class_, None, target
     if isinstance(target, scoped_session):
-        if isinstance(target.session_factory, sessionmaker):
+        if isinstance(target.session_factory, sessionmaker | type):
             return session_target(target.session_factory)
         raise not_sessions(target)
     asyncio: Any = sys.modules.get("sqlalchemy.ext.asyncio")
@@ -357,7 +357,7 @@ def session_target(target: Any) -> tuple[Any, type | None, Callable[[], Any] | N
                 own = (target.class_,)
                 target.class_ = type(target.class_.__name__, own, {"_made_by": "sqla_signals"})
             sync_class = target.kw.get("sync_session_class") or target.class_.sync_session_class
-            return sync_class, target.class_, target
+            return session_target(sync_class)[0], target.class_, target
         if isinstance(target, type) and issubclass(target, asyncio.AsyncSession):
             return target.sync_session_class, target, None  # type: ignore[attr-defined]
     if isinstance(getattr(target, "session", None), scoped_session):  # Flask-SQLAlchemy's db

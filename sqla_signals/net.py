@@ -207,9 +207,9 @@ class Frame:
         "_latest",
         "_next",
         "committed",
+        "is_closed",
         "on_commit",
         "on_rollback",
-        "savepoint_undone",
         "stale",
     )
 
@@ -221,8 +221,8 @@ class Frame:
         self._latest: dict[Hashable, int] = {}
         self._next = 0
         self.committed: bool = False
-        self.savepoint_undone: bool = False
-        """Whether a savepoint inside may have been rolled back."""
+        self.is_closed: bool = False
+        """Whether the session was closed, without a commit or a rollback."""
         self.stale: set[Any] = set()
         """The states of instances that still hold what was undone with a savepoint."""
         self.on_commit: list[Any] = []
@@ -302,7 +302,6 @@ class Frame:
                     self.add_executed(occurrence)
                 else:
                     self.add([occurrence])
-        self.savepoint_undone = self.savepoint_undone or child.savepoint_undone
         self.stale |= child.stale
 
     def without(self, binds: Collection[Any]) -> Frame:

@@ -232,7 +232,7 @@ class Signal(blinker.NamedSignal):
         return bool(gone)
 
     @block
-    def connected_to(
+    def connected_to(  # type: ignore[override]
         self, receiver: Callable[..., Any], sender: Any = ANY, **options: Any
     ) -> Generator[None]:
         """Connect ``receiver`` inside a ``with`` block; a permanent connection stays as it was.
@@ -247,7 +247,7 @@ class Signal(blinker.NamedSignal):
             self.disconnect(receiver, dispatch_uid=uid)
 
     @block
-    def muted(self) -> Generator[None]:
+    def muted(self) -> Generator[None]:  # type: ignore[override]
         """Send nothing inside a ``with`` block, in this thread or task; blocks may nest."""
         with dispatch.mute(self):
             yield

@@ -38,7 +38,7 @@ class Announcement:
     """The ``pre_*`` signals of one flush."""
 
     def __init__(
-        self, session: Session, objects: Sequence[object] | None, calls: Calls, m2m: M2M
+        self, session: Session, objects: Iterable[object] | None, calls: Calls, m2m: M2M
     ) -> None:
         self._session = session
         self._m2m = m2m

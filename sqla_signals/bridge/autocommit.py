@@ -6,7 +6,7 @@ statement. What SQLAlchemy does not know of, a driver's own autocommit, is not n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from .._sqlalchemy import is_autocommit
@@ -35,7 +35,7 @@ def begun(session: Session, connection: Connection) -> None:
         _refuse(session, [connection], states_in_flush(session))
 
 
-def flushing(session: Session, objects: Sequence[object] | None) -> None:
+def flushing(session: Session, objects: Iterable[object] | None) -> None:
     """``before_flush``: of a session whose connections may be there already."""
     root = session.get_transaction()
     connections = root.__dict__.get(_CONNECTIONS) if root is not None else None

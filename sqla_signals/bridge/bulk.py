@@ -1,7 +1,7 @@
-"""Statements about many rows: ``pre_bulk`` and ``post_bulk``, and what is done where nobody hears.
+"""Statements about many rows: ``pre_bulk`` and ``post_bulk``, or a warning that rows are bypassed.
 
 ORM-enabled ``insert()``, ``update()`` and ``delete()`` come to ``do_orm_execute``, those of
-``Query`` too. What each row has to hear of them is in :mod:`.bulk_rows`.
+``Query`` too. The signals of their rows are in :mod:`.bulk_rows`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from .._sqlalchemy import (
     dml_mapper,
     dml_of,
     dml_operation,
+    execute_last,
+    execution_options_of,
     fail_transaction,
     frames_outwards,
     may_skip_rows,
@@ -27,9 +29,10 @@ from ..net import Executed
 from ..receivers import CALLS, PHASES
 from ..signals import post_bulk, post_delete, post_save, pre_bulk, pre_delete, pre_save
 from . import transactions
-from .bulk_change import ChangedRows
-from .bulk_insert import InsertedRows
-from .calls import Calls
+from .bulk_bind import bind_of, own_choice_of_bind
+from .bulk_change import changed_rows
+from .bulk_insert import inserted_rows
+from .calls import Calls, is_sharded
 from .guard import IN_STATEMENT, guarded
 
 if TYPE_CHECKING:
@@ -37,8 +40,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Result
     from sqlalchemy.orm import Mapper, ORMExecuteState, Session
-
-    from .bulk_rows import Rows
 
 Policy = Literal["warn", "ignore", "raise"]
 POLICIES: Final[tuple[Policy, ...]] = ("warn", "ignore", "raise")
@@ -62,10 +63,11 @@ def do_orm_execute(
     if mapper is None:
         _refuse_rows_of_table(context)
         return None
-    if _SEEN in context.execution_options:
+    options = execution_options_of(context)
+    if _SEEN in options:
         return None
     context.update_execution_options(**{_SEEN: True})
-    mode = context.execution_options.get("signals")
+    mode = options.get("signals")
     if mode not in (None, "rows", "skip"):
         raise BulkOptionError(
             f'execution option signals={mode!r}: give "rows" for the signals of each row, or '
@@ -78,28 +80,42 @@ def do_orm_execute(
     if mode is None and not has_bulk:
         _bypassed(context, mapper, operation, policy_for(context.session))
         return None
-    rows = None
-    if mode == "rows" and _row_receivers(mapper, operation):
-        if isinstance(context.statement, FromStatement):
-            raise BulkOptionError(
-                'execution option signals="rows" does not work with from_statement(): execute the '
-                "statement itself, with returning()"
-            )
-        kind = InsertedRows if operation == "insert" else ChangedRows
-        rows = kind(context, mapper, Calls(context.session))
-    if rows is None and not has_bulk:
+    wants_rows = mode == "rows" and bool(_row_receivers(mapper, operation))
+    if wants_rows:
+        _refuse_rows(context, operation)
+    elif not has_bulk:
         return None
+
+    def execute(last: ORMExecuteState) -> Result[Any]:
+        return _execute(last, mapper, operation, wants_rows)
+
     token = object()
     _open.add(token)
     try:
-        return _execute(context, mapper, operation, rows)
+        # A ShardedSession executes the statement from a listener, once for each shard.
+        return execute(context) if is_sharded(context.session) else execute_last(context, execute)
     finally:
         _open.discard(token)
 
 
+def _refuse_rows(context: ORMExecuteState, operation: str) -> None:
+    if isinstance(context.statement, FromStatement):
+        raise BulkOptionError(
+            'execution option signals="rows" does not work with from_statement(): execute the '
+            "statement itself, with returning()"
+        )
+    if is_sharded(context.session):
+        raise BulkOptionError(
+            f'execution option signals="rows" does not work with '
+            f"{type(context.session).__name__}: rows of several shards may have the same primary "
+            f"key. Execute the {operation}() in a Session on the engine of one shard, or connect "
+            f"to post_bulk"
+        )
+
+
 def _refuse_rows_of_table(context: ORMExecuteState) -> None:
     """No class, no receivers: not what somebody expects who has asked for the signals of rows."""
-    if context.execution_options.get("signals") != "rows":
+    if execution_options_of(context).get("signals") != "rows":
         return
     # From SQLAlchemy 2.1 on, a session may ask so for whatever it executes.
     if getattr(context.session, "execution_options", {}).get("signals") == "rows":
@@ -121,15 +137,18 @@ def in_progress() -> bool:
 
 
 def _execute(
-    context: ORMExecuteState, mapper: Mapper[Any], operation: str, rows: Rows | None
+    context: ORMExecuteState, mapper: Mapper[Any], operation: str, wants_rows: bool
 ) -> Result[Any]:
     session, cls = context.session, mapper.class_
     calls = Calls(session)
+    rows = None
+    if wants_rows:
+        rows = (inserted_rows if context.is_insert else changed_rows)(context, mapper, calls)
     arguments = {
         "operation": operation,
         "statement": context.statement,
         "parameters": context.parameters,
-        "using": session.get_bind(**context.bind_arguments),
+        "using": None if is_sharded(session) else bind_of(context, mapper),
     }
     receivers = audible(pre_bulk, cls, pre_bulk.table.lookup(cls))
     if receivers:
@@ -144,9 +163,10 @@ def _execute(
                 fail_transaction(session)
             raise
     else:
-        # Of an INSERT, SQLAlchemy keeps the count of rows only if told to.
-        keep = {"preserve_rowcount": True}
-        result, rowcount = counted(context.invoke_statement(execution_options=keep), context)
+        with own_choice_of_bind(session):
+            # Of an INSERT, SQLAlchemy keeps the count of rows only if told to.
+            result = context.invoke_statement(execution_options={"preserve_rowcount": True})
+        result, rowcount = counted(result, context)
     arguments["rowcount"] = rowcount
     receivers = audible(post_bulk, cls, post_bulk.table.lookup(cls))
     try:

@@ -6,166 +6,161 @@ changed nor missing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import inspect, select
+from sqlalchemy import false, select
 from sqlalchemy.orm.exc import StaleDataError
 from sqlalchemy.sql.expression import BindParameter
 from sqlalchemy.sql.visitors import iterate
 
-from .._sqlalchemy import by_column, dml_entity, set_values, with_options_of
+from .._sqlalchemy import (
+    as_core,
+    attribute_of,
+    by_column,
+    dml_strategy,
+    dml_table,
+    flush_as_query_does,
+    key_columns_of,
+    matching,
+    set_deleted,
+    set_values,
+    without_where,
+)
 from ..changes import UNSET
 from ..errors import BulkOptionError
 from ..net import DELETED
 from ..signals import pre_delete
-from .bulk_rows import Key, Rows, Values, Written
+from .bulk_keys import Key
+from .bulk_rows import Row, Rows, Values, Written
 from .columns import is_expression
 from .guard import IN_STATEMENT, guarded
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Result
+    from sqlalchemy.orm import Mapper, ORMExecuteState
+    from sqlalchemy.sql import ColumnElement, Select
+
+    from .calls import Calls
+
+    Found = dict[Hashable, Row]
+
+
+def changed_rows(context: ORMExecuteState, mapper: Mapper[Any], calls: Calls) -> Rows:
+    """The row signals of an UPDATE or DELETE."""
+    is_by_key = context.is_update and dml_strategy(context) == "bulk"
+    _refuse_unknown(context, mapper, is_by_key)
+    if is_by_key:
+        return UpdatedByKey(context, mapper, calls)
+    return (UpdatedRows if context.is_update else DeletedRows)(context, mapper, calls)
+
+
+def _refuse_unknown(context: ORMExecuteState, mapper: Mapper[Any], is_by_key: bool) -> None:
+    parts = list(iterate(matching(context.statement, key_columns_of(mapper))))
+    if isinstance(context.parameters, list) and not (
+        is_by_key and all(one.unique for one in parts if isinstance(one, BindParameter))
+    ):
+        raise BulkOptionError(
+            'execution option signals="rows" takes a list of parameters for an UPDATE by primary '
+            "key only, and without bindparam() in its where(). Execute the statement for one after "
+            "the other, or connect to post_bulk"
+        )
+    if any(getattr(one, "is_dml", False) for one in parts):
+        raise BulkOptionError(
+            'execution option signals="rows": the where() contains a statement that writes, which '
+            "would be executed to look the rows up, too. Execute it before"
+        )
 
 
 class ChangedRows(Rows):
-    """The row signals of one UPDATE or DELETE."""
+    """The row signals of a statement that changes rows which are there."""
 
+    _fields: frozenset[str] = frozenset()
+    """The attributes that it sets."""
     _count = -1
     """How many rows it has changed, where the database tells no more than that."""
 
+    @property
+    def _synchronizes(self) -> bool:
+        """Whether instances follow what the statement does; those of updated rows always do."""
+        return self._options.get("synchronize_session", "auto") not in (None, False)
+
     def execute(self) -> tuple[Result[Any], int]:
         """Send the ``pre_`` signals and execute the statement; return how many rows it changed."""
-        parameters: Any = self._context.parameters
-        many = isinstance(parameters, list)
-        if many and not self._by_key():
-            raise BulkOptionError(
-                'execution option signals="rows" takes a list of parameters for an UPDATE by '
-                "primary key only, and without bindparam() in its where(). Execute the statement "
-                "for one after the other, or connect to post_bulk"
-            )
         self._lock()
-        if self._context.is_delete:
-            return self._delete()
-        if many:
-            return self._update_many(parameters)
-        return self._update()
-
-    def _delete(self) -> tuple[Result[Any], int]:
-        rows = self._select([])
-        instances = self._load(rows)
-        if self._announce_deletes(instances.values()):
-            rows = self._select([], rows)
-        result, rows = self._invoke(rows)
-        self._written = [Written(DELETED, instances[key], {}, None) for key in rows]
+        rows = self._look_up()
+        instances = self._load(row.key for row in rows.values())
+        if self._announce(rows, instances):
+            rows = self._look_up([row.key for row in rows.values()])
+        result, rows = self._change(rows)
+        self._note(rows, instances)
         return result, len(rows)
 
-    def _by_key(self) -> bool:
-        """Whether a list of parameters says by the primary key which rows to update."""
-        strategy = self._context.execution_options.get("dml_strategy", "auto")
-        where = self._statement.whereclause
-        return (
-            self._context.is_update
-            and strategy in ("auto", "bulk")
-            and not any(
-                isinstance(one, BindParameter) and not one.unique
-                for one in (() if where is None else iterate(where))
-            )
-        )
+    def _announce(self, rows: Found, instances: Mapping[Hashable, Any]) -> bool:
+        """Send the ``pre_`` signals; return whether any receiver was called."""
+        raise NotImplementedError
 
-    def _update(self) -> tuple[Result[Any], int]:
-        values = set_values(self._statement, self._mapper)
-        parameters: Any = self._context.parameters or {}
-        for name, value in parameters.items():
-            if name in self._mapper.column_attrs:
-                values[name] = value
-        self._check_key(values)
-        fields = frozenset(values) | self._written_along()
-        rows = self._select(fields)
-        instances = self._load(rows)
-        if self._announce_updates(instances, rows, dict.fromkeys(rows, values)):
-            rows = self._select(fields, rows)
-        result, rows = self._invoke(rows)
-        self._note_updates(instances, rows, dict.fromkeys(rows, fields))
-        return result, len(rows)
-
-    def _update_many(self, parameters: list[dict[str, Any]]) -> tuple[Result[Any], int]:
-        """An UPDATE by primary key, with a list of parameters."""
-        parameters = by_column(parameters, self._mapper)
-        if not all(one.keys() >= set(self._key) for one in parameters):
-            return self._context.invoke_statement(), 0  # SQLAlchemy refuses it
-        along = self._written_along()
-        written = self._calls[self._mapper].columns.keys.difference(self._key)
-        values: dict[Key, dict[str, Any]] = {}
-        for one in parameters:
-            new = {name: value for name, value in one.items() if name in written}
-            if new or self._mapper.version_id_col is not None:  # else it is no UPDATE
-                values.setdefault(self._key_of(one), {}).update(new)
-        fields = frozenset(name for one in values.values() for name in one) | along
-        rows = self._select(fields, values)
-        instances = self._load(rows)
-        if self._announce_updates(instances, rows, values):
-            rows = self._select(fields, rows)
-        if len(rows) < len(values) and self._statement.whereclause is None:
-            raise StaleDataError(
-                f"UPDATE statement on table {self._mapper.local_table!s} expected to update "
-                f"{len(values)} row(s); {len(rows)} were matched."
-            )
-        if rows:
-            self._context.parameters = [one for one in parameters if self._key_of(one) in rows]
-        result = self._invoke_statement()
-        self._note_updates(instances, rows, {key: frozenset(values[key]) | along for key in rows})
-        return result, len(rows)
-
-    def _key_of(self, parameters: Values) -> Key:
-        return tuple(parameters[name] for name in self._key)
-
-    def _written_along(self) -> frozenset[str]:
-        if inspect(dml_entity(self._statement)).is_aliased_class:
-            return frozenset()  # SQLAlchemy finds no defaults of an alias
-        return frozenset(
-            prop.key
-            for prop in self._mapper.column_attrs
-            for column in prop.columns
-            if getattr(column, "table", None) is self._mapper.local_table
-            and (column.onupdate is not None or column.server_onupdate is not None)
-        )
+    def _note(self, rows: Found, instances: Mapping[Hashable, Any]) -> None:
+        """Note what the statement has done to each row, for the ``post_`` signals."""
+        raise NotImplementedError
 
     # -- the rows, before and after ----------------------------------------------------------------
 
-    def _select(
-        self, fields: Iterable[str], only: Iterable[Key] | None = None
-    ) -> dict[Key, Values]:
-        """The rows that the statement would change now, locked, with their present values."""
-        entity = dml_entity(self._statement)
-        names = list(fields)
-        key = [getattr(entity, name) for name in self._key]
-        query: Any = select(*key, *(getattr(entity, name) for name in names)).select_from(entity)
-        if self._statement.whereclause is not None:
-            query = query.where(self._statement.whereclause)
-        if only is not None:
-            query = query.where(self._are(entity, only))
-        query = with_options_of(query, self._statement).with_for_update(of=key)
-        found: dict[Key, Values] = {}
-        for row in self._query(query, autoflush=True):
+    def _look_up(self, keys: Iterable[Key] | None = None) -> Found:
+        """The rows that the statement would change now, locked, with their present values.
+
+        :param keys: only those of these keys.
+        """
+        if self._options.get("autoflush", True):
+            flush_as_query_does(self._session)
+        names = list(self._fields)
+        query = self._matching([*self._key_columns, *map(self._column, names)])
+        if keys is not None:
+            query = query.where(self._among(keys))
+        found: Found = {}
+        for row in self._rows(query, names):
             # Joined with another table, a row may come several times.
-            found.setdefault(tuple(row[: len(key)]), dict(zip(names, row[len(key) :], strict=True)))
+            found.setdefault(self._key.identity(row.key), row)
         return found
 
-    def _invoke(self, rows: dict[Key, Values]) -> tuple[Result[Any], dict[Key, Values]]:
+    def _matching(self, columns: list[Any]) -> Select[Any]:
+        query = matching(self._statement, columns)
+        return query.with_for_update(of=dml_table(self._statement))
+
+    def _among(self, keys: Iterable[Key]) -> ColumnElement[bool]:
+        table = dml_table(self._statement)
+        return self._key.among(list(map(table.corresponding_column, self._key_columns)), keys)
+
+    def _change(self, rows: Found) -> tuple[Result[Any], Found]:
         """Execute the statement for these rows; the result, and the rows that it has changed.
 
         They can be fewer: rows of other tables, which its condition looks at, are not locked.
         """
-        entity = dml_entity(self._statement)
-        statement = self._statement.where(self._are(entity, rows))
-        dialect: Any = self._using.dialect
-        if not rows or not dialect.delete_returning_multifrom:  # SQLite counts too late with it
-            result = self._invoke_statement(statement)
+        statement = self._statement.where(self._among([row.key for row in rows.values()]))
+        # What SQLAlchemy's ways to synchronize find out is known here, and for each row once.
+        once = {"synchronize_session": False}
+        if not rows or not self._tells_changed():
+            result = self._execute(statement, **once)
             self._count = getattr(result, "rowcount", -1)
             return result, rows
-        result, returned = self._returning(statement, [getattr(entity, name) for name in self._key])
-        changed = set(returned)
-        return result, {key: values for key, values in rows.items() if key in changed}
+        table = dml_table(self._statement)
+        own = list(map(table.corresponding_column, self._key_columns))
+        result, returned = self._returning(statement, own, **once)
+        changed = set(map(self._key.identity, returned))
+        return result, {identity: row for identity, row in rows.items() if identity in changed}
+
+    def _tells_changed(self) -> bool:
+        """Whether the database can return the keys of the rows that it changes."""
+        dialect, is_update = self._dialect, self._context.is_update
+        if not self._mapper.local_table.implicit_returning:  # type: ignore[attr-defined]
+            return False
+        if len(matching(self._statement, self._key_columns).get_final_froms()) > 1:
+            return bool(
+                dialect.update_returning_multifrom
+                if is_update
+                else dialect.delete_returning_multifrom
+            )
+        return bool(dialect.update_returning if is_update else dialect.delete_returning)
 
     def send_post(self) -> None:
         """Send the ``post_`` signals, if the rows are those that were announced."""
@@ -177,45 +172,187 @@ class ChangedRows(Rows):
             )
         super().send_post()
 
-    # -- sending -----------------------------------------------------------------------------------
 
-    def _announce_deletes(self, instances: Iterable[Any]) -> bool:
+class DeletedRows(ChangedRows):
+    """The row signals of a DELETE."""
+
+    def _announce(self, rows: Found, instances: Mapping[Hashable, Any]) -> bool:
         called = False
         with guarded(self._session, IN_STATEMENT):
-            for instance in instances:
+            for instance in instances.values():
                 model = self._model(instance)
                 receivers = model.pre_delete.receivers()
                 model.delete(pre_delete, receivers, instance, None, self._using)
                 called = called or bool(receivers)
         return called
 
-    def _announce_updates(
-        self,
-        instances: Mapping[Key, Any],
-        rows: Mapping[Key, Values],
-        values: Mapping[Key, Values],
-    ) -> bool:
+    def _note(self, rows: Found, instances: Mapping[Hashable, Any]) -> None:
+        deleted = [instances[identity] for identity in rows]
+        if self._synchronizes:
+            set_deleted(self._session, deleted)
+        self._written = [Written(DELETED, instance, {}, None) for instance in deleted]
+
+
+class _UpdatedRows(ChangedRows):
+    """What the two kinds of UPDATE have in common."""
+
+    def _values_of(self, identity: Hashable) -> Values:
+        """What the statement sets in a row, Python values or SQL."""
+        raise NotImplementedError
+
+    def _fields_of(self, identity: Hashable) -> frozenset[str]:
+        """The attributes that it writes there."""
+        raise NotImplementedError
+
+    def _announce(self, rows: Found, instances: Mapping[Hashable, Any]) -> bool:
         called = False
         with guarded(self._session, IN_STATEMENT):
-            for key, instance in instances.items():
-                same = self._model(instance).columns.same
+            for identity, instance in instances.items():
+                same, old = self._model(instance).columns.same, rows[identity].values
                 pairs = {
-                    name: (old, UNSET if is_expression(new) else new)
-                    for name, new in values[key].items()
-                    if (old := rows[key].get(name, UNSET)) is UNSET
-                    or is_expression(new)
-                    or not same(name, old, new)
+                    name: (old[name], UNSET if is_expression(new) else new)
+                    for name, new in self._values_of(identity).items()
+                    if is_expression(new) or not same(name, old[name], new)
                 }
                 called |= self._announce_update(instance, pairs, frozenset(pairs))
         return called
 
-    def _note_updates(
-        self,
-        instances: Mapping[Key, Any],
-        rows: Mapping[Key, Values],
-        fields: Mapping[Key, frozenset[str]],
-    ) -> None:
-        """What the UPDATE has done, by reading it again; the instances get the new values."""
-        names = frozenset(name for one in fields.values() for name in one)
-        for key, new in self._read(names, rows).items():
-            self._note_update(instances[key], rows[key], new, fields[key])
+    def _note(self, rows: Found, instances: Mapping[Hashable, Any]) -> None:
+        """Note what the UPDATE has done, by reading it; the instances get the new values."""
+        present = self._read(self._fields, [row.key for row in rows.values()])
+        for identity, row in rows.items():
+            self._note_update(
+                instances[identity],
+                row.values,
+                present[identity],
+                self._fields_of(identity),
+                keep_pending=not self._synchronizes,
+            )
+        if self._computed:
+            self._load(row.key for row in rows.values())
+
+
+class UpdatedRows(_UpdatedRows):
+    """The row signals of an UPDATE with a condition."""
+
+    def __init__(self, context: ORMExecuteState, mapper: Mapper[Any], calls: Calls) -> None:
+        super().__init__(context, mapper, calls)
+        self._values = set_values(self._statement, mapper)
+        for key, value in (self._parameters or {}).items():
+            name = attribute_of(key, mapper)
+            if name is not None:
+                self._values[name] = value
+        self._check_key(self._values)
+        is_alias = dml_table(self._statement) is not self._table
+        # SQLAlchemy finds no defaults of an alias.
+        self._fields = self._written_with(self._values, () if is_alias else (self._table,))
+
+    def _values_of(self, identity: Hashable) -> Values:
+        return self._values
+
+    def _fields_of(self, identity: Hashable) -> frozenset[str]:
+        return self._fields
+
+
+class UpdatedByKey(_UpdatedRows):
+    """The row signals of an UPDATE by primary key, with a list of parameters."""
+
+    def __init__(self, context: ORMExecuteState, mapper: Mapper[Any], calls: Calls) -> None:
+        super().__init__(context, mapper, calls)
+        # orm/bulk_persistence.py, _bulk_update(), hands no execution options on.
+        own = self._connection.get_execution_options()
+        self._schema = {"schema_translate_map": own.get("schema_translate_map")}
+        # It writes each table of a joined subclass.
+        self._table, self._key_columns = mapper.persist_selectable, mapper.primary_key
+        self._stated = set_values(self._statement, mapper)
+        self._settable = calls[mapper].columns.keys.difference(self._names)
+        self._version = (
+            None
+            if mapper.version_id_col is None
+            else mapper.get_property_by_column(mapper.version_id_col).key
+        )
+        self._given = [
+            one
+            for one in by_column(self._parameters, mapper)
+            if self._stated or not self._settable.isdisjoint(one)  # else SQLAlchemy leaves it out
+        ]
+        names = {name for one in self._given for name in self._set_by(one)}
+        self._fields = self._written_by(frozenset(names))
+        self._values: dict[Hashable, dict[str, Any]] = {}
+        """What is set in each row that was found."""
+        self._matched: list[tuple[Mapping[str, Any], Hashable]] = []
+        """The parameters that have a row, and which."""
+
+    def _set_by(self, parameters: Values) -> dict[str, Any]:
+        given = {name: value for name, value in parameters.items() if name in self._settable}
+        return {**self._stated, **given}
+
+    def _written_by(self, names: Iterable[str]) -> frozenset[str]:
+        attributes = self._mapper.column_attrs
+        tables = {column.table for name in names for column in attributes[name].columns}
+        return self._written_with(names, tables)
+
+    def execute(self) -> tuple[Result[Any], int]:
+        """Send the ``pre_`` signals and execute the statement; return how many rows it changed."""
+        versions = () if self._version is None else (self._version,)
+        if any(
+            any(one.get(name) is None for name in self._names)
+            or any(name not in one for name in versions)
+            for one in self._given
+        ):
+            return self._execute(self._statement), 0  # SQLAlchemy has an error for it
+        return super().execute()
+
+    def _values_of(self, identity: Hashable) -> Values:
+        return self._values[identity]
+
+    def _fields_of(self, identity: Hashable) -> frozenset[str]:
+        return self._written_by(self._values[identity])
+
+    def _look_up(self, keys: Iterable[Key] | None = None) -> Found:
+        if keys is not None:
+            return super()._look_up(keys)
+        given = [tuple(one[name] for name in self._names) for one in self._given]
+        found = self._key.found(given, super()._look_up)
+        rows: Found = {}
+        for one, key in zip(self._given, given, strict=True):
+            row = found.get(self._key.identity(key))
+            if row is not None and self._has_version(row, one):
+                identity = self._key.identity(row.key)
+                rows[identity] = row
+                self._values.setdefault(identity, {}).update(self._set_by(one))
+                self._matched.append((one, identity))
+        self._check_matched()
+        return rows
+
+    def _has_version(self, row: Row, parameters: Values) -> bool:
+        name = self._version
+        if name is None or parameters[name] is None:
+            return True
+        return self._calls[self._mapper].columns.same(name, row.values[name], parameters[name])
+
+    def _check_matched(self) -> None:
+        if self._statement.whereclause is None and len(self._matched) < len(self._given):
+            raise StaleDataError(
+                f"UPDATE statement on table '{self._mapper.local_table!s}' expected to update "
+                f"{len(self._given)} row(s); {len(self._matched)} were matched."
+            )
+
+    def _matching(self, columns: list[Any]) -> Select[Any]:
+        query = select(*columns).select_from(self._table)
+        if self._statement.whereclause is not None:
+            query = query.where(self._statement.whereclause)
+        return as_core(query).with_for_update(of=self._mapper.tables)
+
+    def _among(self, keys: Iterable[Key]) -> ColumnElement[bool]:
+        return self._key.among(self._key_columns, keys)
+
+    def _change(self, rows: Found) -> tuple[Result[Any], Found]:
+        """Execute the statement for these rows, which are locked, so that its condition holds."""
+        self._matched = [(one, identity) for one, identity in self._matched if identity in rows]
+        self._check_matched()
+        if self._matched:
+            self._parameters = [one for one, _ in self._matched]
+            return self._execute(without_where(self._statement)), rows
+        nothing = self._statement.where(false())
+        return self._execute(nothing, synchronize_session=None), rows

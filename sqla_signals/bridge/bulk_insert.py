@@ -7,15 +7,18 @@ PostgreSQL itself, elsewhere what was looked up under a lock before.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import inspect, literal_column, select, tuple_
+from sqlalchemy import inspect, literal_column, select
 from sqlalchemy.orm.attributes import set_committed_value
 
 from .._sqlalchemy import (
     altered,
+    attribute_of,
     by_column,
+    dml_strategy,
+    flush_as_query_does,
     has_many_values,
     inserted_values,
     state_of,
@@ -25,156 +28,94 @@ from ..changes import UNSET, NewRow, PendingRow
 from ..errors import BulkOptionError
 from ..net import CREATED
 from ..signals import pre_save
-from .bulk_rows import Key, Rows, Values, Written
+from .bulk_keys import Key, KeyColumns
+from .bulk_rows import Row, Rows, Values, Written
 from .columns import is_expression
 from .guard import IN_STATEMENT, guarded
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Result
-    from sqlalchemy.orm import Mapper
+    from sqlalchemy.orm import Mapper, ORMExecuteState
 
-    from ..receivers import Receiver
+    from .._sqlalchemy import Upsert
+    from .calls import Calls
+
+
+def inserted_rows(context: ORMExecuteState, mapper: Mapper[Any], calls: Calls) -> Rows:
+    """The row signals of an INSERT."""
+    try:
+        upsert = upsert_of(context.statement, mapper)
+    except TypeError:
+        raise BulkOptionError(
+            'execution option signals="rows": which rows this kind of upsert inserts and which '
+            "it updates is not known; connect to post_bulk"
+        ) from None
+    if upsert is None:
+        return InsertedRows(context, mapper, calls)
+    return UpsertedRows(context, mapper, calls, upsert)
 
 
 class InsertedRows(Rows):
-    """The row signals of one INSERT."""
+    """The row signals of an INSERT that writes new rows only."""
+
+    def __init__(self, context: ORMExecuteState, mapper: Mapper[Any], calls: Calls) -> None:
+        super().__init__(context, mapper, calls)
+        if not self._dialect.insert_returning:
+            raise BulkOptionError(
+                f'execution option signals="rows": {self._dialect.name} has no INSERT … RETURNING, '
+                f"which tells the rows that were inserted. Add the instances to the session instead"
+            )
+        self._is_bulk = dml_strategy(context) == "bulk"
+        self._given = self._given_rows()
 
     def execute(self) -> tuple[Result[Any], int]:
         """Send the ``pre_`` signals and execute the statement; return how many rows it wrote."""
-        dialect = self._session.connection(bind_arguments=self._bind()).dialect
-        try:
-            self._upsert = upsert_of(self._statement, self._mapper)
-        except TypeError:
-            raise BulkOptionError(
-                'execution option signals="rows": which rows this kind of upsert inserts and which '
-                "it updates is not known; connect to post_bulk"
-            ) from None
-        if not dialect.insert_returning:
-            raise BulkOptionError(
-                f'execution option signals="rows": {dialect.name} has no INSERT … RETURNING, which '
-                f"tells the rows that were inserted. Add the instances to the session instead"
-            )
-        self._tells_created = dialect.name == "postgresql" and self._upsert is not None
-        if self._upsert is not None:
-            self._check_key(self._upsert.updates.difference(self._upsert.target or ()))
-            self._lock()
-            if self._must_know and self._upsert.target is None:
-                raise BulkOptionError(
-                    'execution option signals="rows": say with index_elements= which rows are in '
-                    "the way, so that they can be told from new ones"
-                )
-        given = self._given()
-        in_the_way = self._in_the_way(given)
-        given, called = self._announce(given, in_the_way)
-        if called:
-            in_the_way = self._in_the_way(given)
-        # With a list SQLAlchemy inserts into each of several tables, and returns whole instances.
-        joined = len(self._mapper.tables) > 1 and isinstance(self._context.parameters, list)
-        cls: Any = self._mapper.class_
-        own: list[Any] = [cls] if joined else [getattr(cls, name) for name in self._key]
-        if self._tells_created:
-            own.append(literal_column("xmax = 0"))
-        result, returned = self._returning(self._statement, own)
-        old = dict(in_the_way.values())
-        rows: dict[Key, bool] = {}
-        for row in returned:
-            key = inspect(row[0]).identity if joined else row[: len(self._key)]
-            # What one statement creates and updates again, it has created.
-            rows.setdefault(key, bool(row[-1]) if self._tells_created else key not in old)
-        self._note(rows, old)
-        return result, len(rows)
+        self._announce()
+        result, returned = self._insert()
+        keys = [key for key, _ in returned]
+        self._note_created(self._load(keys, refresh=True).values())
+        return result, len(keys)
 
-    @property
-    def _must_know(self) -> bool:
-        """Whether rows that are updated have to be found before; nobody says so afterwards."""
-        return self._upsert is not None and bool(self._upsert.updates) and not self._tells_created
-
-    def _given(self) -> list[dict[str, Any]] | None:
+    def _given_rows(self) -> list[dict[str, Any]] | None:
         """The rows to be inserted, by attribute; ``None`` if the statement selects them."""
         stated = inserted_values(self._statement, self._mapper)
-        parameters: Any = self._context.parameters
-        if stated is None or not parameters:
+        if stated is None or not self._parameters:
             return stated
-        many = by_column(parameters if isinstance(parameters, list) else [parameters], self._mapper)
-        self._context.parameters = many if isinstance(parameters, list) else many[0]
+        many = self._parameters if isinstance(self._parameters, list) else [self._parameters]
+        if self._is_bulk:
+            many = self._parameters = by_column(many, self._mapper)
+        else:  # by the names of columns
+            many = [{attribute_of(name, self._mapper): one[name] for name in one} for one in many]
         return [{**stated[0], **one} for one in many]
 
-    def _in_the_way(self, given: list[dict[str, Any]] | None) -> dict[Key, tuple[Key, Values]]:
-        """The rows that an upsert meets: by what identifies them, their keys and values."""
-        target = self._upsert.target if self._upsert is not None else None
-        if self._upsert is None or target is None:
-            return {}
-        if self._must_know and not self._tells_target(given, target):
-            raise BulkOptionError(
-                f'execution option signals="rows": give plain values for {", ".join(target)}, so '
-                f"that rows that are in the way can be told from new ones, or connect to post_bulk"
-            )
-        cls = self._mapper.class_
-        # A row that is given none, or SQL, is not known to be in the way of another.
-        wanted = {
-            values
-            for one in given or ()
-            if not any(map(is_expression, values := tuple(one.get(name) for name in target)))
-        }
-        columns = [getattr(cls, name) for name in target]
-        names = list(self._upsert.updates)
-        key = [getattr(cls, name) for name in self._key]
-        query = select(*key, *columns, *(getattr(cls, name) for name in names))
-        query = query.where(tuple_(*columns).in_(sorted(wanted, key=repr))).with_for_update(of=key)
-        found: dict[Key, tuple[Key, Values]] = {}
-        for row in self._query(query, autoflush=True):
-            values = tuple(row)
-            end = len(key) + len(columns)
-            found[values[len(key) : end]] = (
-                values[: len(key)],
-                dict(zip(names, values[end:], strict=True)),
-            )
-        return found
+    # -- before ------------------------------------------------------------------------------------
 
-    def _tells_target(self, given: list[dict[str, Any]] | None, target: Sequence[str]) -> bool:
-        """Whether the values that a row may be in the way of are all known."""
-        column_of = self._mapper.columns
-        return given is not None and not any(
-            is_expression(one[name])
-            if name in one
-            else column_of[name].default is not None or column_of[name].server_default is not None
-            for one in given
-            for name in target
-        )
+    def _announce(self) -> bool:
+        """Send ``pre_save`` for each row, and let receivers assign to new ones.
 
-    def _announce(
-        self,
-        given: list[dict[str, Any]] | None,
-        in_the_way: Mapping[Key, tuple[Key, Values]],
-    ) -> tuple[list[dict[str, Any]] | None, bool]:
-        """Send ``pre_save`` for each row; return the rows after that, and if anybody was called."""
-        target = (self._upsert.target if self._upsert is not None else None) or ()
-        instances = self._load([key for key, _ in in_the_way.values()])
-        changed: dict[int, Values] = {}
+        :returns: whether any receiver was called.
+        """
+        assigned: dict[int, Values] = {}
         called = False
         with guarded(self._session, IN_STATEMENT):
-            for place, values in enumerate(given or ()):
-                known = in_the_way.get(tuple(values.get(name) for name in target))
-                if known is None:
-                    assigned, receivers = self._announce_new(values)
-                    called = called or bool(receivers)
-                    if assigned:
-                        changed[place] = assigned
-                elif self._upsert is not None and self._upsert.updates:
-                    key, old = known
-                    pairs = {name: (value, UNSET) for name, value in old.items()}
-                    called |= self._announce_update(instances[key], pairs, self._upsert.updates)
-        if changed and given is not None:
-            self._assign(changed)
-            given = [{**one, **changed.get(place, {})} for place, one in enumerate(given)]
-        return given, called
+            for place, values in enumerate(self._given or ()):
+                new, was_called = self._announce_row(values)
+                called = called or was_called
+                if new:
+                    assigned[place] = new
+        if assigned and self._given is not None:
+            self._assign(assigned)
+            self._given = [
+                {**one, **assigned.get(place, {})} for place, one in enumerate(self._given)
+            ]
+        return called
 
-    def _announce_new(self, values: Values) -> tuple[Values, Sequence[Receiver]]:
-        """Send ``pre_save`` for a row to be inserted; return what was assigned, and who heard."""
+    def _announce_row(self, values: Values) -> tuple[Values, bool]:
+        """Send ``pre_save``; return what was assigned to a new row, and if anybody was called."""
         model = self._calls[self._mapper_for(values)]
         receivers, columns = model.pre_save.receivers(), model.columns
         if not receivers:
-            return {}, ()
+            return {}, False
         instance = model.mapper.class_manager.new_instance()
         plain = {
             name: value
@@ -201,7 +142,7 @@ class InsertedRows(Rows):
             for name, value in state.dict.items()
             if name in columns.keys and (name not in plain or value is not plain[name])
         }
-        return assigned, receivers
+        return assigned, True
 
     def _mapper_for(self, values: Values) -> Mapper[Any]:
         if self._mapper.polymorphic_on is None:
@@ -209,42 +150,173 @@ class InsertedRows(Rows):
         name = self._mapper.get_property_by_column(self._mapper.polymorphic_on).key
         return self._mapper.polymorphic_map.get(values.get(name), self._mapper)
 
-    def _assign(self, changed: Mapping[int, Values]) -> None:
+    def _assign(self, assigned: Mapping[int, Values]) -> None:
         """Let the statement insert what ``pre_save`` receivers have assigned."""
-        parameters: Any = self._context.parameters
-        if isinstance(parameters, list):
-            self._context.parameters = [
-                {**one, **changed.get(place, {})} for place, one in enumerate(parameters)
-            ]
-        elif parameters:
-            self._context.parameters = {**parameters, **changed[0]}
+        if self._parameters:
+            is_list = isinstance(self._parameters, list)
+            many = self._parameters if is_list else [self._parameters]
+            many = [{**one, **self._named(assigned.get(i, {}))} for i, one in enumerate(many)]
+            self._parameters = many if is_list else many[0]
         elif has_many_values(self._statement):
             raise BulkOptionError(
                 'execution option signals="rows": a pre_save receiver has assigned '
-                f"{', '.join(sorted(next(iter(changed.values()))))}, which cannot be put into a "
+                f"{', '.join(sorted(next(iter(assigned.values()))))}, which cannot be put into a "
                 "list in values(). Give the list as the parameters of execute()"
             )
         else:
             self._statement = self._statement.values(
-                {getattr(self._mapper.class_, name): value for name, value in changed[0].items()}
+                {getattr(self._mapper.class_, name): value for name, value in assigned[0].items()}
             )
 
-    def _note(self, rows: Mapping[Key, bool], old: Mapping[Key, Values]) -> None:
-        created = [key for key in rows if rows[key]]
-        instances = self._load(created, refresh=True)  # of rows before, there may be stale ones
-        present: dict[Key, Values] = {}
-        fields: frozenset[str] = frozenset()
-        if len(created) < len(rows):
-            assert self._upsert is not None
-            updated, fields = [key for key in rows if not rows[key]], self._upsert.updates
-            instances |= self._load(updated)
-            present = self._read(fields, updated)
-        for key in rows:
-            instance = instances[key]
-            if rows[key]:
-                altered(self._session, state_of(instance))
-                values = dict(state_of(instance).dict)
-                changes = NewRow(self._model(instance).columns.absent, values)
-                self._written.append(Written(CREATED, instance, changes, None))
+    def _named(self, values: Values) -> Values:
+        """Values by the names that parameters have."""
+        if self._is_bulk:
+            return values
+        return {self._column(name).key: value for name, value in values.items()}
+
+    # -- after -------------------------------------------------------------------------------------
+
+    def _insert(self, *more: Any) -> tuple[Result[Any], list[tuple[Key, tuple[Any, ...]]]]:
+        """Execute the statement.
+
+        :param more: what to return of each row besides its key.
+        :returns: the result for the caller; for each row its key, and what more was returned.
+        """
+        # With a list SQLAlchemy inserts into each of several tables, and returns whole instances.
+        if self._is_bulk and len(self._mapper.tables) > 1:
+            result, returned = self._returning(self._statement, [self._mapper.class_, *more])
+            return result, [(inspect(row[0]).identity, row[1:]) for row in returned]
+        result, returned = self._returning(self._statement, [*self._key_columns, *more])
+        size = len(self._key)
+        return result, [(row[:size], row[size:]) for row in returned]
+
+    def _note_created(self, instances: Iterable[Any]) -> None:
+        for instance in instances:
+            state = state_of(instance)
+            altered(self._session, state)
+            changes = NewRow(self._model(instance).columns.absent, dict(state.dict))
+            self._written.append(Written(CREATED, instance, changes, None))
+
+
+class UpsertedRows(InsertedRows):
+    """The row signals of an INSERT … ON CONFLICT."""
+
+    def __init__(
+        self, context: ORMExecuteState, mapper: Mapper[Any], calls: Calls, upsert: Upsert
+    ) -> None:
+        super().__init__(context, mapper, calls)
+        self._updates = upsert.updates
+        self._target: list[str] = upsert.target or []
+        """The attributes that tell which row is in the way; none if the statement does not say."""
+        self._target_key = KeyColumns(map(self._column, self._target), self._dialect)
+        self._fields = self._written_with(self._updates, [self._table], ("server_onupdate",))
+        self._tells_created = self._dialect.name == "postgresql"
+        self._check_key(self._updates.difference(self._target))
+        self._in_the_way: dict[Hashable, Row] = {}
+        """The rows that it meets, by the identity of what is in the way."""
+        self._instances: dict[Hashable, Any] = {}
+        """Their instances, by the identity of the primary key."""
+        if self._updates and not self._tells_created:
+            self._refuse_unknown()
+
+    def _refuse_unknown(self) -> None:
+        """Refuse what leaves it open which rows are updated, where nobody says so afterwards."""
+        if not self._target:
+            raise BulkOptionError(
+                'execution option signals="rows": say with index_elements= which rows are in '
+                "the way, so that they can be told from new ones"
+            )
+        columns = self._mapper.columns
+        if self._given is None or any(
+            is_expression(one[name])
+            if name in one
+            else columns[name].default is not None or columns[name].server_default is not None
+            for one in self._given
+            for name in self._target
+        ):
+            raise BulkOptionError(
+                f'execution option signals="rows": give plain values for '
+                f"{', '.join(self._target)}, so that rows that are in the way can be told from new "
+                f"ones, or connect to post_bulk"
+            )
+
+    def execute(self) -> tuple[Result[Any], int]:
+        """Send the ``pre_`` signals and execute the statement; return how many rows it wrote."""
+        self._lock()
+        self._look_up()
+        if self._announce():
+            self._look_up()
+        result, returned = self._insert(*[literal_column("xmax = 0")] * self._tells_created)
+        old = {self._key.identity(row.key): row.values for row in self._in_the_way.values()}
+        keys: dict[Hashable, Key] = {}
+        created: dict[Hashable, bool] = {}
+        for key, told in returned:
+            identity = self._key.identity(key)
+            keys[identity] = key
+            # What one statement creates and updates again, it has created.
+            created.setdefault(identity, bool(told[0]) if told else identity not in old)
+        self._note(keys, created, old)
+        return result, len(keys)
+
+    def _look_up(self) -> None:
+        """Find the rows that are in the way now, and lock them."""
+        if self._options.get("autoflush", True):
+            flush_as_query_does(self._session)
+        if not self._target:
+            return
+        keys = [tuple(map(one.get, self._target)) for one in self._given or ()]
+        # A row that is given NULL, or SQL, is not known to be in the way of another.
+        keys = [
+            key for key in keys if not any(value is None or is_expression(value) for value in key)
+        ]
+        self._in_the_way = self._target_key.found(keys, self._rows_with)
+        self._instances = self._load(row.key for row in self._in_the_way.values())
+
+    def _rows_with(self, keys: list[Key]) -> dict[Hashable, Row]:
+        columns, names = list(map(self._column, self._target)), list(self._fields)
+        query = select(*self._key_columns, *map(self._column, names), *columns)
+        query = query.select_from(self._table).where(self._target_key.among(columns, keys))
+        query = query.with_for_update(of=self._table)
+        size = len(self._key) + len(names)
+        found = {}
+        for row in self._tuples(query):
+            values = dict(zip(names, row[len(self._key) : size], strict=True))
+            found[self._target_key.identity(row[size:])] = Row(row[: len(self._key)], values)
+        return found
+
+    def _announce_row(self, values: Values) -> tuple[Values, bool]:
+        row = None
+        if self._in_the_way:
+            row = self._in_the_way.get(
+                self._target_key.identity(tuple(map(values.get, self._target)))
+            )
+        if row is None:
+            return super()._announce_row(values)
+        if not self._updates:
+            return {}, False
+        instance = self._instances[self._key.identity(row.key)]
+        pairs = {name: (value, UNSET) for name, value in row.values.items()}
+        return {}, self._announce_update(instance, pairs, self._fields)
+
+    def _note(
+        self,
+        keys: Mapping[Hashable, Key],
+        created: Mapping[Hashable, bool],
+        old: Mapping[Hashable, Values],
+    ) -> None:
+        new = self._load((key for one, key in keys.items() if created[one]), refresh=True)
+        updated = [key for one, key in keys.items() if not created[one]]
+        instances, present = self._load(updated), self._read(self._fields, updated)
+        for identity in keys:
+            if created[identity]:
+                self._note_created([new[identity]])
             else:
-                self._note_update(instance, old.get(key, {}), present[key], fields)
+                self._note_update(
+                    instances[identity],
+                    old.get(identity, {}),
+                    present[identity],
+                    self._fields,
+                    keep_pending=True,
+                )
+        if self._computed:
+            self._load(updated)

@@ -2,41 +2,54 @@
 
 What every kind of statement needs for that: a lock, the instances of rows, and the sending. SQLite
 knows no row locks; there an UPDATE of no row takes the lock of the whole database.
+
+The queries here are not seen by other listeners for ``do_orm_execute``: these have had their say
+about the statement, which alone decides which rows it is about, and where they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import bindparam, false, select, tuple_, update
-from sqlalchemy.orm.attributes import set_committed_value
+from sqlalchemy import Column, false, select, update
+from sqlalchemy.orm import selectin_polymorphic
 from sqlalchemy.orm.exc import StaleDataError
 
-from .._sqlalchemy import altered, state_of
+from .._sqlalchemy import (
+    execution_options_of,
+    key_columns_of,
+    set_written,
+    state_of,
+    with_options_of,
+)
 from ..changes import UNSET, Change, Changes, NewRow, Pairs, diff_of
 from ..dispatch import active_mutes
 from ..errors import BulkOptionError
 from ..net import CREATED, DELETED, UPDATED, Effect, Kind, Source
 from ..signals import post_delete, post_save, pre_save
 from . import owed, transactions
+from .bulk_bind import bind_of, one_bind
+from .bulk_keys import Key, KeyColumns
 from .guard import IN_STATEMENT, guarded
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Result
     from sqlalchemy.orm import Mapper, ORMExecuteState
-    from sqlalchemy.sql import ColumnElement
+    from sqlalchemy.sql import Select
 
     from .calls import Calls, ModelCalls
 
-Key = tuple[Any, ...]
 Values = Mapping[str, Any]
 
-MAX_PARAMETERS: Final = 1000
-"""How many keys are bound as parameters; more are written into the statement.
 
-Drivers take some tens of thousands at most.
-"""
+class Row(NamedTuple):
+    """A row that was looked up."""
+
+    key: Key
+    values: Values
+    """Those that the statement is going to set, as they are before it."""
 
 
 class Written(NamedTuple):
@@ -55,10 +68,32 @@ class Rows:
         self._context = context
         self._session = context.session
         self._statement: Any = context.statement
+        self._parameters: Any = context.parameters
+        self._options = execution_options_of(context)
         self._mapper = mapper
         self._calls = calls
-        self._using = self._session.get_bind(**context.bind_arguments)
-        self._key = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
+        self._using = bind_of(context, mapper)
+        self._names = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
+        """The attributes of the primary key."""
+        with one_bind(self._session, mapper, self._using):
+            # Some dialects know what their database can do once they are connected.
+            connection = self._session.connection(bind_arguments={"bind": self._using})
+        self._connection = connection
+        name = "schema_translate_map"
+        local = context.local_execution_options
+        self._schema: dict[str, Any] = {name: local[name]} if name in local else {}
+        self._dialect = connection.dialect
+        self._key = KeyColumns(mapper.primary_key, self._dialect)
+        self._table: Any = mapper.local_table
+        """What the statement writes; of a joined subclass it may be its last table alone."""
+        self._key_columns: Sequence[Any] = key_columns_of(mapper)
+        self._computed = {
+            prop.key
+            for one in mapper.self_and_descendants
+            for prop in one.column_attrs
+            if prop.expire_on_flush and not isinstance(prop.columns[0], Column)
+        }
+        """The attributes that a query computes, which a flush expires."""
         self._written: list[Written] = []
         self.executed: bool = False
         """Whether the statement was executed, so that what fails now has to undo it."""
@@ -70,107 +105,163 @@ class Rows:
     # -- finding the rows --------------------------------------------------------------------------
 
     def _lock(self) -> None:
-        connection = self._session.connection(bind_arguments=self._bind())
-        if connection.dialect.name == "sqlite":
+        if self._dialect.name == "sqlite":
             table: Any = self._mapper.local_table
             column = next(iter(table.primary_key))
-            connection.execute(update(table).values({column: column}).where(false()))
+            nothing = update(table).values({column: column}).where(false())
+            self._connection.execute(
+                with_options_of(nothing, self._statement), execution_options=self._schema
+            )
 
-    def _bind(self) -> dict[str, Any]:
-        given = self._context.bind_arguments
-        return {name: value for name, value in given.items() if name in ("mapper", "bind")}
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Let all that is read and written go to the bind of the statement, and flush nothing."""
+        with self._session.no_autoflush, one_bind(self._session, self._mapper, self._using):
+            yield
 
-    def _may_autoflush(self) -> bool:
-        given = self._context.execution_options.get("autoflush", True)
-        return bool(given) and self._session.autoflush
+    def _query(self, query: Select[Any], *, refresh: bool = False) -> Result[Any]:
+        """The result of a query on the bind of the statement, and in its schema.
 
-    def _query(self, query: Any, autoflush: bool) -> Result[Any]:
-        parameters = self._context.parameters
-        return self._session.execute(
-            query,
-            parameters if isinstance(parameters, dict) else None,
-            # "signals" for listeners that restrict each SELECT, to leave this one alone.
+        To be fetched inside of :meth:`_together`, like what is loaded along with it.
+        """
+        self._context.parameters = self._parameters if isinstance(self._parameters, dict) else None
+        return self._context.invoke_statement(
+            with_options_of(query, self._statement),
             execution_options={
-                "autoflush": autoflush and self._may_autoflush(),
-                "signals": "rows",
+                **self._schema,
+                "autoflush": False,
+                "populate_existing": refresh,
+                "stream_results": False,
+                "yield_per": None,
             },
-            bind_arguments=self._bind(),
+            bind_arguments={"bind": self._using},
         )
 
-    def _are(self, entity: Any, keys: Iterable[Key]) -> ColumnElement[bool]:
-        columns = [getattr(entity, name) for name in self._key]
-        wanted = list(keys)
-        if not wanted:
-            return false()
-        one = columns[0] if len(columns) == 1 else tuple_(*columns)
-        values = [key[0] for key in wanted] if len(columns) == 1 else wanted
-        if len(wanted) <= MAX_PARAMETERS:
-            return one.in_(values)
-        many: Any = bindparam(None, values, expanding=True, literal_execute=True, unique=True)
-        return one.in_(many)
+    def _column(self, name: str) -> Any:
+        """The column of an attribute in the table that the statement writes."""
+        for column in self._mapper.column_attrs[name].columns:
+            if self._table.c.contains_column(column):
+                return column
+        raise BulkOptionError(
+            f'execution option signals="rows": {self._mapper.class_.__name__}.{name} is not in the '
+            f"table {self._table!s}. Execute a statement on the class whose table it is in"
+        )
 
-    def _load(self, keys: Iterable[Key], *, refresh: bool = False) -> dict[Key, Any]:
+    def _load(self, keys: Iterable[Key], *, refresh: bool = False) -> dict[Hashable, Any]:
         """The instances of these rows, with nothing expired; in that order."""
-        identity = {key: self._mapper.identity_key_from_primary_key(key) for key in keys}
-        known = self._session.identity_map
-        found: dict[Key, Any] = {}
-        for key, one in identity.items():
-            instance = known.get(one)
-            if instance is not None and not state_of(instance).expired_attributes:
-                found[key] = instance
-        missing = list(identity) if refresh else [key for key in identity if key not in found]
-        if missing:
-            query = select(self._mapper).where(self._are(self._mapper.class_, missing))
-            query = query.execution_options(populate_existing=refresh)
-            for instance in self._query(query, autoflush=False).unique().scalars():
-                found[tuple(state_of(instance).key[1])] = instance  # type: ignore[index]
-        return self._all_of(found, identity)
-
-    def _read(self, names: Iterable[str], keys: Iterable[Key]) -> dict[Key, Values]:
-        """The present values of these rows; in that order."""
-        cls, names, wanted = self._mapper.class_, list(names), list(keys)
-        if not wanted:
-            return {}
-        columns = [getattr(cls, name) for name in (*self._key, *names)]
-        size = len(self._key)
-        found = {
-            tuple(row[:size]): dict(zip(names, row[size:], strict=True))
-            for row in self._query(select(*columns).where(self._are(cls, wanted)), autoflush=False)
+        token = self._options.get("identity_token")
+        wanted = {
+            self._key.identity(key): self._mapper.identity_key_from_primary_key(key, token)
+            for key in keys
         }
+        found: dict[Hashable, Any] = {}
+        try:
+            for identity, key in wanted.items():
+                instance = self._session.identity_map.get(key)
+                if instance is not None and not state_of(instance).expired_attributes:
+                    found[identity] = instance
+        except TypeError:
+            raise BulkOptionError(
+                f'execution option signals="rows": SQLAlchemy loads no instances of '
+                f"{self._mapper.class_.__name__}, whose primary key has values that are not "
+                f"hashable. Connect to post_bulk"
+            ) from None
+        missing = [
+            tuple(key[1]) for identity, key in wanted.items() if refresh or identity not in found
+        ]
+        if missing:
+            with self._together():
+                result = self._query(self._entities(missing), refresh=refresh)
+                for instance in result.unique().scalars():
+                    found[self._key.identity(tuple(state_of(instance).key[1]))] = instance  # type: ignore[index]
         return self._all_of(found, wanted)
 
-    def _all_of(self, found: Mapping[Key, Any], keys: Iterable[Key]) -> dict[Key, Any]:
+    def _entities(self, keys: Iterable[Key]) -> Select[Any]:
+        mapper, cls = self._mapper, self._mapper.class_
+        attributes = [getattr(cls, name) for name in self._names]
+        query = select(cls).where(self._key.among(attributes, keys))
+        subclasses = [one.class_ for one in mapper.self_and_descendants if one is not mapper]
+        if subclasses and not any(one.concrete for one in mapper.self_and_descendants):
+            query = query.options(selectin_polymorphic(cls, subclasses))
+        return query
+
+    def _read(self, names: Iterable[str], keys: Iterable[Key]) -> dict[Hashable, Values]:
+        """The present values of these rows; in that order."""
+        names, keys = list(names), list(keys)
+        if not keys:
+            return {}
+        query = select(*self._key_columns, *map(self._column, names)).select_from(self._table)
+        query = query.where(self._key.among(self._key_columns, keys))
+        found = {self._key.identity(row.key): row.values for row in self._rows(query, names)}
+        return self._all_of(found, map(self._key.identity, keys))
+
+    def _rows(self, query: Select[Any], names: Sequence[str]) -> Iterator[Row]:
+        """What a query for the key and these attributes finds."""
+        size = len(self._key)
+        for row in self._tuples(query):
+            yield Row(row[:size], dict(zip(names, row[size:], strict=True)))
+
+    def _tuples(self, query: Select[Any]) -> Iterator[tuple[Any, ...]]:
+        with self._together():
+            found = self._query(query).all()
+        return map(tuple, found)
+
+    def _all_of(
+        self, found: Mapping[Hashable, Any], identities: Iterable[Hashable]
+    ) -> dict[Hashable, Any]:
         try:
-            return {key: found[key] for key in keys}
+            return {identity: found[identity] for identity in identities}
         except KeyError as error:
-            raise StaleDataError(
-                f"the row {error} of {self._mapper.class_.__name__} cannot be read. If a listener "
-                f"for do_orm_execute restricts each SELECT, let it leave those alone that have the "
-                f'execution option "signals"; or connect to post_bulk'
+            kind = StaleDataError if self.executed else BulkOptionError
+            raise kind(
+                f'execution option signals="rows": SQLAlchemy loads no instance of '
+                f"{self._mapper.class_.__name__} for the row {error}. Connect to post_bulk"
             ) from None
 
     # -- executing ---------------------------------------------------------------------------------
 
-    def _invoke_statement(self, statement: Any = None, **options: Any) -> Result[Any]:
-        result: Result[Any] = self._context.invoke_statement(statement, execution_options=options)
+    def _execute(self, statement: Any, **options: Any) -> Result[Any]:
+        """Execute the statement, or what was made of it."""
+        self._context.parameters = self._parameters
+        with self._together():
+            result: Result[Any] = self._context.invoke_statement(
+                statement, execution_options=options, bind_arguments={"bind": self._using}
+            )
         self.executed = True
         return result
 
-    def _returning(self, statement: Any, own: Sequence[Any]) -> tuple[Result[Any], list[Key]]:
+    def _returning(
+        self, statement: Any, own: Sequence[Any], **options: Any
+    ) -> tuple[Result[Any], list[Key]]:
         """Execute a statement; the result for the caller, and what it returns of ``own``."""
-        # For the caller. SQLite counts while the rows are fetched: nothing is to be kept before.
-        sqlite = self._using.dialect.name == "sqlite"
-        counts: Any = {} if sqlite else {"preserve_rowcount": True}
-        result: Any = self._invoke_statement(statement.returning(*own), **counts)
+        with self._together():
+            result: Any = self._execute(statement.returning(*own), **options)
+            frozen = result.freeze()
         theirs = len(result.keys()) - len(own)
-        frozen = result.freeze()
         returned = [tuple(row[theirs:]) for row in frozen()]
         if theirs:
             return frozen().columns(*range(theirs)), returned
-        return getattr(result, "raw", None) or frozen(), returned
+        result = getattr(result, "raw", None) or frozen()
+        result.rowcount = len(returned)  # SQLite has counted none before they were fetched
+        return result, returned
+
+    def _written_with(
+        self,
+        names: Iterable[str],
+        tables: Collection[Any],
+        defaults: Collection[str] = ("onupdate", "server_onupdate"),
+    ) -> frozenset[str]:
+        """These attributes, and those that an UPDATE of the tables sets besides."""
+        return frozenset(names).union(
+            prop.key
+            for prop in self._mapper.column_attrs
+            for column in prop.columns
+            if getattr(column, "table", None) in tables
+            and any(getattr(column, default) is not None for default in defaults)
+        )
 
     def _check_key(self, names: Iterable[str]) -> None:
-        if not set(self._key).isdisjoint(names):
+        if not set(self._names).isdisjoint(names):
             raise BulkOptionError(
                 f'execution option signals="rows": the statement sets the primary key of '
                 f"{self._mapper.class_.__name__}, so that its rows cannot be found again. Change "
@@ -197,14 +288,19 @@ class Rows:
         )
         return bool(receivers)
 
-    def _note_update(self, instance: Any, old: Values, new: Values, fields: frozenset[str]) -> None:
-        state = state_of(instance)
-        altered(self._session, state)
-        for name, value in new.items():
-            if name in state.committed_state:  # the session has a change of it pending
-                state.committed_state[name] = value
-            else:
-                set_committed_value(instance, name, value)
+    def _note_update(
+        self,
+        instance: Any,
+        old: Values,
+        new: Values,
+        fields: frozenset[str],
+        *,
+        keep_pending: bool,
+    ) -> None:
+        set_written(self._session, instance, new, keep_pending=keep_pending)
+        stale = self._computed.intersection(state_of(instance).dict) if self._computed else ()
+        if stale:
+            self._session.expire(instance, stale)
         same = self._model(instance).columns.same
         pairs = {
             name: (old.get(name, UNSET), new[name])

@@ -18,7 +18,6 @@ from sqlalchemy.util import await_only
 
 from .. import watching
 from .._sqlalchemy import (
-    contains_state,
     current_task,
     detached_copy,
     ends_session_block,
@@ -152,12 +151,9 @@ def known_values(
     if effect.kind is DELETED:  # the values that were committed, not what came in between
         values = {**(effect.values or {}), **effect.before}
         return {key: value for key, value in values.items() if value is not UNSET}
-    if frame.savepoint_undone:
-        # SQLAlchemy has restored the instances that the session held then, and no others.
-        knows = contains_state(session, state) and state not in frame.stale
-    else:
-        knows = state.session_id in (session.hash_key, None)
-    if knows and state.key == effect.row:
+    # Closing a session has expunged them all.
+    holder = None if frame.is_closed else session.hash_key
+    if state.session_id == holder and state.key == effect.row and state not in frame.stale:
         return columns[state.manager.mapper].values(state)
     return {}
 
@@ -174,8 +170,9 @@ def committed(
     if delivery is None and watcher is None and not _anybody_waits(frame):
         return
     watched = watcher.delivery(session, "commit") if watcher is not None else None
-    batch = Batch(source_for(session), schemas, frame, cause, watched)
-    if delivery is not None and delivery.waits_for_us() and delivery.add(batch):
+    is_waiting = delivery is not None and delivery.waits_for_us()
+    batch = Batch(source_for(session), schemas, frame, cause if is_waiting else None, watched)
+    if delivery is not None and is_waiting and delivery.add(batch):
         return
     delivery = _Delivery(batch)
     _open.add(delivery)
@@ -192,12 +189,7 @@ def committed(
 def follows(session: Session, fn: Callable[[], Any]) -> bool:
     """Whether ``fn`` is called in the delivery that is going on: of this session's last commit."""
     delivery, _ = _current.get() or (None, None)
-    return (
-        delivery is not None
-        and not session.in_transaction()
-        and delivery.waits_for_us()
-        and delivery.add_callback(session, fn)
-    )
+    return delivery is not None and delivery.waits_for_us() and delivery.add_callback(session, fn)
 
 
 def _anybody_waits(frame: Frame) -> bool:

@@ -7,15 +7,18 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
+from sqlalchemy.orm import Session
 
 from .. import mapping
 from .._sqlalchemy import (
+    adopt,
     async_session_like,
     attached_copy,
-    carry_over,
     detached_copy,
     empty,
+    for_receivers,
     session_like,
+    session_serial,
     state_of,
 )
 from ..copies import copies_of
@@ -30,7 +33,7 @@ from .effect_calls import call_for, failed
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
     from sqlalchemy.ext.asyncio import AsyncSession
-    from sqlalchemy.orm import Session, SessionTransaction
+    from sqlalchemy.orm import SessionTransaction
 
 SchemaMaps = Mapping["Engine", Any]
 """The ``schema_translate_map`` of the connections of a transaction, where they had one."""
@@ -62,27 +65,42 @@ class SessionSource:
 
         :raises InstallError: there is none that is not the application's own.
         """
+        made = None
         if self._factory is not None:
-            made = self._factory()
+            made = self._made_by(self._factory)
             sync: Session = getattr(made, "sync_session", made)
-            if sync is self.like or sync.identity_map or sync.new:
-                raise InstallError(
-                    f"session_factory={self._factory!r} gave a session that the application is "
-                    f"working with, so a receiver's work would be done there. Give a factory that "
-                    f"makes a new session with each call, such as a sessionmaker"
-                )
         elif self._maker is not None:
             made = self._maker()
             sync = getattr(made, "sync_session", made)
-            carry_over(self.like, sync)
+            adopt(self.like, sync)
         else:
-            made = sync = session_like(self.like, self.front)
-            if self.front is not None:
-                made = async_session_like(self.front, self.like, sync)
+            sync = session_like(self.like, self.front)
+        for_receivers(sync)
         if self._factory is None:
             for installation in mapping.installations:
                 installation.follow(self.like, sync)
-        return sync, None if made is sync else made
+            if self.front is not None and made in (None, sync):
+                made = async_session_like(self.front, self.like, sync)
+        return sync, None if made in (None, sync) else made
+
+    @staticmethod
+    def _made_by(factory: Callable[[], Any]) -> Any:
+        serial = session_serial()
+        made = factory()
+        sync = getattr(made, "sync_session", made)
+        if not isinstance(sync, Session):
+            raise InstallError(
+                f"session_factory={factory!r} gave {made!r}, which is neither a Session nor an "
+                f"AsyncSession"
+            )
+        if sync.hash_key < serial:
+            raise InstallError(
+                f"session_factory={factory!r} gave a session that was there before, such as the "
+                f"one that the application is working with, so a receiver's work would be done "
+                f"there. Give a factory that makes a new session with each call, such as a "
+                f"sessionmaker"
+            )
+        return made
 
 
 class DeliverySession:
@@ -159,8 +177,9 @@ def _translate(
     """Let a connection translate schemas as the one of the transaction before did."""
     if transaction.nested:
         return
-    for engine, schema_map in schemas.items():
-        # A factory may have another engine for the same database.
-        if engine is connection.engine or engine.url == connection.engine.url:
-            connection.execution_options(schema_translate_map=schema_map)
-            return
+    schema_map = schemas.get(connection.engine)
+    if schema_map is None:  # a factory may have another engine for the same database
+        same = [one for engine, one in schemas.items() if engine.url == connection.engine.url]
+        schema_map = same[0] if len(same) == 1 else None
+    if schema_map is not None:
+        connection.execution_options(schema_translate_map=schema_map)

@@ -51,13 +51,23 @@ def failed(
     """Log and tell that a receiver has raised an exception."""
     signal = signal_of(effect)
     sender = effect.sender if isinstance(effect, Executed) else type(effect.instance)
+    identity: Any = None if isinstance(effect, Executed) else effect.row
+    key = None if identity is None else identity[1]
     logger.error(
-        "%s on=%r: receiver %s failed for %s; nothing but its own work is undone by that",
+        "%s on=%r: receiver %s failed for %s%s; nothing but its own work is undone by that",
         signal.name,
         on,
         receiver,
         sender.__name__,
+        "" if key is None else f" {key[0] if len(key) == 1 else key}",
         exc_info=error,
+        extra={
+            "signal": signal.name,
+            "phase": on,
+            "receiver": str(receiver),
+            "sender": sender.__name__,
+            "primary_key": key,
+        },
     )
     if (watcher := watching.watcher) is not None:
         watcher.failed(error)

@@ -9,7 +9,7 @@ takes changes again.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from .._sqlalchemy import is_flushing, keep_readable
@@ -47,7 +47,7 @@ class Flush:
     """The signals of one ``Session.flush()``, from its beginning to its end."""
 
     def __init__(
-        self, session: Session, context: UOWTransaction, objects: Sequence[object] | None
+        self, session: Session, context: UOWTransaction, objects: Iterable[object] | None
     ) -> None:
         self.session: Session = session
         self._calls = Calls(session)

@@ -8,7 +8,7 @@ for what they are: added, deleted, or changed in a column.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from operator import attrgetter
 from traceback import format_exc
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -107,7 +107,7 @@ class Foresight:
     """The traceback, if SQLAlchemy could not even find out what it is going to write."""
 
     def __init__(
-        self, session: Session, objects: Sequence[object] | None, announced: Collection[State] = ()
+        self, session: Session, objects: Iterable[object] | None, announced: Collection[State] = ()
     ) -> None:
         self._session = session
         if isinstance(objects, Iterator):  # of no second use, so it is left to the flush

@@ -75,7 +75,7 @@ class guarded:
     def __enter__(self) -> None:
         session, forbidden = self._session, self._forbidden
         during = "a statement" if forbidden is IN_STATEMENT else "a flush"
-        methods = {
+        methods: dict[str, Callable[..., Any]] = {
             name: _forbidden(f"Session.{name}()", during, remedy, session)
             for name, remedy in forbidden.items()
             if hasattr(session, name)

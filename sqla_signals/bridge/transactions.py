@@ -134,6 +134,7 @@ def ended(
     joined: Sequence[Connection] = transaction.__dict__.get(_JOINED, ())
     if joined:
         # Closed without a commit or a rollback, which leaves those transactions as they are.
+        frame.is_closed = True
         write_events(session, frame, joined)
         frame = frame.without(joined)
     if frame:
@@ -143,15 +144,13 @@ def ended(
 def _note_undone_savepoint(
     session: Session, savepoint: SessionTransaction, undone: Frame | None
 ) -> None:
-    """Tell the frames around a savepoint that it may have been rolled back."""
+    """Note which instances a savepoint that was rolled back has left as they were."""
     states = [state_of(effect.instance) for effect in (undone.effects if undone else ())]
     # SQLAlchemy restores what the session holds: SessionTransaction._restore_snapshot().
     stale = {state for state in states if state.key and not contains_state(session, state)}
-    for transaction in _outwards(savepoint.parent):
-        frame = _frame(transaction) if stale else _find_frame(transaction)
-        if frame is not None:
-            frame.savepoint_undone = True
-            frame.stale |= stale
+    if stale:
+        for transaction in _outwards(savepoint.parent):
+            _frame(transaction).stale |= stale
 
 
 def net_frame(session: Session) -> Frame:

@@ -35,6 +35,7 @@ from sqlalchemy.orm import (
 import sqla_signals
 from sqla_signals import m2m_changed, post_bulk, post_delete, post_save, trace
 
+from ..conftest import before_sqlalchemy
 from .observing import Log, listen
 
 Step = Callable[[Session], Any]
@@ -133,21 +134,21 @@ def teams(
         session.add_all([Badge(id=1, name="c", team_id=1), Player(id=1, name="d", team_id=1)])
 
     def read_and_rename(session: Session) -> None:
-        badges = session.get_one(Player, 1).badges
+        badges = session.get(Player, 1).badges
         assert (badges[0] if uselist else badges).id == 1
-        session.get_one(Player, 1).name = "p"
-        session.get_one(Team, 1).name = "t"
+        session.get(Player, 1).name = "p"
+        session.get(Team, 1).name = "t"
 
     def move(session: Session) -> None:
-        session.get_one(Player, 1).team_id = 2
+        session.get(Player, 1).team_id = 2
 
     def assign(session: Session) -> None:
-        player, badge = session.get_one(Player, 1), session.get_one(Badge, 1)
+        player, badge = session.get(Player, 1), session.get(Badge, 1)
         player.badges = [badge] if uselist else badge
 
     def remove(session: Session) -> None:
-        session.delete(session.get_one(Player, 1))
-        session.delete(session.get_one(Team, 2))
+        session.delete(session.get(Player, 1))
+        session.delete(session.get(Team, 2))
 
     created = ["Team(a)", "Team(b)", "Badge(c)", "Player(d)"]
     return [
@@ -199,7 +200,7 @@ def animals(animal: Any, cat: Any) -> Program:
             one.name = f"{one.name}{one.name}"
 
     def remove(session: Session) -> None:
-        one = session.get_one(animal, 2)
+        one = session.get(animal, 2)
         assert type(one) is cat
         assert one.name == "bb"
         session.delete(one)
@@ -261,6 +262,9 @@ def polymorphic_on_an_expression(base: Any) -> Program:
 
 @shape
 def concrete_classes_of_an_abstract_base(base: Any) -> Program:
+    if before_sqlalchemy("2.0.58"):
+        pytest.skip("once such a registry is disposed of, SQLAlchemy configures no mapper any more")
+
     class AnyAnimal(AbstractConcreteBase, base):
         pass
 
@@ -332,11 +336,11 @@ def instances_of_the_wrong_class(base: Any) -> Program:
         return Other()
 
     def known(session: Session) -> Any:
-        return session.get_one(Other, 1)
+        return session.get(Other, 1)
 
     def assign(cls: Any, name: str, make: Step) -> Step:
         def step(session: Session) -> None:
-            instance, wrong = session.get_one(cls, 1), make(session)
+            instance, wrong = session.get(cls, 1), make(session)
             instance.name = "not written"
             setattr(instance, name, [wrong] if name in ("children", "pets", "friends") else wrong)
             session.flush()

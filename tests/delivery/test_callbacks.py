@@ -328,23 +328,26 @@ def test_a_callback_given_inside_of_a_callback_is_called_after_the_others(commit
     assert rows(committing.engine, Author.name) == ["a"]
 
 
-def test_a_callback_given_inside_of_a_callback_with_new_work_waits_for_that(session: Session):
-    """The session is in a transaction again."""
+def test_a_callback_given_inside_of_a_callback_is_called_although_the_session_was_used(
+    session: Session,
+):
+    """Reading begins a transaction, which nobody would commit for the sake of the callback."""
     called: list[str] = []
 
     def first() -> None:
-        session.add(Author(name="b"))
-        session.flush()
-        on_commit(session, lambda: called.append("second"))
+        assert author.name == "a"
+        with session.begin_nested():
+            on_commit(session, lambda: called.append("inner"))
         called.append("first")
 
-    session.add(Author(name="a"))
+    session.add(author := Author(name="a"))
     on_commit(session, first)
+    on_commit(session, lambda: called.append("second"))
     session.commit()
-    assert called == ["first"]
+    assert called == ["first", "second", "inner"]
     session.commit()
-    assert called == ["first", "second"]
-    assert rows(session.get_bind(), Author.name) == ["a", "b"]
+    assert called == ["first", "second", "inner"]
+    assert rows(session.get_bind(), Author.name) == ["a"]
 
 
 def test_a_callback_that_gives_itself_again_and_again_is_stopped(

@@ -294,6 +294,34 @@ def test_a_delivery_has_one_session_which_is_empty_in_each_call(session: Session
     assert rows(session.get_bind(), Tag.name) == ["left pending in a savepoint"]
 
 
+def test_the_session_is_empty_again_whatever_the_call_was_for(session: Session):
+    """A deletion whose row the receiver has written again, or a statement."""
+    found = []
+
+    @receiver([post_save, post_delete], sender=Author, on="commit")
+    def fn(sender, instance, session, signal, **kwargs):
+        found.append((signal.name, [one for one in session if one is not instance]))
+        if signal is post_delete:
+            session.add(Author(id=1, name="back"))
+
+    @receiver(post_bulk, sender=Author, on="commit")
+    def executed(sender, session, **kwargs):
+        found.append(("post_bulk", [*session]))
+        session.scalars(select(Author).where(Author.id == 1)).all()
+
+    session.add_all([author := Author(id=1, name="a"), Author(id=2, name="b")])
+    session.commit()
+    found.clear()
+    session.delete(author)
+    session.flush()
+    session.execute(update(Author).where(Author.id == 2).values(name="c"))
+    session.execute(update(Author).where(Author.id == 2).values(name="d"))
+    session.commit()
+    expected = ["post_delete", "post_bulk", "post_bulk", "post_save"]
+    assert found == [(name, []) for name in expected]
+    assert sorted(rows(session.get_bind(), Author.name)) == ["back", "d"]
+
+
 def test_each_delivery_has_another_session(session: Session):
     """So one that a receiver has kept by mistake is not used again."""
     kept = []
