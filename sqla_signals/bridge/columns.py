@@ -36,6 +36,7 @@ class Columns:
 
     __slots__ = (
         "__weakref__",
+        "_counts_version",
         "_delicate",
         "_equal",
         "_keys",
@@ -105,15 +106,14 @@ class Columns:
         the database computes. The history of these goes when the new value is fetched."""
         self._version: str | None = None
         self._version_table: Any = None
+        self._counts_version: bool = mapper.version_id_generator is not False
         version_column: Any = mapper.version_id_col
         if version_column is not None:
-            version = mapper.get_property_by_column(version_column).key
-            self.filled_in |= {version}
+            self._version = mapper.get_property_by_column(version_column).key
             self._version_table = version_column.table
-            if mapper.version_id_generator is not False:
-                self._version = version
-            elif version_column.server_default is not None:  # as PostgreSQL's xmin
-                self.computed[version] = self.keys
+            self.filled_in |= {self._version}
+            if not self._counts_version and version_column.server_default is not None:
+                self.computed[self._version] = self.keys  # as PostgreSQL's xmin
         self._delicate = self.unfetched.union(self._primary_key)
         """That differ after an UPDATE does not say that it has written them."""
         self.watched: frozenset[str] = watched & self.filled_in
@@ -271,13 +271,14 @@ class Columns:
         if not fields or not self.filled_in:
             return fields
         tables = {table for key in fields for table in self._tables[key]}
-        if self._version_table is not None and not of_one_table:
+        if self._version is not None and not of_one_table and self._version_table not in tables:
             # _collect_update_commands of orm/persistence.py: the table of the version gets an
-            # UPDATE too, also where the program or the database counts it.
+            # UPDATE too, which repeats the version where the program or the database counts it.
             tables.add(self._version_table)
+            fields |= {self._version}
         for table in tables:
             fields |= self._written_along.get(table, frozenset())
-        if self._version is not None and self._version_table in tables:
+        if self._version is not None and self._counts_version and self._version_table in tables:
             fields |= {self._version}
         return fields
 

@@ -182,7 +182,8 @@ def test_so_does_the_update_that_repeats_a_version_of_the_program(session: Sessi
     log.clear()
     plugin.name = "b"
     session.flush()
-    assert log.one("post_save")["update_fields"] == {"name", "stamp"}
+    assert log.one("post_save")["update_fields"] == {"name", "stamp", "token"}
+    assert dict(log.one("post_save")["changes"]) == {"name": Change("a", "b")}
     table = Program.__table__.c
     assert rows(session, table.token, table.stamp) == [(1, 99)]
 
