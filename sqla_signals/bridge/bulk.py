@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 Policy = Literal["warn", "ignore", "raise"]
 POLICIES: Final[tuple[Policy, ...]] = ("warn", "ignore", "raise")
 
-_SEEN: Final = "sqla_signals.seen"
+_SEEN: Final = "_sqla_signals_seen"
 """Execution option of a statement that one installation has taken care of."""
 _ROW_SIGNALS: Final = {
     "insert": (pre_save, post_save),

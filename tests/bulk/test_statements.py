@@ -7,7 +7,7 @@ import warnings
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, delete, insert, select, text, update
+from sqlalchemy import Engine, delete, event, insert, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError, PendingRollbackError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
@@ -135,6 +135,23 @@ def test_each_kind_of_statement(session: Session, name: str):
         assert call["statement"].is_dml
     if rowcount != -1:
         assert len(witnessed(session)) == rowcount
+
+
+def test_a_statement_keeps_the_execution_options_that_it_was_given(session: Session, shop: Engine):
+    """Besides them there is one of SQLAlchemy's, where somebody is told the number of rows."""
+    fill(session)
+    listen(Order)
+    seen = []
+
+    @event.listens_for(shop, "before_cursor_execute")
+    def look(conn, cursor, statement, parameters, context, executemany):
+        if statement.startswith("UPDATE"):
+            seen.append({key for key in context.execution_options if not key.startswith("_")})
+
+    for given in ({"mine": 1, "signals": "skip"}, {"mine": 1}):
+        session.execute(update(Order).values(status="sent"), execution_options=given)
+    assert seen == [{"mine", "signals"}, {"mine", "preserve_rowcount"}]
+    assert rows(session, Order.status) == ["sent"] * 3
 
 
 def test_query_update_and_delete(session: Session):
