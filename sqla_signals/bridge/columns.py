@@ -80,9 +80,7 @@ class Columns:
         self.absent: Values = {key: absent_value(prop.columns) for key, prop in props.items()}
         """What each attribute is after an INSERT that was given no value for it."""
         self._shapes = _Shapes(self)
-        self._tables = {
-            key: frozenset(column.table for column in prop.columns) for key, prop in props.items()
-        }
+        self._tables = {key: frozenset(map(_table_of, prop.columns)) for key, prop in props.items()}
         self.computed: dict[str, frozenset[str]] = {
             key: self._sources(column)
             for key, prop in props.items()
@@ -99,8 +97,8 @@ class Columns:
         for key, prop in props.items():
             for column in prop.columns:
                 if column.onupdate is not None:
-                    along = self._written_along.get(column.table, frozenset())
-                    self._written_along[column.table] = along | {key}
+                    along = self._written_along.get(_table_of(column), frozenset())
+                    self._written_along[_table_of(column)] = along | {key}
         self.filled_in: frozenset[str] = self.unfetched.union(*self._written_along.values())
         """What the UPDATE of other attributes fills in: versions, ``onupdate`` columns, and what
         the database computes. The history of these goes when the new value is fetched."""
@@ -110,7 +108,7 @@ class Columns:
         version_column: Any = mapper.version_id_col
         if version_column is not None:
             self._version = mapper.get_property_by_column(version_column).key
-            self._version_table = version_column.table
+            self._version_table = _table_of(version_column)
             self.filled_in |= {self._version}
             if not self._counts_version and version_column.server_default is not None:
                 self.computed[self._version] = self.keys  # as PostgreSQL's xmin
@@ -387,6 +385,11 @@ def equality(equal: Any) -> Any:
     """``equal``, or the operator where that is all it does, which is quicker by a call."""
     plain = getattr(equal, "__func__", None) is TypeEngine.compare_values
     return eq if plain else equal
+
+
+def _table_of(column: Any) -> Any:
+    """The table that an UPDATE of the column writes, also where a SELECT of it is mapped."""
+    return next(iter(column.base_columns)).table
 
 
 def _words(text: str) -> set[str]:
