@@ -389,7 +389,8 @@ def equality(equal: Any) -> Any:
 
 def _table_of(column: Any) -> Any:
     """The table that an UPDATE of the column writes, also where a SELECT of it is mapped."""
-    return next(iter(column.base_columns)).table
+    bases = [one for one in column.base_columns if isinstance(one, Column)]
+    return (bases[0] if bases else column).table
 
 
 def _words(text: str) -> set[str]:
