@@ -259,7 +259,7 @@ def test_pending_changes_are_flushed_to_their_own_binds(leader: Engine, follower
     heard = Heard().connect(Order)
     with session:
         session.add(Employee(id=1, name="e"))
-        session.get_one(Order, 1).total = 50
+        session.get(Order, 1).total = 50
         session.execute(
             update(Order).where(Order.total > 40).values(status="x"), execution_options=ROWS
         )

@@ -23,7 +23,7 @@ from .shop import (
     create_triggers,
     witnessed,
 )
-from .test_rows import ROWS, fill, staff, told, updates, upsert
+from .test_rows import ROWS, fill, on_an_alias, staff, told, updates, upsert
 
 SKIP: Any = {"signals": "skip"}
 
@@ -56,6 +56,7 @@ def test_a_condition_on_an_inherited_attribute(session: Session):
     assert heard.rows("post") == heard.rows("pre") == updates(2)
 
 
+@on_an_alias
 @pytest.mark.filterwarnings("ignore:.*cartesian product:sqlalchemy.exc.SAWarning")
 def test_loader_criteria_of_another_class_and_of_an_alias(session: Session):
     """They restrict the class that is written, and what subqueries select."""
@@ -78,6 +79,7 @@ def test_loader_criteria_of_another_class_and_of_an_alias(session: Session):
     assert heard.rows("post") == heard.rows("pre") == seen
 
 
+@on_an_alias
 @pytest.mark.filterwarnings("ignore:.*cartesian product:sqlalchemy.exc.SAWarning")
 def test_an_alias_of_a_subclass_in_the_same_table(session: Session):
     """SQLAlchemy writes rows of other classes too, which have no instance of this one."""
@@ -91,6 +93,7 @@ def test_an_alias_of_a_subclass_in_the_same_table(session: Session):
     assert session.execute(statement, execution_options={**SKIP, **options}).rowcount == 4
 
 
+@on_an_alias
 @pytest.mark.parametrize("operation", ["update", "delete"])
 def test_conditions_that_refer_to_the_row(session: Session, operation: str):
     """In a subquery, by the class or by an alias of it."""

@@ -57,7 +57,7 @@ def test_values_that_may_be_changed_in_place(session: Session, synchronize: Any)
     Base.metadata.create_all(session.connection())
     session.add(Page(id=1, data={"a": 1}, tags=["x"]))
     session.commit()
-    page = session.get_one(Page, 1)
+    page = session.get(Page, 1)
     heard = Heard().connect(Page)
     session.execute(
         update(Page).values(data={"b": 2}, tags=["y"]),
@@ -80,7 +80,7 @@ def test_a_mutable_value_that_is_inserted_stays_the_callers(session: Session):
     tags = Tags(["x"])
     session.execute(insert(Page), [{"id": 1, "data": {}, "tags": tags}], execution_options=ROWS)
     assert heard.of("pre_save")[0]["seen"]["tags"] is tags
-    page = session.get_one(Page, 1)
+    page = session.get(Page, 1)
     assert page.tags == tags
     assert page.tags is not tags
     assert dict(tags._parents) == {}
@@ -92,7 +92,7 @@ def test_what_is_computed(session: Session, operation: str):
     Base.metadata.create_all(session.connection())
     session.add(Sum(id=1, number=1))
     session.commit()
-    held = session.get_one(Sum, 1)
+    held = session.get(Sum, 1)
     assert (held.twice, held.thrice) == (2, 3)
     heard = Heard().connect(Sum)
     new = upsert(session, Sum).values(id=1, number=5)
@@ -116,7 +116,7 @@ def test_a_composite_that_is_loaded(session: Session, synchronize: Any):
     """It follows its columns."""
     session.add(Desk(id=1, place=Point(1, 2)))
     session.commit()
-    desk = session.get_one(Desk, 1)
+    desk = session.get(Desk, 1)
     assert desk.place == Point(1, 2)
     witnessed(session)
     heard = Heard().connect(Desk)
@@ -159,7 +159,7 @@ def test_pending_changes_that_the_statement_overtakes(
         pytest.skip("SQLAlchemy cannot")
     fill(session)
     session.autoflush = False
-    held = session.get_one(Order, 1)
+    held = session.get(Order, 1)
     held.total, held.status = 77, "mine"
     heard = Heard().connect(Order)
     statement, parameters = update(Order).where(Order.id == 1).values(total=5), None
@@ -180,7 +180,7 @@ def test_pending_changes_that_the_statement_overtakes(
 def test_instances_of_deleted_rows_leave_the_session(session: Session, synchronize: Any):
     """Unless it is not to be synchronized; a rollback brings them back."""
     fill(session)
-    held = session.get_one(Order, 1)
+    held = session.get(Order, 1)
     heard = Heard().connect(Order)
     savepoint = session.begin_nested()
     session.execute(
