@@ -8,6 +8,7 @@ the difference is settled here.
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,7 +23,6 @@ from uuid import UUID
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import inspect
-from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.orm import (
     MANYTOONE,
     ColumnProperty,
@@ -43,15 +43,16 @@ from sqlalchemy.orm.base import DEFAULT_STATE_ATTR
 from sqlalchemy.orm.exc import ObjectDeletedError, UnmappedColumnError
 from sqlalchemy.orm.mapper import _all_registries
 from sqlalchemy.schema import Column
-from sqlalchemy.sql import Select
+from sqlalchemy.sql import Select, sqltypes
 from sqlalchemy.sql.expression import BinaryExpression, BindParameter
 
 from .changes import UNSET
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import Connection, Dialect, Engine
     from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import ClassManager, InstanceState, Mapper, SessionTransaction
+    from sqlalchemy.types import TypeEngine
 
     State = InstanceState[Any]
 
@@ -395,14 +396,27 @@ def ends_session_block(task: asyncio.Task[Any]) -> bool:
 # -- column types ------------------------------------------------------------------------------
 
 
-class PlainDialect(DefaultDialect):
-    """No database's: for what column types make of values by themselves."""
+BinaryType: Final[type[Any]] = sqltypes._Binary
+"""The base of all types for bytes."""
+IntervalType: Final[type[Any]] = sqltypes._AbstractInterval
+"""The base of all types for a ``timedelta``, emulated or not."""
 
-    supports_native_decimal = True
-    """Floats would lose digits."""
-    _json_serializer = None
-    """In 2.0 only the dialects of databases have these two."""
-    _json_deserializer = None
+
+def has_sql_expression(kind: TypeEngine[Any]) -> bool:
+    """Whether a type puts SQL around its values, in statements that write or read them."""
+    return bool(kind._has_bind_expression or kind._has_column_expression)
+
+
+def json_functions(dialect: Dialect) -> tuple[Callable[[Any], str], Callable[[str], Any]]:
+    """What the engine writes a JSON column with, and reads it."""
+    write = getattr(dialect, "_json_serializer", None)
+    read = getattr(dialect, "_json_deserializer", None)
+    return write or json.dumps, read or json.loads
+
+
+def loads_addresses(dialect: Dialect) -> bool:
+    """Whether the driver loads an INET as an object of :mod:`ipaddress`, and not as a string."""
+    return dialect.driver != "psycopg2" and getattr(dialect, "_native_inet_types", 0) is not False
 
 
 # -- statements about many rows ----------------------------------------------------------------

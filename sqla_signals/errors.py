@@ -9,6 +9,11 @@ from __future__ import annotations
 from sqlalchemy.exc import InvalidRequestError
 
 
+def printable(text: object) -> str:
+    """A text on one line, without what would forge a line of a log or move a terminal's cursor."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in str(text))
+
+
 class SignalsError(Exception):
     """Base of every exception that ``sqla_signals`` raises."""
 
