@@ -21,7 +21,7 @@ from ..errors import InstallError, ReceiverOptionError
 from ..mapping import durable_receivers, known_outbox
 from ..signal import logger
 from .publishers import LocalPublisher, Publisher
-from .sessions import Sessions
+from .sessions import Sessions, keep_to_one_loop
 from .tables.claims import Claims, claims_for
 from .waiting import Waiting, waiting_for
 from .worker import Worker
@@ -72,6 +72,7 @@ class Relay:
         self.publisher: Publisher = publisher or LocalPublisher(Worker(self.sessions))
         self.outbox: Outbox = outbox or the_outbox()
         self.batch_size: int = batch_size or self.publisher.batch_size
+        keep_to_one_loop(self.engine)
         self._claims: Claims = claims_for(self.engine, self.outbox, max_attempts)
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None

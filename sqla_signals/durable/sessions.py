@@ -6,10 +6,11 @@ import asyncio
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
-from sqlalchemy import Engine, Update, update
+from sqlalchemy import Engine, QueuePool, Update, event, update
 from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.util import greenlet_spawn
@@ -84,6 +85,42 @@ class Sessions:
     def run(self, fn: Callable[[], T]) -> T:
         """Call ``fn``, which may use the sessions; asynchronous ones on a loop of their own."""
         return _loop().run(fn) if self.is_async else fn()
+
+
+_LOOP: Final = "sqla_signals.loop"
+"""Kept with a pooled connection: the event loop that it belongs to."""
+
+
+def keep_to_one_loop(engine: Engine) -> None:
+    """Have a connection that is taken to another event loop be an error: it would hang there.
+
+    :raises InstallError: some are open already, and so belong to another loop than ours.
+    """
+    pool = engine.pool
+    if not engine.dialect.is_async or engine.dialect.driver == "aiosqlite":
+        return
+    if not event.contains(pool, "checkout", _checked_out):
+        if isinstance(pool, QueuePool) and pool.checkedin() + pool.checkedout() > 0:
+            raise InstallError(_ELSEWHERE.format(engine=engine))
+        event.listen(pool, "connect", _connected)
+        event.listen(pool, "checkout", _checked_out)
+
+
+def _connected(_: Any, record: Any) -> None:
+    record.info[_LOOP] = weakref.ref(asyncio.get_running_loop())
+
+
+def _checked_out(_: Any, record: Any, fairy: Any) -> None:
+    loop = record.info.get(_LOOP)
+    if loop is not None and loop() is not asyncio.get_running_loop():
+        raise InstallError(_ELSEWHERE.format(engine="its engine"))
+
+
+_ELSEWHERE: Final = (
+    "a relay with asynchronous sessions works on an event loop of its own, and a connection of "
+    "{engine!s} belongs to the loop that has opened it. Give the relay an engine of its own: "
+    "Relay(async_sessionmaker(create_async_engine(url))); or one with poolclass=NullPool"
+)
 
 
 def check_not_sharded(session: Session) -> None:

@@ -198,9 +198,9 @@ class _Call:
 
     def _origin(self, dialect: Dialect) -> Any:
         found = self.data.get("origin")
-        if found is None:
+        mapper = None if found is None else find_origin(found["model"], self.mapper)
+        if mapper is None:
             return None
-        mapper = find_origin(found["model"], self.mapper)
         if found["key"] is None:
             return mapper.class_manager.new_instance()
         codec = codec_of(mapper, dialect)

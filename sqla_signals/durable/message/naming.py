@@ -47,10 +47,10 @@ def find_mapper(name: str, outbox: Outbox | None = None) -> Mapper[Any]:
     )
 
 
-def find_origin(name: str, mapper: Mapper[Any]) -> Mapper[Any]:
+def find_origin(name: str, mapper: Mapper[Any]) -> Mapper[Any] | None:
     """The mapper of a class with that name from which deletes cascade to the rows of ``mapper``.
 
-    :raises UnknownModelError: they do so from no such class.
+    ``None`` if they do so from no such class.
     """
     known: set[Mapper[Any]] = set()
     waiting = {mapper}
@@ -65,9 +65,7 @@ def find_origin(name: str, mapper: Mapper[Any]) -> Mapper[Any]:
                     return parent
                 known.add(parent)
                 waiting.add(parent)
-    raise UnknownModelError(
-        f"no delete of a {name!r} cascades to {model_name(mapper.class_)} in this process"
-    )
+    return None
 
 
 def _related(one: Mapper[Any], other: Mapper[Any]) -> bool:

@@ -418,7 +418,9 @@ class Claims:
             errors = claim.failures.values()
             if errors and all(isinstance(error, BusyError) for error in errors):
                 attempt -= 1  # does not count
-            if attempt >= self._max_attempts:
+            # What cannot be read will be no other the next time.
+            unreadable = isinstance(claim.unread, MalformedMessageError)
+            if unreadable or attempt >= self._max_attempts:
                 bury(
                     connection, self._outbox, claim.sequence, attempt, claim.why, claim.receivers
                 )
