@@ -18,7 +18,8 @@ from .message.envelope import (
 from .outbox import Outbox, outbox_table
 from .publishers import LocalPublisher, Publisher
 from .relay import Relay
-from .tables import claims, upkeep
+from .tables import claims as claims
+from .tables import upkeep as upkeep
 from .worker import Worker
 
 __all__ = [
@@ -37,7 +38,5 @@ __all__ = [
     "UnknownSchemaError",
     "UnserializableError",
     "Worker",
-    "claims",
     "outbox_table",
-    "upkeep",
 ]

@@ -190,8 +190,10 @@ class _Call:
                     f"the message is about the {self.mapper.class_.__name__} {value!r:.80} and "
                     f"holds the values of {encoded[name]!r:.80}"
                 )
-        key = self.mapper.identity_key_from_primary_key(codec.decode_key(self.data.get("key", ())))
-        self.values = codec.decode_all(encoded)
+        identity = codec.decode_key(self.data.get("key", ()))
+        key = self.mapper.identity_key_from_primary_key(identity)
+        named = zip(codec.primary_key, identity, strict=True)
+        self.values = {**codec.decode_all(encoded), **dict(named)}
         if self.deleted:
             return detached_copy(self.mapper, key, self.values)
         return attached_copy(session, self.mapper, key, self.values)
@@ -216,7 +218,8 @@ class _Call:
             encoded = self.data.get("snapshot", {})
             for key, value in self.values.items():
                 # Not that of the instance, which the receiver may change in place.
-                own = codec.decode(key, encoded[key]) if codec.is_mutable(key) else value
+                is_own = key in encoded and codec.is_mutable(key)
+                own = codec.decode(key, encoded[key]) if is_own else value
                 changes[key] = Change(UNSET, own)
         changes |= codec.decode_changes(self.data.get("changes", {}))
         along = codec.keys.intersection(self.data.get("along", ()))

@@ -54,9 +54,13 @@ class Form(NamedTuple):
 
 def form_of(kind: TypeEngine[Any], dialect: Dialect) -> Form | None:
     """The form of a column type; ``None`` if its values cannot be in a message."""
-    if has_sql_expression(kind):
+    is_set = isinstance(kind, mysql.SET) and not kind.retrieve_as_bitwise
+    if has_sql_expression(kind) and not is_set:
         return None  # the database holds something else than the type writes
-    impl: Any = kind.dialect_impl(dialect)
+    try:
+        impl: Any = kind.dialect_impl(dialect)
+    except Exception:  # a type that is for other databases only
+        return None
     for base, make in _FORMS:
         if isinstance(impl, base):
             if make is not None and _is_overridden(impl):

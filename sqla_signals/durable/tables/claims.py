@@ -213,6 +213,8 @@ class Claims:
 
     def _first(self, connection: Connection, keys: Sequence[int]) -> list[int]:
         """Those of these keys that are the first event of their row."""
+        if not keys:
+            return []
         events = self._events.c
         rows = connection.execute(
             select(events.sequence, events.aggregate_type, events.aggregate_id).where(
@@ -353,7 +355,7 @@ class Claims:
     def _messages(self, claim: Claim, row: Mapping[Any, Any]) -> list[Message]:
         """One for each receiver that has not done it yet."""
         receivers = from_json(row["receivers"])
-        if type(receivers) is not list or not receivers:
+        if type(receivers) is not list or not receivers or {str} != {*map(type, receivers)}:
             raise MalformedMessageError("the receivers of the event are no list of names")
         occurred_at = row["occurred_at"]
         if isinstance(occurred_at, datetime):
