@@ -1,7 +1,7 @@
 """The pytest plugin: the fixture ``signals``, and nothing for a test that does not use it.
 
-Beside the package and not in it: pytest imports this in every project, and the package with SQLAlchemy
-takes a second or so to import.
+Beside the package and not in it: pytest imports this in every project, and to import the package
+takes as long as to import SQLAlchemy.
 
 pytest finds it by its entry point; ``-p no:sqla_signals`` leaves it out.
 """

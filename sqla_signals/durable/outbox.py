@@ -1,9 +1,9 @@
-"""The outbox of a metadata: what the core finds there and writes the events of durable receivers to."""
+"""The outbox of a metadata: what the core finds there, and writes events to."""
 
 from __future__ import annotations
 
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import MetaData
 

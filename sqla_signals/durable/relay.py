@@ -179,9 +179,7 @@ class Relay:
             self.stop()  # a receiver may have, and its thread is not at its end yet
         self._stopping.clear()
         if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(
-                target=self.run, name="sqla_signals relay", daemon=True
-            )
+            self._thread = threading.Thread(target=self.run, name="sqla_signals relay", daemon=True)
             self._thread.start()
 
     def __enter__(self) -> Relay:

@@ -71,7 +71,7 @@ class Worker:
         :param message: a :class:`Message`, or its JSON.
         :param attempt: which attempt this is, where the engine counts them; by default that of the
             message.
-        :returns: ``True``; ``False`` if the receiver had done this event before, and was not called.
+        :returns: ``True``; ``False`` if the receiver had done this event before; it was not called.
         :raises MessageError: the message cannot be run here, however often it is tried.
         :raises Exception: whatever the receiver raised, after it was logged and sent as
             ``receiver_failed``. Nothing of its work in the session remains.
@@ -200,7 +200,9 @@ class _Call:
 
     def _origin(self, dialect: Dialect) -> Any:
         found = self.data.get("origin")
-        mapper = None if found is None else find_origin(found["model"], self.mapper)
+        if found is None:
+            return None
+        mapper = find_origin(found["model"], self.mapper)
         if mapper is None:
             return None
         if found["key"] is None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Dialect
     from sqlalchemy.orm import Mapper
 
-    from ..bridge.owed import Events, Owed
+    from ..bridge.owed import Events
     from .outbox import Outbox
 
 Headers = Callable[["Outbox", int], Mapping[str, str]]
@@ -63,7 +63,9 @@ def insert_events(outbox: Outbox, connection: Connection, events: Events) -> Non
         now = connection.scalar(select(now))
     # Written here, since the engine may have a serializer for JSON of its own. inline(): nobody
     # reads the sequence, so no RETURNING.
-    texts = {name: type_coerce(bindparam(name), Text()) for name in ("payload", "receivers", "headers")}
+    texts = {
+        name: type_coerce(bindparam(name), Text()) for name in ("payload", "receivers", "headers")
+    }
     statement = insert(outbox.table).values(occurred_at=now, available_at=now, **texts).inline()
     more = {"headers": as_json(headers), "attempts": 0}
     parameters = [

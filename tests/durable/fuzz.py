@@ -1,8 +1,6 @@
-"""Messages, rows and values that are wrong in every way: ``SQLA_SIGNALS_FUZZ=100`` for long.
+"""What makes messages and rows that are wrong in every way.
 
-The suite runs a few of each with a fixed seed, and so many times as many with that variable. Whatever comes, the end is a right call, a clean
-refusal or a dead letter; a receiver gets values of the types of its columns; nothing goes on for
-ever, and no good event waits behind a bad one.
+The suite runs a few of each with a fixed seed, ``SQLA_SIGNALS_FUZZ=100`` a hundred times as many.
 """
 
 from __future__ import annotations
@@ -40,13 +38,61 @@ TYPES: dict[str, Any] = {
 """What a receiver may see, besides ``None``; the document may be any JSON."""
 
 ODD: list[Any] = [
-    None, True, False, 0, -1, 1, 2**31, 2**63, -(2**63), 2**64, 10**400, 0.5, 1e17, 1e308, -0.0,
-    float("nan"), float("inf"), "", "x", "\0", "\ud800", "é\n\x1b[2J", "1", "true", "NaN", "nan", "inf",
-    "1E+999999999", "9" * 5000, "0001-01-01", "2026-02-30", "2026-01-01T00:00:00+14:00", "AAAA", "%%%",
-    "RED", "BLUE", "1,2", "1,2,3", "00000000-0000-4000-8000-00000000002a", [], {}, [[]], {"a": None},
-    [1, "a", None], {"new": 1}, {"old": 1, "new": 2}, "x" * 10_000, "created", "updated", "deleted",
-    "shop.fuzzed", "os.system", "sqlalchemy.orm.Session", "tests.durable.models.Order",
-]  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    2**31,
+    2**63,
+    -(2**63),
+    2**64,
+    10**400,
+    0.5,
+    1e17,
+    1e308,
+    -0.0,
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+    "\0",
+    "\ud800",
+    "é\n\x1b[2J",
+    "1",
+    "true",
+    "NaN",
+    "nan",
+    "inf",
+    "1E+999999999",
+    "9" * 5000,
+    "0001-01-01",
+    "2026-02-30",
+    "2026-01-01T00:00:00+14:00",
+    "AAAA",
+    "%%%",
+    "RED",
+    "BLUE",
+    "1,2",
+    "1,2,3",
+    "00000000-0000-4000-8000-00000000002a",
+    [],
+    {},
+    [[]],
+    {"a": None},
+    [1, "a", None],
+    {"new": 1},
+    {"old": 1, "new": 2},
+    "x" * 10_000,
+    "created",
+    "updated",
+    "deleted",
+    "shop.fuzzed",
+    "os.system",
+    "sqlalchemy.orm.Session",
+    "tests.durable.models.Order",
+]
 
 
 def deep(levels: int) -> Any:

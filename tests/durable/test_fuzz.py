@@ -1,12 +1,14 @@
-"""Whatever somebody writes into a message or a row: a right call, a clean refusal, a dead letter."""
+"""Whatever somebody writes into a message or a row: a right call, a refusal, a dead letter."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import random
 import tracemalloc
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -36,7 +38,6 @@ from sqlalchemy import (
     insert,
     select,
     text,
-    update,
 )
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.orm import Session
@@ -122,10 +123,8 @@ def test_mutated_messages_through_a_worker(shop: Engine, calls: Calls):
     for _ in range(1000 * TIMES):
         with shop.begin() as connection:
             connection.execute(outbox.inbox.delete())
-        try:
+        with suppress(MessageError):
             worker.run(mutated_text(chance.choice(good), chance))
-        except MessageError:
-            pass
     assert calls.wrong == []
     assert calls.count > 100 * TIMES
 
@@ -185,9 +184,9 @@ def test_mutated_rows_of_the_outbox(shop: Engine, calls: Calls):
                             occurred_at=row.occurred_at,
                             available_at=row.available_at,
                             **{
-                                name: text(f":{name}{json_type}".replace("::", "\\:\\:")).bindparams(
-                                    **{name: document}
-                                )
+                                name: text(
+                                    f":{name}{json_type}".replace("::", "\\:\\:")
+                                ).bindparams(**{name: document})
                                 for name, document in documents.items()
                             },
                         )
@@ -233,10 +232,8 @@ def test_a_large_message_takes_a_few_times_its_size(shop: Engine, calls: Calls, 
     assert len(message) > len(body)
     worker = Worker(shop)
     tracemalloc.start()
-    try:
+    with suppress(MessageError):
         worker.run(message)
-    except MessageError:
-        pass
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4 * len(message) + 5_000_000
@@ -301,8 +298,6 @@ DIALECTS = [postgresql.psycopg.dialect(), mysql.pymysql.dialect(), sqlite.dialec
 @given(st.data())
 def test_values_of_all_types_of_columns_come_back(data: Any):
     """Through JSON, on each kind of database."""
-    import json
-
     kind, values = data.draw(st.sampled_from(KINDS))
     dialect = data.draw(st.sampled_from(DIALECTS))
     value = data.draw(values | st.none())

@@ -139,7 +139,9 @@ class Codec:
             found: dict[str, Any] = {}
             for name, value in (("old", old), ("new", new)):
                 if value is not UNSET:
-                    found |= {name: one for one in self.encode({key: value}).values()}
+                    one = self.encode({key: value})
+                    if key in one:
+                        found[name] = one[key]
             # What can be changed in place was copied, and is not the same.
             if key not in values or found != {"new": snapshot.get(key, UNSET)}:
                 encoded[key] = found
@@ -263,5 +265,3 @@ def codec_of(mapper: Mapper[Any], dialect: Dialect) -> Codec:
     if found is None or found.properties != property_count(mapper):
         found = codecs[mapper] = Codec(mapper, dialect)
     return found
-
-

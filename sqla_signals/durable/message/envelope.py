@@ -258,7 +258,9 @@ def _data(value: Any) -> dict[str, Any]:
         if name in value and type(value[name]) is not kind:
             raise TypeError(f"{name} is not a {kind.__name__}")
     changes, along = value.get("changes", {}), value.get("along", ())
-    if not all(type(change) is dict and change.keys() <= {"old", "new"} for change in changes.values()):
+    if not all(
+        type(change) is dict and change.keys() <= {"old", "new"} for change in changes.values()
+    ):
         raise TypeError("changes are not old and new values")
     if not all(type(key) is str for key in along):
         raise TypeError("along are not names")

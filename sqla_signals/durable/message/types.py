@@ -79,7 +79,7 @@ _DIALECTS: Final = (postgresql.dialect, mysql.dialect, sqlite.dialect)
 
 def has_form(kind: TypeEngine[Any]) -> bool:
     """Whether a column type has a form on one of the databases that a relay works on."""
-    return any(form_of(kind, dialect()) is not None for dialect in _DIALECTS)  # type: ignore[no-untyped-call]
+    return any(form_of(kind, dialect()) is not None for dialect in _DIALECTS)
 
 
 def _is_overridden(impl: Any) -> bool:

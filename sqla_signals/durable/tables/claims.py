@@ -23,8 +23,10 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import (
     ARRAY,
     BigInteger,
+    Integer,
     Select,
     bindparam,
+    case,
     delete,
     func,
     insert,
@@ -106,6 +108,7 @@ class Claims:
         self._events = outbox.table
         self._started = outbox.started
         self._max_attempts = max_attempts
+        self._read_one: Select[Any] | None = None
 
     def work(self, limit: int, publish: Publish, *, together: bool) -> int:
         """Hand over as many events as ``limit``, and one that somebody else did not end.
@@ -152,9 +155,7 @@ class Claims:
 
     # -- which -------------------------------------------------------------------------------------
 
-    def _due(
-        self, connection: Connection, limit: int
-    ) -> tuple[list[tuple[int, Any]], list[int]]:
+    def _due(self, connection: Connection, limit: int) -> tuple[list[tuple[int, Any]], list[int]]:
         """The keys of what is due, with the rows that they tell of; and of what was not ended."""
         events, started = self._events.c, self._started.c
         begun = select(started.sequence).where(started.sequence == events.sequence)
@@ -325,20 +326,19 @@ class Claims:
         self, connection: Connection, claim: Claim, room: int
     ) -> tuple[list[Message] | None, int]:
         """The messages of an event, and the room that is left; ``None`` if it has to wait."""
-        events = self._events.c
-        long = size(connection, events.payload, events.headers, events.receivers)
-        where = events.sequence == claim.sequence
-        taken = connection.scalar(select(long).where(where)) or 0
-        if taken > room and room < MAX_BATCH_BYTES:
-            return None, room
+        fits = MAX_BYTES if room == MAX_BATCH_BYTES else room
         try:
+            row = connection.execute(
+                self._reading(connection), {"key": claim.sequence, "fits": fits}
+            ).one()
+            taken = row.size
+            if taken > fits < MAX_BYTES:
+                return None, room
             if taken > MAX_BYTES:
                 raise MalformedMessageError(
                     f"the event has {taken:,} bytes, and what has more than {MAX_BYTES:,} is not "
                     f"read. Keep large columns out of messages with info=SECRET"
                 )
-            columns = [raw(connection, column) for column in self._events.columns]
-            row = connection.execute(select(*columns).where(where)).one()
             return self._messages(claim, row._mapping), room - taken
         except MalformedMessageError as error:
             claim.unread = error
@@ -347,8 +347,25 @@ class Claims:
             claim.unread = error
         return [], room
 
+    def _reading(self, connection: Connection) -> Select[Any]:
+        """The statement that reads one event, as far as it is no larger than may be."""
+        if self._read_one is None:
+            columns = self._events.c
+            documents = (columns.payload, columns.headers, columns.receivers)
+            long = size(connection, *documents)
+            shown = [
+                case((long <= bindparam("fits", type_=Integer()), one.element)).label(column.name)
+                if column in documents
+                else one
+                for column in self._events.columns
+                for one in [raw(connection, column)]
+            ]
+            where = columns.sequence == bindparam("key")
+            self._read_one = select(*shown, long.label("size")).where(where)
+        return self._read_one
+
     def _check_is_about_row(self, error: DBAPIError) -> None:
-        """Raise an error that says more than that SQLite, where any bytes may be a text, read one."""
+        """Raise an error that is not about what SQLite holds, where any bytes may be a text."""
         if self._engine.dialect.name != "sqlite" or error.connection_invalidated:
             raise error
 
@@ -423,13 +440,14 @@ class Claims:
             # What cannot be read will be no other the next time.
             unreadable = isinstance(claim.unread, MalformedMessageError)
             if unreadable or attempt >= self._max_attempts:
-                bury(
-                    connection, self._outbox, claim.sequence, attempt, claim.why, claim.receivers
-                )
+                bury(connection, self._outbox, claim.sequence, attempt, claim.why, claim.receivers)
                 gone.append(claim.sequence)
             else:
                 self._put_off(connection, claim, attempt)
-        self._delete(connection, self._started, [claim.sequence for claim in claimed])
+        self._forget(connection, [claim.sequence for claim in claimed], gone)
+
+    def _forget(self, connection: Connection, settled: Sequence[int], gone: Sequence[int]) -> None:
+        self._delete(connection, self._started, settled)
         self._delete(connection, self._events, gone)
 
     def _delete(self, connection: Connection, table: Any, sequences: Sequence[int]) -> None:
@@ -492,7 +510,20 @@ class Locks(Claims):
             if started is not None:
                 values = {"attempts": started + counted}
                 self._change(notes, sequence, values)
-        return [Claim(sequence, attempts, (started or 0) + counted) for sequence, attempts, started in rows]
+        return [
+            Claim(sequence, attempts, (started or 0) + counted)
+            for sequence, attempts, started in rows
+        ]
+
+    def _forget(self, connection: Connection, settled: Sequence[int], gone: Sequence[int]) -> None:
+        if not self._is_postgresql or not gone:
+            super()._forget(connection, settled, gone)
+            return
+        events, started = self._events, self._started
+        both = delete(events).where(events.c.sequence.in_(gone))
+        connection.execute(
+            both.add_cte(delete(started).where(started.c.sequence.in_(settled)).cte("ended"))
+        )
 
     def _lock(
         self, connection: Connection, keys: Sequence[int], limit: int | None
@@ -523,9 +554,7 @@ class Locks(Claims):
             return
         key = func.unnest(literal([*sequences], ARRAY(BigInteger))).column_valued("key")
         rows_ = select(key, literal(attempts)).where(_no_wait() == "off")
-        notes.execute(
-            insert(self._started).from_select(["sequence", "attempts"], rows_).inline()
-        )
+        notes.execute(insert(self._started).from_select(["sequence", "attempts"], rows_).inline())
 
     def _change(self, notes: Connection, sequence: int, values: Mapping[str, Any]) -> None:
         where = self._started.c.sequence == sequence

@@ -50,7 +50,9 @@ def bury(
     if receivers is not None:
         values["receivers"] = as_json(connection, receivers)
     values["dead_at"] = database_time()
-    logger.error("event %d was given up after %d attempts: %s", sequence, attempts, printable(error))
+    logger.error(
+        "event %d was given up after %d attempts: %s", sequence, attempts, printable(error)
+    )
     connection.execute(
         insert(outbox.dead_letters)
         .from_select([*values], select(*values.values()).where(events.sequence == sequence))

@@ -38,7 +38,7 @@ def size(connection: Connection, *columns: Column[Any]) -> ColumnElement[Any]:
         func.coalesce((func.length if sqlite else func.octet_length)(raw(connection, column)), 0)
         for column in columns
     ]
-    total = sizes[0]
+    total: ColumnElement[Any] = sizes[0]
     for one in sizes[1:]:
         total = total + one
     return total

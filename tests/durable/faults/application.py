@@ -11,7 +11,6 @@ import json
 import os
 import signal
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
