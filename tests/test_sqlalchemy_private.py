@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 import sqlalchemy
-from sqlalchemy import JSON, ForeignKey, create_engine, event, update
+from sqlalchemy import ForeignKey, String, create_engine, event, update
 from sqlalchemy import inspect as sa_inspect
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.ext.asyncio import session as asyncio_session
 from sqlalchemy.ext.horizontal_shard import ShardedSession
@@ -35,6 +35,7 @@ from sqlalchemy.orm import (
     relationship,
     sessionmaker,
 )
+from sqlalchemy.sql import sqltypes
 
 import sqla_signals
 from sqla_signals import _sqlalchemy
@@ -698,15 +699,27 @@ def test_a_class_manager_dispatches_load():
 # -- nothing else --------------------------------------------------------------------------------
 
 
-def test_a_type_of_json_asks_its_dialect_for_a_serializer():
-    """One that has none serializes as the standard library does."""
-    dialect = _sqlalchemy.PlainDialect()
-    kind = JSON().dialect_impl(dialect)
-    write, read = kind.bind_processor(dialect), kind.result_processor(dialect, None)
-    assert write is not None
-    assert read is not None
-    assert read(write({"a": (1, 2)})) == {"a": [1, 2]}
+def test_a_dialect_knows_the_functions_of_its_engine_for_json():
+    """One that has none uses the standard library."""
     assert {"_json_serializer", "_json_deserializer"} <= vars(sqlite.dialect()).keys()
+    write, read = _sqlalchemy.json_functions(sqlite.dialect())
+    assert read(write({"a": (1, 2)})) == {"a": [1, 2]}
+
+
+def test_a_dialect_of_postgresql_knows_what_addresses_are_loaded_as():
+    """Unless that is turned off, as objects of ipaddress."""
+    assert "_native_inet_types" in vars(postgresql.dialect())
+    assert _sqlalchemy.loads_addresses(postgresql.psycopg.dialect())
+    assert not _sqlalchemy.loads_addresses(postgresql.psycopg.dialect(native_inet_types=False))
+
+
+def test_types_have_bases_and_say_whether_they_put_sql_around_values():
+    """Bytes and intervals of every database have one base each."""
+    assert issubclass(mysql.LONGBLOB, sqltypes._Binary)
+    assert issubclass(postgresql.INTERVAL, sqltypes._AbstractInterval)
+    kind = String()
+    assert not kind._has_bind_expression
+    assert not kind._has_column_expression
 
 
 def sources() -> list[Path]:
