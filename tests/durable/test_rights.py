@@ -1,4 +1,4 @@
-"""The least rights that an application, a relay and a worker need, with real roles of PostgreSQL."""
+"""The least rights of an application, a relay and a worker, with real roles of PostgreSQL."""
 
 from __future__ import annotations
 

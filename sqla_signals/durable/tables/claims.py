@@ -349,7 +349,8 @@ class Claims:
 
     def _reading(self, connection: Connection) -> Select[Any]:
         """The statement that reads one event, as far as it is no larger than may be."""
-        if self._read_one is None:
+        found = self._read_one
+        if found is None:
             columns = self._events.c
             documents = (columns.payload, columns.headers, columns.receivers)
             long = size(connection, *documents)
@@ -361,8 +362,9 @@ class Claims:
                 for one in [raw(connection, column)]
             ]
             where = columns.sequence == bindparam("key")
-            self._read_one = select(*shown, long.label("size")).where(where)
-        return self._read_one
+            statement: Select[Any] = select(*shown, long.label("size"))
+            found = self._read_one = statement.where(where)
+        return found
 
     def _check_is_about_row(self, error: DBAPIError) -> None:
         """Raise an error that is not about what SQLite holds, where any bytes may be a text."""
