@@ -131,7 +131,11 @@ def _mutated(value: Any, chance: random.Random) -> Any:
 
 
 def odd(chance: random.Random) -> Any:
-    return deep(chance.choice((50, 300, 901))) if chance.random() < 0.02 else chance.choice(ODD)
+    return (
+        deep(chance.choice((50, 300, 901)))
+        if chance.random() < 0.02
+        else copy.deepcopy(chance.choice(ODD))
+    )
 
 
 def mangle(text: str, chance: random.Random) -> Any:

@@ -9,6 +9,7 @@ import random
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -210,7 +211,7 @@ def test_mutated_rows_of_the_outbox(shop: Engine, calls: Calls):
     with shop.connect() as connection:
         dead = connection.scalar(select(func.count()).select_from(outbox.dead_letters))
         done = connection.scalar(select(func.count()).select_from(outbox.inbox))
-    assert dead + done >= len(made) > count // 2
+    assert dead + done > len(made) > count // 2
 
 
 @on_sqlite
@@ -311,6 +312,9 @@ def test_values_of_all_types_of_columns_come_back(data: Any):
     decoded = form.decode(encoded)
     if isinstance(kind, postgresql.INET | postgresql.CIDR):
         assert str(decoded) == str(value)
-    elif kind.__class__ is Time or value is None or value == value:
+    elif isinstance(value, datetime):  # an hour that comes twice a year does not equal itself
+        assert decoded.replace(tzinfo=None) == value.replace(tzinfo=None, fold=0)
+        assert decoded.utcoffset() == value.utcoffset()
+    else:
         assert decoded == value
     assert type(decoded) is type(value) or isinstance(kind, postgresql.CIDR)

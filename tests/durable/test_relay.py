@@ -659,3 +659,17 @@ def test_a_relay_whose_outbox_is_gone_goes_on_trying(shop, connected, caplog):
         while events(shop):
             relay._stopping.wait(0.01)
     assert events(shop) == []
+
+
+@pytest.mark.parametrize("receivers", [[], {}, None, 5], ids=repr)
+def test_an_event_for_nobody_is_a_dead_letter(shop, publisher, connected, receivers):
+    """Whatever its attempts are: nothing that was committed goes away without a word."""
+    place(shop, "a", "b")
+    table = outbox.table
+    with shop.begin() as connection:
+        connection.execute(update(table).values(receivers=receivers))
+        connection.execute(update(table).where(table.c.sequence == 1).values(attempts=99))
+    drain(Relay(shop, publisher))
+    assert events(shop) == publisher.published == []
+    with shop.connect() as connection:
+        assert len(connection.execute(select(outbox.dead_letters.c.id)).all()) == 2

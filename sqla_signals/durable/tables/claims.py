@@ -415,7 +415,10 @@ class Claims:
                     inbox.event_id == select(events.id).where(where).scalar_subquery()
                 )
             ).all()
-            claim.receivers = [name for name in from_json(row.receivers) if name not in done]
+            names = from_json(row.receivers)
+            if type(names) is not list or not names:
+                return
+            claim.receivers = [name for name in names if name not in done]
         except (MalformedMessageError, TypeError):
             return
         except DBAPIError as error:
