@@ -194,9 +194,14 @@ class _Call:
         key = self.mapper.identity_key_from_primary_key(identity)
         named = zip(codec.primary_key, identity, strict=True)
         self.values = {**codec.decode_all(encoded), **dict(named)}
-        if self.deleted:
-            return detached_copy(self.mapper, key, self.values)
-        return attached_copy(session, self.mapper, key, self.values)
+        try:
+            if self.deleted:
+                return detached_copy(self.mapper, key, self.values)
+            return attached_copy(session, self.mapper, key, self.values)
+        except Exception as error:  # who listens to loads, such as Mutable, has refused a value
+            raise MalformedMessageError(
+                f"no {self.mapper.class_.__name__} can have the values of the message: {error!r:.200}"
+            ) from error
 
     def _origin(self, dialect: Dialect) -> Any:
         found = self.data.get("origin")
