@@ -200,7 +200,7 @@ class _Call:
             return attached_copy(session, self.mapper, key, self.values)
         except Exception as error:  # who listens to loads, such as Mutable, has refused a value
             raise MalformedMessageError(
-                f"no {self.mapper.class_.__name__} can have the values of the message: {error!r:.200}"
+                f"no {self.mapper.class_.__name__} can have these values: {error!r:.200}"
             ) from error
 
     def _origin(self, dialect: Dialect) -> Any:
