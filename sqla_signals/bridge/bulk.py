@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from sqlalchemy import Table
 from sqlalchemy.exc import ResourceClosedError
 
 from .._sqlalchemy import (
@@ -79,27 +81,30 @@ def do_orm_execute(
         return None
     wants_rows = mode == "rows" and bool(_row_receivers(mapper, operation))
     if wants_rows:
-        _refuse_rows(context, operation)
+        _refuse_rows(context, mapper, operation)
     elif not has_bulk:
         return None
-
-    def execute(last: ORMExecuteState) -> Result[Any]:
-        return _execute(last, mapper, operation, wants_rows)
 
     token = object()
     _open.add(token)
     try:
+        execute = partial(_execute, wants_rows=wants_rows)
         # A ShardedSession executes the statement from a listener, once for each shard.
         return execute(context) if is_sharded(context.session) else execute_last(context, execute)
     finally:
         _open.discard(token)
 
 
-def _refuse_rows(context: ORMExecuteState, operation: str) -> None:
+def _refuse_rows(context: ORMExecuteState, mapper: Mapper[Any], operation: str) -> None:
     if context.statement.is_from_statement:
         raise BulkOptionError(
             'execution option signals="rows" does not work with from_statement(): execute the '
             "statement itself, with returning()"
+        )
+    if not isinstance(mapper.local_table, Table):
+        raise BulkOptionError(
+            f'execution option signals="rows" does not work with {mapper.class_.__name__}, which '
+            f"is mapped to several tables at once. Name the class of the table that is written"
         )
     if is_sharded(context.session):
         raise BulkOptionError(
@@ -111,7 +116,7 @@ def _refuse_rows(context: ORMExecuteState, operation: str) -> None:
 
 
 def _refuse_rows_of_table(context: ORMExecuteState) -> None:
-    """No class, no receivers: not what somebody expects who has asked for the signals of rows."""
+    """Refuse the signals of rows for a statement on a ``Table``, which has no instances."""
     if execution_options_of(context).get("signals") != "rows":
         return
     # From SQLAlchemy 2.1 on, a session may ask so for whatever it executes.
@@ -140,16 +145,19 @@ def _operation(context: ORMExecuteState) -> str:
     return "insert" if context.is_insert else "update" if context.is_update else "delete"
 
 
-def _execute(
-    context: ORMExecuteState, mapper: Mapper[Any], operation: str, wants_rows: bool
-) -> Result[Any]:
-    session, cls = context.session, mapper.class_
-    calls = Calls(session)
+def _execute(context: ORMExecuteState, *, wants_rows: bool) -> Result[Any]:
+    session = context.session
+    # Another listener may have put a statement of its own in its place.
+    mapper = dml_mapper(context.statement)
+    if mapper is None:
+        with own_choice_of_bind(session):
+            return context.invoke_statement()
+    cls, calls = mapper.class_, Calls(session)
     rows = None
     if wants_rows:
         rows = (inserted_rows if context.is_insert else changed_rows)(context, mapper, calls)
     arguments = {
-        "operation": operation,
+        "operation": _operation(context),
         "statement": context.statement,
         "parameters": context.parameters,
         "using": None if is_sharded(session) else bind_of(context, mapper),
@@ -212,7 +220,7 @@ def _has_rows(result: Result[Any]) -> bool:
 
 
 def _row_receivers(mapper: Mapper[Any], operation: str) -> list[Any]:
-    """Who would hear of the rows, were they written by a flush; muted ones not."""
+    """The receivers that a flush would call for such rows, without the muted ones."""
     mappers = [mapper] if operation == "insert" else mapper.self_and_descendants
     return [
         receiver

@@ -425,6 +425,27 @@ def test_a_listener_that_executes_the_statement_several_times(leader: Engine):
         ]
 
 
+@pytest.mark.parametrize("signals", ["rows", None])
+def test_a_listener_that_executes_another_statement_in_its_place(leader: Engine, signals: Any):
+    """What is told of is what is executed: here a row is marked instead of deleted."""
+    maker = sessionmaker(leader)
+    heard = Heard().connect(Order)
+
+    @event.listens_for(maker, "do_orm_execute")
+    def mark(state: Any) -> Any:
+        if state.is_delete:
+            marked = update(Order).where(state.statement.whereclause).values(status="deleted")
+            return state.invoke_statement(marked)
+        return None
+
+    with maker() as session:
+        options = {"signals": signals} if signals else {}
+        session.execute(delete(Order).where(Order.id == 1), execution_options=options)
+        assert witnessed(session) == updates(1)
+        assert heard.rows("post") == heard.rows("pre") == (updates(1) if signals else [])
+        assert heard.statements == ["pre_bulk update Order", "post_bulk update Order 1"]
+
+
 # -- schemas -------------------------------------------------------------------------------------
 
 
