@@ -678,6 +678,12 @@ def _plain(value: Any) -> Any:
     return value.value if is_plain else value
 
 
+SEEN_OPTION: Final = "_sqla_signals_seen"
+"""Execution option of a statement that one installation has taken care of.
+
+With an underscore, as SQLAlchemy's own: such an option is not shown to the user.
+"""
+
 BIND_ARGUMENT: Final = "_sa_skip_events"
 """``ORMExecuteState.invoke_statement()`` adds it to the bind arguments; it means nothing any more.
 

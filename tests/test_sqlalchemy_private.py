@@ -255,6 +255,7 @@ ELSEWHERE = (
     "_OneToManyDP",
     "_BulkUDCompileState",
     "_sa_skip_events",
+    "_sqla_signals_seen",
     "_expand_composites",
     "_expand_other_attrs",
     "_adjust_for_extra_criteria",
@@ -643,7 +644,8 @@ def test_what_an_update_sets_and_asks_for():
 def test_a_listener_for_statements_can_be_added_as_the_last_one():
     """``ORMExecuteState._events_todo``, of which ``invoke_statement()`` calls what remains."""
     called: list[str] = []
-    with Session(create_engine("sqlite://")) as session:
+    engine = create_engine("sqlite://")
+    with Session(engine) as session:
 
         @event.listens_for(session, "do_orm_execute")
         def first(state: Any) -> Any:
@@ -663,6 +665,7 @@ def test_a_listener_for_statements_can_be_added_as_the_last_one():
 
         assert session.execute(select(literal(1))).scalar_one() == 1
     assert called == ["first", "second", "last"], WHERE
+    engine.dispose()
 
 
 def test_the_conditions_that_options_and_inheritance_add():

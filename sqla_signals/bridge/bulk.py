@@ -14,6 +14,7 @@ from sqlalchemy.exc import ResourceClosedError
 from sqlalchemy.orm import FromStatement
 
 from .._sqlalchemy import (
+    SEEN_OPTION,
     dml_mapper,
     dml_of,
     dml_operation,
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
 Policy = Literal["warn", "ignore", "raise"]
 POLICIES: Final[tuple[Policy, ...]] = ("warn", "ignore", "raise")
 
-_SEEN: Final = "_sqla_signals_seen"
-"""Execution option of a statement that one installation has taken care of."""
 _ROW_SIGNALS: Final = {
     "insert": (pre_save, post_save),
     "update": (pre_save, post_save),
@@ -64,9 +63,9 @@ def do_orm_execute(
         _refuse_rows_of_table(context)
         return None
     options = execution_options_of(context)
-    if _SEEN in options:
+    if SEEN_OPTION in options:
         return None
-    context.update_execution_options(**{_SEEN: True})
+    context.update_execution_options(**{SEEN_OPTION: True})
     mode = options.get("signals")
     if mode not in (None, "rows", "skip"):
         raise BulkOptionError(
