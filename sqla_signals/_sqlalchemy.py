@@ -599,9 +599,11 @@ def set_values(statement: Any, mapper: Mapper[Any]) -> dict[str, Any]:
 
 
 def attribute_of(column: Any, mapper: Mapper[Any]) -> str | None:
-    """The attribute of a column, which may be given by its key; ``None`` if there is none."""
+    """The attribute of a column, its own or an alias's, or of its key; ``None`` if there is none."""
     if isinstance(column, str):
         column = mapper.local_table.c.get(column)
+    else:
+        column = mapper.persist_selectable.corresponding_column(column)
     try:
         return None if column is None else mapper.get_property_by_column(column).key
     except UnmappedColumnError:

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import (
     Engine,
+    Index,
     Select,
     StaticPool,
     String,
@@ -44,7 +45,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_column
 
 import sqla_signals
-from sqla_signals import post_delete, post_save, pre_delete, pre_save
+from sqla_signals import BulkOptionError, post_delete, post_save, pre_delete, pre_save
 
 from .shop import Base as ShopBase
 from .shop import (
@@ -63,7 +64,7 @@ from .shop import (
 
 pytestmark = pytest.mark.timeout(3600)
 
-EXAMPLES = int(os.environ.get("BULK_EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("BULK_EXAMPLES", "20"))
 STEPS: Counter[str] = Counter()
 """What was executed, for who runs the machine for long."""
 
@@ -97,6 +98,8 @@ class Spot(Base):
     x: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     y: Mapped[int | None] = mapped_column(primary_key=True, autoincrement=False, nullable=True)
     number: Mapped[int | None]
+    # Two rows of one key are one instance for the ORM.
+    __table_args__ = (Index("one_row", "x", func.coalesce(y.column, -1), unique=True),)
 
 
 TABLES = [*ShopBase.metadata.sorted_tables, *Base.metadata.sorted_tables]
@@ -304,6 +307,15 @@ class Program:
             world.heard.clear()
             try:
                 found.append((None, self.do(world, step)))
+            except BulkOptionError as error:
+                # The row that an upsert meets is of a class that is no subclass of its own.
+                assert "loads no instance of" in str(error), (step, error)
+                assert not any("instance" in call for call in world.heard.calls), step
+                STEPS["refused"] += 1
+                for one in self.worlds:
+                    one.session.rollback()
+                    one.session.reads_home = True
+                return
             except (SQLAlchemyError, NotImplementedError) as error:
                 found.append((type(error).__name__, None))
             world.session.reads_home = True

@@ -14,6 +14,7 @@ from sqlalchemy import (
     event,
     func,
     insert,
+    null,
     select,
     text,
     update,
@@ -231,6 +232,23 @@ def test_update_of_an_alias(session: Session):
         execution_options={**ROWS, "synchronize_session": False},
     )
     assert told(session, heard) == updates(2)
+
+
+@on_an_alias
+@pytest.mark.parametrize("value", [null(), None, "x", func.upper("x")], ids=repr)
+def test_update_of_an_alias_by_its_own_attributes(session: Session, value: Any):
+    """They are those of the class."""
+    fill(session)
+    heard = Heard().connect(Order)
+    other = aliased(Order)
+    session.execute(
+        update(other).where(other.id == 2).values({other.status: value}), execution_options=ROWS
+    )
+    assert told(session, heard) == updates(2)
+    (after,) = session.scalars(select(Order.status).where(Order.id == 2))
+    for call in heard.of("post_save"):
+        assert call["update_fields"] == {"status"}
+        assert call["changes"] == {"status": Change("open", after)}
 
 
 def test_update_of_a_part_of_a_value(session: Session):

@@ -36,8 +36,8 @@ def nothing_in_progress() -> Iterator[None]:
 
 
 def create_tables(engine: Engine) -> None:
-    Base.metadata.create_all(engine)
-    Record.metadata.create_all(engine)
+    Base.metadata.create_all(engine, checkfirst=False)
+    Record.metadata.create_all(engine, checkfirst=False)
 
 
 @pytest.fixture
