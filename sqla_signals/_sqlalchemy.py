@@ -598,6 +598,17 @@ def set_values(statement: Any, mapper: Mapper[Any]) -> dict[str, Any]:
     return found
 
 
+def is_beyond_its_condition(statement: Any) -> bool:
+    """Whether an UPDATE or DELETE of MySQL has a LIMIT, or sets columns of a second table."""
+    if any(name.endswith("limit") for name in statement.dialect_kwargs):
+        return True
+    table = dml_table(statement)
+    columns = getattr(statement, "_ordered_values", None) or getattr(statement, "_values", None)
+    return any(
+        isinstance(one, Column) and not table.c.contains_column(one) for one in dict(columns or {})
+    )
+
+
 def attribute_of(column: Any, mapper: Mapper[Any]) -> str | None:
     """The attribute of a column, which may be given by its key; ``None`` if there is none."""
     if isinstance(column, str):

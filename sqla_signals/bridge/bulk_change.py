@@ -20,6 +20,7 @@ from .._sqlalchemy import (
     by_column,
     dml_strategy,
     dml_table,
+    is_beyond_its_condition,
     key_columns_of,
     matching,
     set_deleted,
@@ -78,6 +79,16 @@ class ChangedRows(Rows):
     """The attributes that it sets."""
     _count = -1
     """How many rows it has changed, where the database tells no more than that."""
+
+    def __init__(self, context: ORMExecuteState, mapper: Mapper[Any], calls: Calls) -> None:
+        super().__init__(context, mapper, calls)
+        is_mysql = self._dialect.name in ("mysql", "mariadb")
+        if is_mysql and is_beyond_its_condition(self._statement):
+            raise BulkOptionError(
+                'execution option signals="rows": which rows a LIMIT picks, and which rows of a '
+                "second table are set, is not known before. Say in where() which rows they are, "
+                "and update one table at a time"
+            )
 
     @property
     def _synchronizes(self) -> bool:
