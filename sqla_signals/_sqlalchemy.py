@@ -737,7 +737,7 @@ def execute_last(
     return context.invoke_statement()
 
 
-def matching(statement: Any, columns: Iterable[Column[Any]]) -> Select[Any]:
+def matching(statement: Any, columns: Iterable[Column[Any]] = ()) -> Select[Any]:
     """The query for the rows that an UPDATE or DELETE would write now.
 
     It has the tables of the statement itself: a condition on another one, even on that of a parent

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from sqlalchemy import Table
 from sqlalchemy.exc import ResourceClosedError
 from sqlalchemy.orm import FromStatement
 
@@ -74,34 +76,29 @@ def do_orm_execute(
         )
     if mode == "skip":
         return None
-    operation = dml_operation(context.statement)
-    has_bulk = any(signal.has_receivers_for(mapper.class_) for signal in (pre_bulk, post_bulk))
-    if mode is None and not has_bulk:
+    if mode is None and not _has_bulk(mapper):
+        operation = dml_operation(context.statement)
         _bypassed(context, mapper, operation, policy_for(context.session))
         return None
-    wants_rows = mode == "rows" and bool(_row_receivers(mapper, operation))
-    if wants_rows:
-        _refuse_rows(context, operation)
-    elif not has_bulk:
-        return None
-
-    def execute(last: ORMExecuteState) -> Result[Any]:
-        return _execute(last, mapper, operation, wants_rows)
-
-    token = object()
-    _open.add(token)
-    try:
-        # A ShardedSession executes the statement from a listener, once for each shard.
-        return execute(context) if is_sharded(context.session) else execute_last(context, execute)
-    finally:
-        _open.discard(token)
+    execute = partial(_execute, sends_rows=mode == "rows")
+    # A ShardedSession executes the statement from a listener, once for each shard.
+    return execute(context) if is_sharded(context.session) else execute_last(context, execute)
 
 
-def _refuse_rows(context: ORMExecuteState, operation: str) -> None:
+def _has_bulk(mapper: Mapper[Any]) -> bool:
+    return any(signal.has_receivers_for(mapper.class_) for signal in (pre_bulk, post_bulk))
+
+
+def _refuse_rows(context: ORMExecuteState, mapper: Mapper[Any], operation: str) -> None:
     if isinstance(context.statement, FromStatement):
         raise BulkOptionError(
             'execution option signals="rows" does not work with from_statement(): execute the '
             "statement itself, with returning()"
+        )
+    if not isinstance(mapper.local_table, Table):
+        raise BulkOptionError(
+            f'execution option signals="rows" does not work with {mapper.class_.__name__}, which '
+            f"is mapped to several tables at once. Name the class of the table that is written"
         )
     if is_sharded(context.session):
         raise BulkOptionError(
@@ -113,7 +110,7 @@ def _refuse_rows(context: ORMExecuteState, operation: str) -> None:
 
 
 def _refuse_rows_of_table(context: ORMExecuteState) -> None:
-    """No class, no receivers: not what somebody expects who has asked for the signals of rows."""
+    """Refuse the signals of rows for a statement on a ``Table``, which has no instances."""
     if execution_options_of(context).get("signals") != "rows":
         return
     # From SQLAlchemy 2.1 on, a session may ask so for whatever it executes.
@@ -127,19 +124,18 @@ def _refuse_rows_of_table(context: ORMExecuteState) -> None:
     )
 
 
-_open: set[object] = set()
-
-
-def in_progress() -> bool:
-    """Whether any statement is being executed whose receivers are called."""
-    return bool(_open)
-
-
-def _execute(
-    context: ORMExecuteState, mapper: Mapper[Any], operation: str, wants_rows: bool
-) -> Result[Any]:
-    session, cls = context.session, mapper.class_
-    calls = Calls(session)
+def _execute(context: ORMExecuteState, *, sends_rows: bool) -> Result[Any]:
+    session = context.session
+    # Another listener may have put a statement of its own in place of the first.
+    mapper = dml_mapper(context.statement)
+    operation = dml_operation(context.statement) if mapper is not None else ""
+    wants_rows = sends_rows and mapper is not None and bool(_row_receivers(mapper, operation))
+    if mapper is None or not (wants_rows or _has_bulk(mapper)):
+        with own_choice_of_bind(session):
+            return context.invoke_statement()
+    if wants_rows:
+        _refuse_rows(context, mapper, operation)
+    cls, calls = mapper.class_, Calls(session)
     rows = None
     if wants_rows:
         rows = (inserted_rows if context.is_insert else changed_rows)(context, mapper, calls)
@@ -207,7 +203,7 @@ def _has_rows(result: Result[Any]) -> bool:
 
 
 def _row_receivers(mapper: Mapper[Any], operation: str) -> list[Any]:
-    """Who would hear of the rows, were they written by a flush; muted ones not."""
+    """The receivers that a flush would call for such rows, without the muted ones."""
     mappers = [mapper] if operation == "insert" else mapper.self_and_descendants
     return [
         receiver

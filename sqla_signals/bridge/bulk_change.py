@@ -21,7 +21,6 @@ from .._sqlalchemy import (
     dml_strategy,
     dml_table,
     is_beyond_its_condition,
-    key_columns_of,
     matching,
     set_deleted,
     set_values,
@@ -56,7 +55,7 @@ def changed_rows(context: ORMExecuteState, mapper: Mapper[Any], calls: Calls) ->
 
 
 def _refuse_unknown(context: ORMExecuteState, mapper: Mapper[Any], is_by_key: bool) -> None:
-    parts = list(iterate(matching(context.statement, key_columns_of(mapper))))
+    parts = list(iterate(matching(context.statement)))
     if isinstance(context.parameters, list) and not (
         is_by_key and all(one.unique for one in parts if isinstance(one, BindParameter))
     ):
@@ -161,7 +160,7 @@ class ChangedRows(Rows):
         dialect, is_update = self._dialect, self._context.is_update
         if not self._mapper.local_table.implicit_returning:  # type: ignore[attr-defined]
             return False
-        if len(matching(self._statement, self._key_columns).get_final_froms()) > 1:
+        if len(matching(self._statement).get_final_froms()) > 1:
             return bool(
                 dialect.update_returning_multifrom
                 if is_update
