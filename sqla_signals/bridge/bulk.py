@@ -139,7 +139,7 @@ def _execute(context: ORMExecuteState, *, sends_rows: bool) -> Result[Any]:
     rows = None
     if wants_rows:
         rows = (inserted_rows if context.is_insert else changed_rows)(context, mapper, calls)
-    arguments = {
+    arguments: dict[str, Any] = {
         "operation": operation,
         "statement": context.statement,
         "parameters": context.parameters,

@@ -466,9 +466,7 @@ def test_a_listener_that_executes_what_somebody_listens_to_in_its_place(leader: 
 
 
 @pytest.mark.parametrize("signals", ["rows", None])
-def test_a_listener_that_executes_a_statement_on_a_table_in_its_place(
-    leader: Engine, signals: Any
-):
+def test_a_listener_that_executes_a_statement_on_a_table_in_its_place(leader: Engine, signals: Any):
     """No class is named by it, so nothing is sent."""
     maker = sessionmaker(leader)
     heard = Heard().connect(Order)
