@@ -12,7 +12,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sqlalchemy import Table
-from sqlalchemy.exc import ResourceClosedError
 from sqlalchemy.orm import FromStatement
 
 from .._sqlalchemy import (
@@ -23,8 +22,10 @@ from .._sqlalchemy import (
     execute_last,
     execution_options_of,
     fail_transaction,
+    fetched,
     frames_outwards,
     may_skip_rows,
+    returns_rows,
 )
 from ..dispatch import active_mutes, audible
 from ..errors import BulkBypassError, BulkBypassWarning, BulkOptionError
@@ -160,7 +161,8 @@ def _execute(context: ORMExecuteState, *, sends_rows: bool) -> Result[Any]:
     else:
         with own_choice_of_bind(session):
             # Of an INSERT, SQLAlchemy keeps the count of rows only if told to.
-            result = context.invoke_statement(execution_options={"preserve_rowcount": True})
+            keep = {"preserve_rowcount": True} if operation == "insert" else None
+            result = context.invoke_statement(execution_options=keep)
         result, rowcount = counted(result, context)
     arguments["rowcount"] = rowcount
     receivers = audible(post_bulk, cls, post_bulk.table.lookup(cls))
@@ -183,23 +185,19 @@ def _execute(context: ORMExecuteState, *, sends_rows: bool) -> Result[Any]:
 
 def counted(result: Result[Any], context: ORMExecuteState) -> tuple[Result[Any], int]:
     """A result, and how many rows the statement has changed; -1 if the database does not tell."""
+    if returns_rows(context.statement):
+        # Some databases count the rows only once all were fetched.
+        rowcount = fetched(result)
+        if rowcount is None:
+            frozen = result.freeze()
+            result, rowcount = frozen(), len(frozen.data)
+        return result, rowcount
     rowcount = getattr(result, "rowcount", None)
     if rowcount is not None:
         return result, rowcount
-    if _has_rows(result):
-        # RETURNING: some databases count the rows only once all were fetched.
-        frozen = result.freeze()
-        return frozen(), len(frozen.data)
     parameters = context.parameters
     many = parameters if isinstance(parameters, list) else [parameters]
     return result, -1 if may_skip_rows(context.statement) else len(many)
-
-
-def _has_rows(result: Result[Any]) -> bool:
-    try:
-        return bool(result.keys())
-    except ResourceClosedError:  # of statements without RETURNING
-        return False
 
 
 def _row_receivers(mapper: Mapper[Any], operation: str) -> list[Any]:
