@@ -641,6 +641,21 @@ def test_what_an_update_sets_and_asks_for():
     assert "parententity" not in update(Parent.__table__).where(Parent.id == 1).table._annotations
 
 
+def test_what_a_statement_returned_can_be_fetched_and_given_out_later():
+    """``CursorResult.cursor_strategy``, and the one that has its rows already."""
+    assert update(Parent)._returning == ()
+    engine = create_engine("sqlite://")
+    Base.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add_all([Parent(id=1, name="a"), Parent(id=2, name="b")])
+        session.flush()
+        statement = update(Parent).values(name="c").returning(Parent)
+        assert statement._returning
+        result: Any = session.execute(statement)
+        assert _sqlalchemy.fetched(result) == 2
+        assert [parent.name for parent in result.scalars()] == ["c", "c"]
+
+
 def test_a_listener_for_statements_can_be_added_as_the_last_one():
     """``ORMExecuteState._events_todo``, of which ``invoke_statement()`` calls what remains."""
     called: list[str] = []

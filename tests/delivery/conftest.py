@@ -12,7 +12,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import Session
 
 import sqla_signals
-from sqla_signals.bridge import delivery
 
 from ..conftest import clear_postgresql, create_sqlite_engine
 from ..contract.models import Base
@@ -26,13 +25,6 @@ from .observing import (
     create_async_twin,
     deliveries,
 )
-
-
-@pytest.fixture(autouse=True)
-def nothing_in_progress() -> Iterator[None]:
-    """However a test ends, the library believes in no delivery any more."""
-    yield
-    assert not delivery.in_progress()
 
 
 def create_tables(engine: Engine) -> None:
