@@ -616,7 +616,7 @@ def is_beyond_its_condition(statement: Any) -> bool:
 
 
 def attribute_of(column: Any, mapper: Mapper[Any]) -> str | None:
-    """The attribute of a column, its own or an alias's, or of its key; ``None`` if there is none."""
+    """The attribute of a column of the class, or of an alias, or of a key; else ``None``."""
     if isinstance(column, str):
         column = mapper.local_table.c.get(column)
     else:
