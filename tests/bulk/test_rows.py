@@ -235,7 +235,9 @@ def test_update_of_an_alias(session: Session):
 
 
 @on_an_alias
-@pytest.mark.parametrize("value", [null(), None, "x", func.upper("x")], ids=repr)
+@pytest.mark.parametrize(
+    "value", [null(), None, "x", func.upper("x")], ids=["NULL", "none", "text", "SQL"]
+)
 def test_update_of_an_alias_by_its_own_attributes(session: Session, value: Any):
     """They are those of the class."""
     fill(session)
