@@ -262,6 +262,8 @@ ELSEWHERE = (
     "_events_todo",
     "_is_criteria_option",
     "_ordered_values",
+    "_post_criteria_clause",
+    "_prefixes",
     "_where_criteria",
 )
 
