@@ -786,7 +786,7 @@ def fetched(result: Result[Any]) -> int | None:
     No instance is made of a row before the caller reads it, as without us. ``None`` if the rows
     come from several cursors.
     """
-    rows_of = result if isinstance(result, CursorResult) else getattr(result, "raw", None)
+    rows_of: Any = result if isinstance(result, CursorResult) else getattr(result, "raw", None)
     if rows_of is None:
         return None
     # CursorResult._rewind() of engine/cursor.py does the same with rows that were processed.
