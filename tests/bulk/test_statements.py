@@ -174,7 +174,7 @@ def test_a_returned_row_touches_its_instance_when_it_is_read(session: Session, o
     """The rows are counted before, but nothing is made of them."""
     fill(session)
     heard = listen(Order)
-    order = session.get_one(Order, 1)
+    order: Any = session.get(Order, 1)
     upserted = upsert(session).on_conflict_do_update(index_elements=["id"], set_={"state": "sent"})
     statement: Any = {
         "update": update(Order).where(Order.id == 1).values(status="sent"),
