@@ -318,7 +318,7 @@ class Program:
                 world.session.rollback()
 
     def refused(self, world: World, error: BulkOptionError) -> None:
-        """Nothing was done about rows of another class in the same table: as if it was not asked."""
+        """Nothing was done, because of a row of another class in the same table."""
         assert "loads no instance of" in str(error)
         assert not world.heard.calls
         assert not witnessed(world.session)
