@@ -604,6 +604,16 @@ def set_values(statement: Any, mapper: Mapper[Any]) -> dict[str, Any]:
     return found
 
 
+def is_replacing(statement: Any) -> bool:
+    """Whether SQLite is to delete rows that are in the way: ``INSERT OR REPLACE``, and UPDATE."""
+    return any("REPLACE" in str(text).upper() for text, _ in dml_of(statement)._prefixes)
+
+
+def is_extended(statement: Any) -> bool:
+    """Whether something follows the condition of an UPDATE or DELETE (from SQLAlchemy 2.1 on)."""
+    return getattr(statement, "_post_criteria_clause", None) is not None
+
+
 def is_beyond_its_condition(statement: Any) -> bool:
     """Whether an UPDATE or DELETE of MySQL has a LIMIT, or sets columns of a second table."""
     if any(name.endswith("limit") for name in statement.dialect_kwargs):
@@ -778,7 +788,7 @@ def fetched(result: Result[Any]) -> int | None:
     No instance is made of a row before the caller reads it, as without us. ``None`` if the rows
     come from several cursors.
     """
-    rows_of = result if isinstance(result, CursorResult) else getattr(result, "raw", None)
+    rows_of: Any = result if isinstance(result, CursorResult) else getattr(result, "raw", None)
     if rows_of is None:
         return None
     # CursorResult._rewind() of engine/cursor.py does the same with rows that were processed.

@@ -18,7 +18,7 @@ import pytest
 import sqlalchemy
 from sqlalchemy import JSON, ForeignKey, create_engine, event, literal, select, update
 from sqlalchemy import inspect as sa_inspect
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.ext.asyncio import session as asyncio_session
 from sqlalchemy.ext.horizontal_shard import ShardedSession
@@ -262,6 +262,8 @@ ELSEWHERE = (
     "_events_todo",
     "_is_criteria_option",
     "_ordered_values",
+    "_post_criteria_clause",
+    "_prefixes",
     "_where_criteria",
 )
 
@@ -639,6 +641,17 @@ def test_what_an_update_sets_and_asks_for():
     ]
     assert statement.table._annotations["parententity"] is sa_inspect(Parent)
     assert "parententity" not in update(Parent.__table__).where(Parent.id == 1).table._annotations
+
+
+def test_what_stands_before_and_behind_a_statement():
+    """``_prefixes``, and from SQLAlchemy 2.1 on ``_post_criteria_clause``."""
+    statement = update(Parent).prefix_with("OR REPLACE")
+    assert [str(text) for text, _ in statement._prefixes] == ["OR REPLACE"]
+    assert _sqlalchemy.is_replacing(statement)
+    assert not _sqlalchemy.is_replacing(update(Parent).prefix_with("OR IGNORE"))
+    if hasattr(mysql, "limit"):
+        assert _sqlalchemy.is_extended(update(Parent).ext(mysql.limit(1)))
+    assert not _sqlalchemy.is_extended(update(Parent))
 
 
 def test_what_a_statement_returned_can_be_fetched_and_given_out_later():

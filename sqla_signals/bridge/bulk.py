@@ -24,6 +24,7 @@ from .._sqlalchemy import (
     fail_transaction,
     fetched,
     frames_outwards,
+    is_replacing,
     may_skip_rows,
     returns_rows,
 )
@@ -95,6 +96,11 @@ def _refuse_rows(context: ORMExecuteState, mapper: Mapper[Any], operation: str) 
         raise BulkOptionError(
             'execution option signals="rows" does not work with from_statement(): execute the '
             "statement itself, with returning()"
+        )
+    if is_replacing(context.statement):
+        raise BulkOptionError(
+            f'execution option signals="rows": which rows {operation.upper()} OR REPLACE deletes '
+            f"is not known. Use on_conflict_do_update(), or delete them before"
         )
     if not isinstance(mapper.local_table, Table):
         raise BulkOptionError(

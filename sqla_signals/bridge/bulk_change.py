@@ -21,6 +21,7 @@ from .._sqlalchemy import (
     dml_strategy,
     dml_table,
     is_beyond_its_condition,
+    is_extended,
     matching,
     set_deleted,
     set_values,
@@ -82,7 +83,7 @@ class ChangedRows(Rows):
     def __init__(self, context: ORMExecuteState, mapper: Mapper[Any], calls: Calls) -> None:
         super().__init__(context, mapper, calls)
         is_mysql = self._dialect.name in ("mysql", "mariadb")
-        if is_mysql and is_beyond_its_condition(self._statement):
+        if is_extended(self._statement) or (is_mysql and is_beyond_its_condition(self._statement)):
             raise BulkOptionError(
                 'execution option signals="rows": which rows a LIMIT picks, and which rows of a '
                 "second table are set, is not known before. Say in where() which rows they are, "

@@ -17,8 +17,10 @@ from sqlalchemy import (
     func,
     insert,
     select,
+    text,
     update,
 )
+from sqlalchemy.dialects import mysql
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, column_property, mapped_column
 from sqlalchemy.orm import with_loader_criteria as criteria
 from sqlalchemy.orm.exc import StaleDataError
@@ -26,6 +28,7 @@ from sqlalchemy.orm.exc import StaleDataError
 from sqla_signals import BulkOptionError, Change, post_save
 from tests.contract.observing import rows
 
+from ..conftest import before_sqlalchemy
 from .shop import (
     Clerk,
     Customer,
@@ -356,6 +359,58 @@ def test_updates_by_key_with_a_condition_that_changes_its_mind(session: Session)
         execution_options={**ROWS, "synchronize_session": None},
     )
     assert heard.rows("post") == witnessed(session) == updates(1, 3)
+
+
+@pytest.mark.skipif(before_sqlalchemy("2.1"), reason="statements have no extensions there")
+@pytest.mark.parametrize("statement", [update(Order).values(total=7), delete(Order)], ids=str)
+def test_what_follows_the_condition_is_refused(session: Session, statement: Any):
+    """A LIMIT chooses among the rows, and who knows what an extension of somebody else does."""
+    fill(session)
+    heard = Heard().connect(Order)
+    with pytest.raises(BulkOptionError, match=r"Say in where\(\) which rows"):
+        session.execute(statement.ext(mysql.limit(1)), execution_options=ROWS)
+    assert heard.calls == []
+    assert rows(session, Order.total) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("prefix", ["OR REPLACE", "or replace", text("OR  REPLACE")], ids=str)
+@pytest.mark.parametrize("operation", ["insert", "inserts", "update"])
+def test_or_replace_is_refused(session: Session, operation: str, prefix: Any):
+    """SQLite deletes the rows that are in the way and says nothing about them."""
+    if session.get_bind().dialect.name != "sqlite":
+        pytest.skip("only SQLite has it")
+    fill(session)
+    heard = Heard().connect(Order)
+    statement, parameters = {
+        "insert": (insert(Order).values(number=10), None),
+        "inserts": (insert(Order), [{"number": 10}]),
+        "update": (update(Order).where(Order.id == 2).values(number=10), None),
+    }[operation]
+    with pytest.raises(BulkOptionError, match=r"OR REPLACE.*on_conflict_do_update"):
+        session.execute(statement.prefix_with(prefix), parameters, execution_options=ROWS)
+    assert heard.calls == []
+    assert rows(session, Order.id) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("operation", ["insert", "update", "by key"])
+def test_or_ignore_tells_of_the_rows_that_it_wrote(session: Session, operation: str):
+    """RETURNING names them."""
+    if session.get_bind().dialect.name != "sqlite":
+        pytest.skip("only SQLite has it")
+    fill(session)
+    heard = Heard().connect(Order)
+    statement, parameters, changed = {
+        "insert": (insert(Order), [{"id": 7, "number": 10}, {"id": 8}], [("insert", "8")]),
+        "update": (
+            update(Order).where(Order.id < 3).values(number=Order.number + 40),
+            None,
+            updates(2),
+        ),
+        "by key": (update(Order), [{"id": 1, "number": 10}], updates(1)),
+    }[operation]
+    options = {**ROWS, "synchronize_session": False}
+    session.execute(statement.prefix_with("OR IGNORE"), parameters, execution_options=options)
+    assert heard.rows("post") == witnessed(session) == changed
 
 
 def test_a_table_without_a_primary_key(session: Session):

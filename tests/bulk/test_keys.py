@@ -204,6 +204,8 @@ def test_keys_of_any_type(engine: Engine, installed: Any, name: str, composite: 
     """What the database takes for the same key is the same row; many have over 500 parameters."""
     if ONLY.get(name, engine.dialect.name) != engine.dialect.name:
         pytest.skip("the other database has that type")
+    if composite and number > 3 and name not in ("integer", "text", "wrapped in SQL", "array"):
+        pytest.skip("a type that is looked up in the same way as these")
     sql_type, make = TYPES[name]
     cls = mapped(engine, composite, sql_type)
     numbers = select(cls.__table__.c.number)
@@ -258,8 +260,8 @@ def test_more_rows_than_a_statement_takes_parameters(
     engine: Engine, installed: Any, what: str, composite: bool, loaded: bool
 ):
     """One statement each to look them up, to load them, to change and to read them."""
-    if engine.dialect.name == "postgresql" and not composite:
-        pytest.skip("three times as many rows, where three columns show the same")
+    if engine.dialect.name == "postgresql" and (not composite or what in ("insert", "delete")):
+        pytest.skip("so many rows take seconds there, and the others show the same")
     cls = mapped(engine, composite)
     number = takes_parameters(engine) // (3 if composite else 1) + 1
     keys = [key(int, one, composite) for one in range(number)]
@@ -332,6 +334,8 @@ async def test_many_rows_of_an_async_session(
     engine: Engine, async_engine: AsyncEngine, installed: Any
 ):
     """Its drivers take no more parameters."""
+    if engine.dialect.name == "sqlite":
+        pytest.skip("the driver is the one of a plain session, in a thread")
     cls = mapped(engine, True)
     heard = Heard().connect(cls)
     keys = [key(int, one, True) for one in range(22_000)]  # three times as many parameters

@@ -45,6 +45,7 @@ from sqla_signals import (
 )
 from tests.contract.observing import asynchronous, rows
 
+from ..conftest import before_sqlalchemy
 from .shop import Base, Clerk, Customer, Employee, Heard, Manager, Order, inserted, witnessed
 
 SKIP: Any = {"signals": "skip"}
@@ -172,9 +173,11 @@ def test_a_statement_keeps_the_execution_options_that_it_was_given(session: Sess
 @pytest.mark.parametrize("operation", ["update", "upsert", "upserts"])
 def test_a_returned_row_touches_its_instance_when_it_is_read(session: Session, operation: str):
     """The rows are counted before, but nothing is made of them."""
+    if operation == "update" and before_sqlalchemy("2.0.36"):
+        pytest.skip("an UPDATE does not populate existing instances there")
     fill(session)
     heard = listen(Order)
-    order = session.get_one(Order, 1)
+    order: Any = session.get(Order, 1)
     upserted = upsert(session).on_conflict_do_update(index_elements=["id"], set_={"state": "sent"})
     statement: Any = {
         "update": update(Order).where(Order.id == 1).values(status="sent"),

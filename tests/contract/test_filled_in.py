@@ -6,7 +6,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import Computed, Engine, FetchedValue, ForeignKey, Integer, insert, literal, update
+from sqlalchemy import (
+    Computed,
+    Engine,
+    FetchedValue,
+    ForeignKey,
+    Integer,
+    insert,
+    literal,
+    select,
+    update,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
 from sqla_signals import UNSET, Change, post_save, pre_save
@@ -232,7 +242,7 @@ def test_a_row_without_a_version_is_given_none(session: Session, on: Phase, load
     )
     connection.execute(insert(Letter.__table__), [{"id": 1, "text": "a"}, {"id": 2, "text": "a"}])
     session.commit()
-    old, new = session.get_one(Letter, 1), session.get_one(Letter, 2)
+    old, new = session.scalars(select(Letter).order_by(Letter.id)).all()
     if not loaded:
         session.expire_all()
     old.text = new.text = "b"
