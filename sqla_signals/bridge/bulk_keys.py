@@ -119,12 +119,21 @@ class KeyColumns:
             elif self._dialect.name == "sqlite":
                 found, expressions = self._from_json(expressions, places, keys)
         values = [tuple(key[place] for place in places) for key in keys]
+        types = [self._types[place] for place in places]
         if len(places) == 1:
             only: ColumnElement[Any] = expressions[0]
-            return only.in_([value for (value,) in values] if found is None else found)
+            # Of the column's type: SQLAlchemy 2.0.36 sends text to an INET as a VARCHAR.
+            one_by_one = bindparam(
+                None, [value for (value,) in values], types[0], unique=True, expanding=True
+            )
+            return only.in_(one_by_one if found is None else found)
         if found is None and (self._wraps or self._holds_arrays):
             # The values of a tuple get neither what their type puts around them, nor a cast.
-            return or_(*(and_(*map(eq, expressions, value)) for value in values))
+            bound = (
+                [bindparam(None, *pair, unique=True) for pair in zip(value, types, strict=True)]
+                for value in values
+            )
+            return or_(*(and_(*map(eq, expressions, value)) for value in bound))
         return tuple_(*expressions).in_(values if found is None else found)
 
     def _unnested(self, places: tuple[int, ...], keys: list[Key]) -> Any:

@@ -47,6 +47,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_col
 import sqla_signals
 from sqla_signals import BulkOptionError, post_delete, post_save, pre_delete, pre_save
 
+from ..conftest import before_sqlalchemy
 from .shop import Base as ShopBase
 from .shop import (
     Clerk,
@@ -117,6 +118,13 @@ TARGETS: dict[str, tuple[Any, str, str]] = {
     "director": (Director, "id", "title"),
 }
 """By name: the class, an attribute of its key, and one that is set."""
+
+STYLES = ["plain", "plain", "alias", "join", "bound"]
+"""How a statement names what it changes."""
+if before_sqlalchemy("2.0.39"):
+    # SQLAlchemy names the table beside its alias: each row of the one is changed for any of the
+    # other, or the statement cannot be compiled.
+    STYLES.remove("alias")
 
 
 def key_of(cls: Any, number: int, other: int) -> dict[str, Any]:
@@ -275,7 +283,7 @@ statements = st.builds(
     number,
     st.sampled_from(["auto", "fetch", False]),
     st.booleans(),
-    st.sampled_from(["plain", "plain", "alias", "join", "bound"]),
+    st.sampled_from(STYLES),
 )
 changes = st.tuples(
     st.sampled_from(["add", "set", "set", "remove", "get", "expire", "expunge"]),

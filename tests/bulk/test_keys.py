@@ -247,6 +247,37 @@ def takes_parameters(engine: Engine) -> int:
     return 999
 
 
+@pytest.mark.parametrize("name", ["array", "wrapped in SQL"])
+def test_an_address_beside_a_column_whose_values_are_compared_one_by_one(
+    engine: Engine, installed: Any, name: str
+):
+    """Each parameter has the type of its column."""
+    if engine.dialect.name != "postgresql":
+        pytest.skip("the other database has that type")
+
+    class Base(DeclarativeBase):
+        pass
+
+    sql_type, make = TYPES[name]
+
+    class Host(Base):
+        __tablename__ = "hosts"
+        address: Mapped[str] = mapped_column(postgresql.INET, primary_key=True)
+        other: Mapped[Any] = mapped_column(sql_type, primary_key=True)
+        number: Mapped[int | None]
+
+    Base.metadata.create_all(engine)
+    keys = [{"address": f"10.0.0.{one}", "other": make(one)} for one in range(3)]
+    heard = Heard().connect(Host)
+    with Session(engine) as session:
+        for what in STATEMENTS:
+            heard.clear()
+            execute(session, Host, what, keys)
+            assert len(heard.of("post_delete" if what == "delete" else "post_save")) == 3
+            present = session.connection().execute(select(Host.__table__.c.number)).all()
+            assert present == ([] if what == "delete" else [(7,)] * 3)
+
+
 @pytest.mark.parametrize(
     ("what", "composite", "loaded"),
     [
