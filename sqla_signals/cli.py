@@ -308,7 +308,7 @@ def _explain(options: argparse.Namespace) -> int:
     import warnings
 
     from .errors import SignalsError, SignalsNotInstalledWarning
-    from .explain import explain
+    from .explaining import explain
 
     with warnings.catch_warnings():
         # The explanation says it as well.

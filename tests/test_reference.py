@@ -16,7 +16,7 @@ PUBLIC = [
     "sqla_signals.celery",
     "sqla_signals.durable",
     "sqla_signals.opentelemetry",
-    "sqla_signals_pytest",
+    "sqla_signals.pytest_plugin",
     "sqla_signals.testing",
 ]
 

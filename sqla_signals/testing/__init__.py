@@ -1,4 +1,4 @@
-"""What the fixture ``signals`` is made of; see :mod:`sqla_signals_pytest`."""
+"""What the fixture ``signals`` is made of; see :mod:`sqla_signals.pytest_plugin`."""
 
 from .capture import Failure, Sent
 from .signals import Signals

@@ -181,7 +181,7 @@ class Claims:
         """Of what is due, that before which nothing of the same row waits for anything else."""
         events = self._events.c
         due = due.add_columns(events.aggregate_type, events.aggregate_id)
-        found = [(key, (model, subject)) for key, model, subject in connection.execute(due)]
+        found = [(row[0], (row[1], row[2])) for row in connection.execute(due)]
         firsts = self._firsts(connection, {row for _, row in found})
         heads = {key for key, row in found if firsts.get(row) == key}
         ready = {row for key, row in found if key in heads}
@@ -197,7 +197,7 @@ class Claims:
                 # Else it makes a join of this, and compares each event of a row with each other.
                 earlier = earlier.offset(0)
             rest = connection.execute(due.where(~earlier.exists()))
-            return [(key, (model, subject)) for key, model, subject in rest]
+            return [(row[0], (row[1], row[2])) for row in rest]
         return [(key, row) for key, row in found if row in ready]
 
     def _firsts(self, connection: Connection, rows: Collection[Any]) -> dict[Any, int]:

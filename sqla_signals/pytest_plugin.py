@@ -1,7 +1,7 @@
 """The pytest plugin: the fixture ``signals``, and nothing for a test that does not use it.
 
-Beside the package and not in it: pytest imports this in every project, and to import the package
-takes as long as to import SQLAlchemy.
+pytest imports this in every project where the package is installed, so nothing else is imported
+here before the fixture is used.
 
 pytest finds it by its entry point; ``-p no:sqla_signals`` leaves it out.
 """
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from sqla_signals.testing import Signals
+    from .testing import Signals
 
 _KEY = pytest.StashKey["Signals"]()
 
@@ -25,7 +25,7 @@ def signals(request: pytest.FixtureRequest) -> Generator[Signals]:
 
     A receiver that fails after the transaction, where that is only logged, fails the test.
     """
-    from sqla_signals.testing import Signals
+    from .testing import Signals
 
     found = Signals()
     node: Any = request.node
