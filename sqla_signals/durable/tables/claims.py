@@ -181,7 +181,8 @@ class Claims:
         """Of what is due, that before which nothing of the same row waits for anything else."""
         events = self._events.c
         due = due.add_columns(events.aggregate_type, events.aggregate_id)
-        found = [(row[0], (row[1], row[2])) for row in connection.execute(due)]
+        rows: Any = connection.execute(due)
+        found = [(key, (model, subject)) for key, model, subject in rows]
         firsts = self._firsts(connection, {row for _, row in found})
         heads = {key for key, row in found if firsts.get(row) == key}
         ready = {row for key, row in found if key in heads}
@@ -196,11 +197,11 @@ class Claims:
             if self._engine.dialect.name == "postgresql":
                 # Else it makes a join of this, and compares each event of a row with each other.
                 earlier = earlier.offset(0)
-            rest = connection.execute(due.where(~earlier.exists()))
-            return [(row[0], (row[1], row[2])) for row in rest]
+            rows = connection.execute(due.where(~earlier.exists()))
+            return [(key, (model, subject)) for key, model, subject in rows]
         return [(key, row) for key, row in found if row in ready]
 
-    def _firsts(self, connection: Connection, rows: Collection[Any]) -> dict[Any, int]:
+    def _firsts(self, connection: Connection, rows: Collection[Any]) -> dict[Any, Any]:
         """The first event of each of these rows, due or not."""
         events = self._events.c
         return {
