@@ -14,11 +14,7 @@ class Publisher(Protocol):
     """Hands messages over to whatever runs them."""
 
     batch_size: int
-    """How many events a relay should claim at once.
-
-    They are handed over in one call, unless the publisher has an attribute ``together`` that is
-    ``False``.
-    """
+    """How many events a relay should claim at once."""
 
     def publish(self, messages: Sequence[Message]) -> Mapping[Message, Exception]:
         """Hand the messages over, and return those that it did not work for, with the reason.
@@ -45,8 +41,6 @@ class LocalPublisher:
     """
 
     batch_size: int = 10
-    together: bool = False
-    """Each event is handed over by itself, so that it is known which one ends the process."""
 
     def __init__(self, worker: Any = None) -> None:
         self.worker: Worker = worker if isinstance(worker, Worker) else Worker(worker)

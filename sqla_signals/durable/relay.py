@@ -92,10 +92,7 @@ class Relay:
         inside = _inside.set(self)
         try:
             publish = self.publisher.publish
-            together = getattr(self.publisher, "together", True)
-            return self.sessions.run(
-                lambda: self._claims.work(self.batch_size, publish, together=together)
-            )
+            return self.sessions.run(lambda: self._claims.work(self.batch_size, publish))
         finally:
             _inside.reset(inside)
 

@@ -1,11 +1,13 @@
 """How a relay gets hold of events that no other relay has, one way for each kind of database.
 
-Each event goes through the same steps. Its key is claimed; that somebody begins with it is noted in
-``started``, and durable; only then it is read, and handed over; at last both rows are deleted, or
-it is put off or given up. So an event that ends the process, or takes longer than the database
-leaves a transaction idle, has counted, and nothing else has.
+A batch goes through these steps, each with a statement or two for all of it: keys are claimed; a
+note that they have begun is written into ``started`` and committed; only then the events are read
+and handed over; at last the notes are deleted, and each event with them, or it is put off or given
+up. So an event that ends the process has counted an attempt.
 
-What somebody has begun with and not ended is tried again alone, after what nobody has begun with.
+What has a note that nobody ended is tried again alone, behind what nobody has begun with, and so is
+what has one attempt left: then it is known what has ended the process, and no other event is given
+up for it.
 
 Events are never looked for behind the last one seen: transactions commit in another order than
 their rows were numbered, and one that commits late would be passed over.
@@ -18,23 +20,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import (
-    ARRAY,
-    BigInteger,
-    Integer,
-    Select,
-    bindparam,
-    case,
-    delete,
-    func,
-    insert,
-    literal,
-    literal_column,
-    select,
-    update,
-)
+from sqlalchemy import ColumnElement, LargeBinary, bindparam, cast, delete, insert, select, update
 from sqlalchemy.exc import DBAPIError
 
 from ...errors import InstallError, printable
@@ -60,7 +49,12 @@ MAX_BATCH_BYTES: Final = 16_000_000
 """Events that are handed over together are read up to here, or one if that is larger."""
 
 _MAX_ATTEMPTS: Final = 1_000_000_000
-_SUSPECTS: Final = 50
+_MAX_NOTES: Final = 1000
+"""Notes of other relays that are looked at, at once."""
+
+
+class RelayKilledError(Exception):
+    """Stands for the error that a killed relay could not tell."""
 
 
 @dataclass(slots=True, eq=False)
@@ -68,32 +62,28 @@ class Claim:
     """An event that is ours for now."""
 
     sequence: int
-    attempts: int
-    """Those that have failed."""
-    started: int
-    """Those that have begun and not ended, this one included unless others began with it."""
-    lease: Any = None
-    """SQLite: until when it is ours, as the row says."""
-    failures: Failures = field(default_factory=dict)
-    unread: Exception | None = None
+    row: Any
+    """With ``ordered=True``, what is equal for the events of one row."""
+    size: int
+    """Bytes of what is read of it."""
+    failed: int
+    """Attempts that have failed."""
+    begun: int = 0
+    """Attempts that have begun and were never ended."""
+    messages: Sequence[Message] = ()
+    failures: dict[Message, Exception] = field(default_factory=dict)
+    unread: MalformedMessageError | None = None
     """Why it cannot be read."""
-    receivers: Sequence[str] | None = None
-    """Those that are left, if that is known."""
 
     @property
     def attempt(self) -> int:
         """Which attempt this is."""
-        return min(max(self.attempts, 0) + max(self.started, 1), _MAX_ATTEMPTS)
+        return min(self.failed + self.begun, _MAX_ATTEMPTS) + 1
 
     @property
-    def has_failed(self) -> bool:
-        """Whether it has, as far as anybody knows."""
-        return bool(self.failures) or self.unread is not None
-
-    @property
-    def why(self) -> str:
-        """Why it has failed."""
-        return said(self.unread) if self.unread is not None else reason(self.failures)
+    def is_done(self) -> bool:
+        """Whether nothing has failed, as far as anybody knows."""
+        return not self.failures and self.unread is None
 
 
 class Claims:
@@ -108,28 +98,27 @@ class Claims:
         self._events = outbox.table
         self._started = outbox.started
         self._max_attempts = max_attempts
-        self._read_one: Select[Any] | None = None
 
-    def work(self, limit: int, publish: Publish, *, together: bool) -> int:
+    def work(self, limit: int, publish: Publish) -> int:
         """Hand over as many events as ``limit``, and one that somebody else did not end.
 
-        :param together: whether they are handed over in one call, and not each by itself.
         :returns: how many were claimed.
         """
+        started, sequence = self._started.c, self._events.c.sequence
         with self._engine.connect() as connection, self._notes(connection) as notes:
-            keys, suspects = self._due(connection, limit)
-            connection.rollback()
-            count = 0
-            stuck: set[Any] = set()
-            for batch in self._batches(keys, together):
-                ours = [key for key, row in batch if row not in stuck]
-                claimed = self._handle(connection, notes, ours, publish) if ours else []
-                count += len(claimed)
-                if self._outbox.ordered:
-                    gone = {claim.sequence for claim in claimed if not claim.has_failed}
-                    stuck |= {row for key, row in batch if key not in gone}
-            if suspects:
-                count += len(self._handle(connection, notes, suspects, publish, alone=True))
+            begun = select(started.sequence).where(started.sequence == sequence)
+            keys = self._due(connection, ~begun.exists(), limit)
+            count = self._handle(connection, notes, keys, publish)
+            left = connection.execute(
+                select(started.attempts, started.sequence)
+                .order_by(started.attempts, started.sequence)
+                .limit(_MAX_NOTES)
+            ).all()
+            # What has begun the fewest times comes first, so that a bad event holds up no other.
+            for _, same in groupby(left, key=lambda row: row[0]):
+                keys = self._due(connection, sequence.in_([row[1] for row in same]), None)
+                if alone := self._handle(connection, notes, keys, publish, alone=True):
+                    return count + alone
         return count
 
     @contextmanager
@@ -137,240 +126,207 @@ class Claims:
         """The connection on which what has begun is noted, where that is another one."""
         yield connection
 
-    def _batches(
-        self, keys: Sequence[tuple[int, Any]], together: bool
-    ) -> Iterator[list[tuple[int, Any]]]:
-        """The keys that are handed over in one call; of an ordered row one at a time."""
-        if not together:
-            yield from ([key] for key in keys)
-            return
-        rounds: list[list[tuple[int, Any]]] = []
-        seen: dict[Any, int] = {}
-        for key, row in keys:
-            turn = seen[row] = seen.get(row, -1) + 1 if self._outbox.ordered else 0
-            if turn == len(rounds):
-                rounds.append([])
-            rounds[turn].append((key, row))
-        yield from rounds
-
     # -- which -------------------------------------------------------------------------------------
 
-    def _due(self, connection: Connection, limit: int) -> tuple[list[tuple[int, Any]], list[int]]:
-        """The keys of what is due, with the rows that they tell of; and of what was not ended."""
+    def _due(
+        self, connection: Connection, which: ColumnElement[bool], limit: int | None
+    ) -> dict[int, Any]:
+        """The keys of what is due, in order, and the row that each tells of where that matters."""
         events, started = self._events.c, self._started.c
-        begun = select(started.sequence).where(started.sequence == events.sequence)
         due = (
             select(events.sequence)
-            .where(events.available_at <= database_time())
+            .where(events.available_at <= database_time(), which)
             .order_by(events.sequence)
             .limit(limit)
         )
-        suspects = connection.scalars(
-            select(events.sequence)
-            .join(self._started, started.sequence == events.sequence)
-            .where(events.available_at <= database_time())
-            .order_by(started.attempts, events.sequence)
-            .limit(_SUSPECTS)
-        ).all()
-        due = due.where(~begun.exists())
-        if self._outbox.ordered:
-            return self._in_order(connection, due), self._first(connection, suspects)
-        return [(key, key) for key in connection.scalars(due)], [*suspects]
-
-    def _in_order(self, connection: Connection, due: Select[Any]) -> list[tuple[int, Any]]:
-        """Of what is due, that before which nothing of the same row waits for anything else."""
-        events = self._events.c
-        due = due.add_columns(events.aggregate_type, events.aggregate_id)
-        rows: Any = connection.execute(due)
-        found = [(key, (model, subject)) for key, model, subject in rows]
-        firsts = self._firsts(connection, {row for _, row in found})
-        heads = {key for key, row in found if firsts.get(row) == key}
-        ready = {row for key, row in found if key in heads}
-        if found and not ready:
-            # All of these wait for something; what comes behind them must not wait for that.
-            same = self._events.alias("earlier")
-            earlier = select(same.c.sequence).where(
-                same.c.aggregate_type == events.aggregate_type,
-                same.c.aggregate_id == events.aggregate_id,
-                same.c.sequence < events.sequence,
-            )
-            if self._engine.dialect.name == "postgresql":
-                # Else it makes a join of this, and compares each event of a row with each other.
-                earlier = earlier.offset(0)
-            rows = connection.execute(due.where(~earlier.exists()))
-            return [(key, (model, subject)) for key, model, subject in rows]
-        return [(key, row) for key, row in found if row in ready]
-
-    def _firsts(self, connection: Connection, rows: Collection[Any]) -> dict[Any, Any]:
-        """The first event of each of these rows, due or not."""
-        events = self._events.c
-        return {
-            row: connection.scalar(
-                select(func.min(events.sequence)).where(
-                    events.aggregate_type == row[0], events.aggregate_id == row[1]
-                )
-            )
-            for row in rows
-        }
-
-    def _first(self, connection: Connection, keys: Sequence[int]) -> list[int]:
-        """Those of these keys that are the first event of their row."""
-        if not keys:
-            return []
-        events = self._events.c
-        rows = connection.execute(
-            select(events.sequence, events.aggregate_type, events.aggregate_id).where(
-                events.sequence.in_(keys)
-            )
+        if not self._outbox.ordered:
+            found = dict.fromkeys(connection.scalars(due))
+            connection.rollback()
+            return found
+        earlier = self._events.alias("earlier")
+        has_begun = select(started.sequence).where(started.sequence == earlier.c.sequence)
+        waits = select(earlier.c.sequence).where(
+            earlier.c.aggregate_type == events.aggregate_type,
+            earlier.c.aggregate_id == events.aggregate_id,
+            earlier.c.sequence < events.sequence,
+            (earlier.c.available_at > database_time()) | has_begun.exists(),
         )
+        if connection.dialect.name == "postgresql":
+            # Else it is made a join, which compares each event of a row with each other:
+            # convert_EXISTS_sublink_to_join (optimizer/plan/subselect.c) refuses an OFFSET.
+            waits = waits.offset(0)
+        names: list[Any] = [events.aggregate_type, events.aggregate_id]
+        if connection.dialect.name == "sqlite":  # any bytes may be a text there
+            names = [cast(name, LargeBinary) for name in names]
+        rows: Any = connection.execute(due.add_columns(*names).where(~waits.exists()))
         found = {key: (model, subject) for key, model, subject in rows}
-        firsts = self._firsts(connection, {*found.values()})
-        return [key for key in keys if key in found and firsts[found[key]] == key]
+        connection.rollback()
+        return found
 
-    # -- one after the other -----------------------------------------------------------------------
+    # -- one batch ---------------------------------------------------------------------------------
 
     def _handle(
         self,
         connection: Connection,
         notes: Connection,
-        keys: Sequence[int],
+        keys: Mapping[int, Any],
         publish: Publish,
         *,
         alone: bool = False,
-    ) -> list[Claim]:
-        """Claim, note, read, hand over and settle events, in one call of ``publish``.
+    ) -> int:
+        """Claim, note, read, hand over and settle events; return how many were claimed.
 
         :param alone: one of them, which somebody else has begun with.
-        :returns: those that were claimed.
         """
-        claimed = self._claim(connection, notes, keys, alone)
-        if not claimed:
+        claims = self._claim(connection, notes, keys, alone) if keys else []
+        if not claims:
             connection.rollback()
-            return []
-        handled = self._hand_over(connection, notes, claimed, publish)
+            return 0
+        handled: list[Claim] = []
+        raised: BaseException | None = None
         try:
-            self._settle(connection, handled, claimed)
-            connection.commit()
+            self._hand_over(self._read(connection, claims), publish, handled)
+        except BaseException as error:
+            raised = error
+        # A receiver raises SystemExit, and has begun. After anything else nothing has.
+        ended = handled if isinstance(raised, SystemExit) else claims
+        try:
+            self._settle(connection, claims, handled, ended)
         except DBAPIError as error:
             if not error.connection_invalidated:
                 raise
-            connection.rollback()
             # The database had no patience for an idle transaction, or the network was away.
-            claimed = self._ours_still(connection, claimed)
-            self._settle(connection, [one for one in handled if one in claimed], claimed)
-            connection.commit()
-        return handled
+            connection.rollback()
+            ours = self._ours_still(connection, claims)
+            self._settle(connection, ours, handled, [claim for claim in ended if claim in ours])
+        if raised is not None:
+            raise raised
+        return len(claims)
 
     def _claim(
-        self, connection: Connection, notes: Connection, keys: Sequence[int], alone: bool
+        self, connection: Connection, notes: Connection, keys: Mapping[int, Any], alone: bool
     ) -> list[Claim]:
         """Get hold of what nobody else has, and note that it has begun."""
+        locked = {row[0]: row for row in self._lock(connection, [*keys], 1 if alone else None)}
+        begun = self._noted(notes, [*locked])
+        claims: list[Claim] = []
+        stuck: set[Any] = set()
+        for key, row in keys.items():
+            claim = None
+            if key in locked and (row is None or row not in stuck):
+                _, failed, size = locked[key]
+                failed = max(failed, 0) if isinstance(failed, int) else 0
+                claim = Claim(key, row, size, failed, begun.get(key, 0))
+            if claim is None or (claim.begun and not alone):
+                stuck.add(row)  # somebody else has it, and what comes behind it waits for that
+            elif claim.attempt < self._max_attempts or not claims:
+                claims.append(claim)
+            if claims and claims[-1].attempt >= self._max_attempts:
+                break
+        self._let_go(connection, locked.keys() - {claim.sequence for claim in claims})
+        if begun and claims and claims[0].begun:
+            again = update(self._started).where(self._started.c.sequence == claims[0].sequence)
+            notes.execute(again.values(attempts=claims[0].begun + 1))
+        elif claims:
+            rows = [{"sequence": claim.sequence, "attempts": 1} for claim in claims]
+            notes.execute(insert(self._started).values(rows).inline())
+        return claims
+
+    def _lock(
+        self, connection: Connection, keys: Sequence[int], limit: int | None
+    ) -> Sequence[Any]:
+        """Get hold of these; return key, failed attempts and size of those that nobody else has."""
         raise NotImplementedError
 
-    def _ours_still(self, connection: Connection, claimed: Sequence[Claim]) -> list[Claim]:
-        """What nobody else has got hold of since the connection was lost."""
-        raise NotImplementedError
-
-    def _let_go(self, notes: Connection, claimed: Sequence[Claim]) -> None:
+    def _let_go(self, connection: Connection, keys: Collection[int]) -> None:
         """Let the next relay have these at once, if that is not so when the transaction ends."""
 
-    def _take_back(self, notes: Connection, claimed: Sequence[Claim]) -> None:
-        """Nothing has begun after all: what was noted counts no more."""
-        for claim in claimed:
-            started = self._started.c
-            where = started.sequence == claim.sequence
-            if claim.started > 1:
-                values = {"attempts": started.attempts - 1}
-                notes.execute(update(self._started).where(where).values(values))
-            else:
-                notes.execute(delete(self._started).where(where))
+    def _noted(self, connection: Connection, keys: Sequence[int]) -> dict[int, int]:
+        started = self._started.c
+        if not keys:
+            return {}
+        noted = select(started.sequence, started.attempts).where(started.sequence.in_(keys))
+        rows: Any = connection.execute(noted)
+        return {key: attempts for key, attempts in rows}
 
-    def _hand_over(
-        self,
-        connection: Connection,
-        notes: Connection,
-        claimed: Sequence[Claim],
-        publish: Publish,
-    ) -> list[Claim]:
-        """Read the events and hand them over; return those that were, or never can be."""
-        messages: list[Message] = []
-        handled: list[Claim] = []
-        room = MAX_BATCH_BYTES
-        for claim in claimed:
-            if claim.attempt > self._max_attempts:
-                self._look_for_those_left(connection, claim)
-                handled.append(claim)
-                continue
-            found, room = self._read(connection, claim, room)
-            if found is not None:
-                messages += found
-                handled.append(claim)
-        try:
+    def _ours_still(self, connection: Connection, claims: Sequence[Claim]) -> list[Claim]:
+        """What nobody else has got hold of since the connection was lost."""
+        keys = [claim.sequence for claim in claims]
+        locked = {row[0] for row in self._lock(connection, keys, None)}
+        noted = self._noted(connection, keys)
+        return [
+            claim
+            for claim in claims
+            if claim.sequence in locked and noted.get(claim.sequence) == claim.begun + 1
+        ]
+
+    def _hand_over(self, claims: Sequence[Claim], publish: Publish, handled: list[Claim]) -> None:
+        """Publish what was read; with ``ordered=True`` one event of each row in a call.
+
+        :param handled: gets those that were handed over, or never can be.
+        """
+        rounds: list[list[Claim]] = []
+        turns: dict[Any, int] = {}
+        for claim in claims:
+            turn = turns[claim.row] = turns.get(claim.row, -1) + 1 if self._outbox.ordered else 0
+            rounds += [[]] if turn == len(rounds) else []
+            rounds[turn].append(claim)
+        stuck: set[Any] = set()
+        for one in rounds:
+            ready = [claim for claim in one if claim.row is None or claim.row not in stuck]
+            messages = [message for claim in ready for message in claim.messages]
             failures = publish(messages) if messages else {}
-        except SystemExit:
-            self._let_go(notes, claimed)  # raised by a receiver, which has begun
-            raise
-        except BaseException:
-            self._take_back(notes, claimed)
-            connection.rollback()
-            raise
-        of_event: dict[int, dict[Message, Exception]] = {}
-        for message, error in failures.items():
-            of_event.setdefault(message.sequence, {})[message] = error
-        for claim in handled:
-            claim.failures = of_event.get(claim.sequence, {})
-            if claim.failures:
-                claim.receivers = [message.receiver for message in claim.failures]
-        return handled
+            for claim in ready:
+                claim.failures |= {key: failures[key] for key in claim.messages if key in failures}
+                if not claim.is_done:
+                    stuck.add(claim.row)
+            handled += ready
 
-    def _read(
-        self, connection: Connection, claim: Claim, room: int
-    ) -> tuple[list[Message] | None, int]:
-        """The messages of an event, and the room that is left; ``None`` if it has to wait."""
-        fits = MAX_BYTES if room == MAX_BATCH_BYTES else room
-        try:
-            row = connection.execute(
-                self._reading(connection), {"key": claim.sequence, "fits": fits}
-            ).one()
-            taken = row.size
-            if taken > fits < MAX_BYTES:
-                return None, room
-            if taken > MAX_BYTES:
-                raise MalformedMessageError(
-                    f"the event has {taken:,} bytes, and what has more than {MAX_BYTES:,} is not "
-                    f"read. Keep large columns out of messages with info=SECRET"
+    # -- reading -----------------------------------------------------------------------------------
+
+    def _read(self, connection: Connection, claims: Sequence[Claim]) -> list[Claim]:
+        """Read events, as many as there is room for; the others wait."""
+        room = MAX_BATCH_BYTES
+        found: list[Claim] = []
+        for claim in claims:
+            if found and claim.size > room:
+                break
+            found.append(claim)
+            room -= claim.size
+            if claim.size > MAX_BYTES:
+                claim.unread = MalformedMessageError(
+                    f"the event has {claim.size:,} bytes, and what has more than {MAX_BYTES:,} is "
+                    f"not read. Keep large columns out of messages with info=SECRET"
                 )
-            return self._messages(claim, row._mapping), room - taken
-        except MalformedMessageError as error:
-            claim.unread = error
-        except DBAPIError as error:
-            self._check_is_about_row(error)
-            claim.unread = error
-        return [], room
-
-    def _reading(self, connection: Connection) -> Select[Any]:
-        """The statement that reads one event, as far as it is no larger than may be."""
-        found = self._read_one
-        if found is None:
-            columns = self._events.c
-            documents = (columns.payload, columns.headers, columns.receivers)
-            long = size(connection, *documents)
-            shown = [
-                case((long <= bindparam("fits", type_=Integer()), one.element)).label(column.name)
-                if column in documents
-                else one
-                for column in self._events.columns
-                for one in [raw(connection, column)]
-            ]
-            where = columns.sequence == bindparam("key")
-            statement: Select[Any] = select(*shown, long.label("size"))
-            found = self._read_one = statement.where(where)
+        rows = self._rows(connection, [claim for claim in found if claim.unread is None])
+        for claim in found:
+            if row := rows.get(claim.sequence):
+                try:
+                    claim.messages = self._messages(claim, row)
+                except MalformedMessageError as error:
+                    claim.unread = error
+            if claim.attempt > self._max_attempts:
+                self._give_up(connection, claim)
         return found
 
-    def _check_is_about_row(self, error: DBAPIError) -> None:
-        """Raise an error that is not about what SQLite holds, where any bytes may be a text."""
-        if self._engine.dialect.name != "sqlite" or error.connection_invalidated:
-            raise error
+    def _rows(self, connection: Connection, claims: Sequence[Claim]) -> dict[int, Any]:
+        """What the database holds for events."""
+        if not claims:
+            return {}
+        columns = [raw(connection, column) for column in self._events.columns]
+        where = self._events.c.sequence.in_([claim.sequence for claim in claims])
+        try:
+            rows = connection.execute(select(*columns).where(where)).all()
+        except DBAPIError as error:
+            # SQLite takes any bytes for a text, and its driver does not.
+            if connection.dialect.name != "sqlite" or error.connection_invalidated:
+                raise
+            if len(claims) > 1:
+                each = [self._rows(connection, [claim]) for claim in claims]
+                return {key: row for found in each for key, row in found.items()}
+            claims[0].unread = MalformedMessageError(said(error))
+            return {}
+        return {row.sequence: row._mapping for row in rows}
 
     def _messages(self, claim: Claim, row: Mapping[Any, Any]) -> list[Message]:
         """One for each receiver that has not done it yet."""
@@ -401,87 +357,92 @@ class Claims:
             for receiver in dict.fromkeys(receivers)
         ]
 
-    def _look_for_those_left(self, connection: Connection, claim: Claim) -> None:
-        """An event is to be given up: for which receivers has nobody noted that it is done?"""
-        events, inbox = self._events.c, self._outbox.inbox.c
-        where = events.sequence == claim.sequence
-        claim.unread = RelayKilledError("each relay that began with this was killed")
-        claim.started -= 1
-        try:
-            row = connection.execute(
-                select(raw(connection, events.receivers), events.last_error).where(where)
-            ).one()
-            done = connection.scalars(
-                select(inbox.receiver).where(
-                    inbox.event_id == select(events.id).where(where).scalar_subquery()
-                )
-            ).all()
-            names = from_json(row.receivers)
-            if type(names) is not list or not names:
-                return
-            claim.receivers = [name for name in names if name not in done]
-        except (MalformedMessageError, TypeError):
+    def _give_up(self, connection: Connection, claim: Claim) -> None:
+        """Do not begin with an event again: it has failed for those that have not noted it done."""
+        killed = RelayKilledError("each relay that began with this was killed")
+        if not claim.messages:
+            claim.unread = claim.unread or MalformedMessageError(str(killed))
             return
-        except DBAPIError as error:
-            self._check_is_about_row(error)
-            return
-        if not claim.receivers:
-            claim.unread = None
+        inbox = self._outbox.inbox.c
+        noted = select(inbox.receiver).where(inbox.event_id == claim.messages[0].id)
+        done = {*connection.scalars(noted)}
+        claim.failures = {one: killed for one in claim.messages if one.receiver not in done}
+        claim.messages = ()
 
     # -- what becomes of them ----------------------------------------------------------------------
 
     def _settle(
-        self, connection: Connection, handled: Sequence[Claim], claimed: Sequence[Claim]
+        self,
+        connection: Connection,
+        claims: Sequence[Claim],
+        handled: Sequence[Claim],
+        ended: Sequence[Claim],
     ) -> None:
-        """Forget what was handed over, put off or give up what was not."""
-        gone = []
-        for claim in handled:
-            if not claim.has_failed:
-                gone.append(claim.sequence)
-                continue
-            attempt = claim.attempt
-            errors = claim.failures.values()
-            if errors and all(isinstance(error, BusyError) for error in errors):
-                attempt -= 1  # does not count
-            # What cannot be read will be no other the next time.
-            unreadable = isinstance(claim.unread, MalformedMessageError)
-            if unreadable or attempt >= self._max_attempts:
-                bury(connection, self._outbox, claim.sequence, attempt, claim.why, claim.receivers)
-                gone.append(claim.sequence)
-            else:
-                self._put_off(connection, claim, attempt)
-        self._forget(connection, [claim.sequence for claim in claimed], gone)
+        """Forget what was handed over, put off or give up what failed, let go of the rest.
 
-    def _forget(self, connection: Connection, settled: Sequence[int], gone: Sequence[int]) -> None:
-        self._delete(connection, self._started, settled)
+        :param ended: those whose notes are deleted; the others are tried alone.
+        """
+        ours = self._end(connection, ended)
+        gone, waiting = [], []
+        for claim in claims:
+            if claim not in handled:
+                waiting.append(claim)
+            elif claim.sequence in ours and (claim.is_done or self._is_given_up(connection, claim)):
+                gone.append(claim.sequence)
         self._delete(connection, self._events, gone)
+        again = [one for one in waiting if one.begun and one in ended and one.sequence in ours]
+        for claim in again:
+            values = {"sequence": claim.sequence, "attempts": claim.begun}
+            connection.execute(insert(self._started).values(values).inline())
+        self._let_go(connection, [claim.sequence for claim in waiting])
+        connection.commit()
 
-    def _delete(self, connection: Connection, table: Any, sequences: Sequence[int]) -> None:
-        if not sequences:
+    def _end(self, connection: Connection, claims: Sequence[Claim]) -> set[int]:
+        """Delete their notes; return the keys of those that are ours still."""
+        keys = [claim.sequence for claim in claims]
+        self._delete(connection, self._started, keys)
+        return {*keys}
+
+    def _delete(self, connection: Connection, table: Any, keys: Sequence[int]) -> None:
+        if not keys:
             return
         sequence = table.c.sequence
         if connection.dialect.name in MYSQL:
             # For several values at once it may read a small table from end to end, and wait for the
             # rows that other relays hold: a deadlock, when all has been published already.
             one = delete(table).where(sequence == bindparam("gone"))
-            connection.execute(one, [{"gone": value} for value in sequences])
+            connection.execute(one, [{"gone": value} for value in keys])
         else:
-            connection.execute(delete(table).where(sequence.in_(sequences)))
+            connection.execute(delete(table).where(sequence.in_(keys)))
 
-    def _put_off(self, connection: Connection, claim: Claim, attempt: int) -> None:
+    def _is_given_up(self, connection: Connection, claim: Claim) -> bool:
+        """Make an event a dead letter after its attempts; put it off before."""
+        attempt = min(claim.attempt, self._max_attempts)
+        errors = claim.failures.values()
+        if errors and all(isinstance(error, BusyError) for error in errors):
+            attempt -= 1  # does not count
+        why = said(claim.unread) if claim.unread is not None else reason(claim.failures)
+        names = [message.receiver for message in claim.failures] or None
+        # What cannot be read will be no other the next time.
+        if claim.unread is not None or attempt >= self._max_attempts:
+            bury(connection, self._outbox, claim.sequence, attempt, why, names)
+            return True
         delay = min(LAST_RETRY, FIRST_RETRY * 2 ** min(max(attempt - 1, 0), 30))
         delay *= random.uniform(0.75, 1.25)
         logger.warning(
-            "event %d is tried again in %.1f s: %s", claim.sequence, delay, printable(claim.why)
+            "event %d is tried again in %.1f s: %s", claim.sequence, delay, printable(why)
         )
-        values: dict[str, Any] = {"last_error": claim.why, "attempts": attempt}
-        if claim.receivers is not None:
-            values["receivers"] = as_json(connection, claim.receivers)
         connection.execute(
             update(self._events)
             .where(self._events.c.sequence == claim.sequence)
-            .values(available_at=database_time(delay), **values)
+            .values(
+                last_error=why,
+                attempts=attempt,
+                available_at=database_time(delay),
+                receivers=as_json(connection, names),
+            )
         )
+        return False
 
 
 class Locks(Claims):
@@ -497,84 +458,24 @@ class Locks(Claims):
         committed = engine.execution_options(isolation_level="READ COMMITTED")
         super().__init__(committed, outbox, max_attempts)
         self._at_once = engine.execution_options(isolation_level="AUTOCOMMIT")
-        self._is_postgresql = engine.dialect.name == "postgresql"
 
     @contextmanager
     def _notes(self, connection: Connection) -> Iterator[Connection]:
         with self._at_once.connect() as notes:
             yield notes
 
-    def _claim(
-        self, connection: Connection, notes: Connection, keys: Sequence[int], alone: bool
-    ) -> list[Claim]:
-        rows = self._lock(connection, keys, 1 if alone else None)
-        counted = int(len(rows) == 1)
-        fresh = [sequence for sequence, _, started in rows if started is None]
-        if fresh:
-            self._begin(notes, fresh, counted)
-        for sequence, _, started in rows:
-            if started is not None:
-                values = {"attempts": started + counted}
-                self._change(notes, sequence, values)
-        return [
-            Claim(sequence, attempts, (started or 0) + counted)
-            for sequence, attempts, started in rows
-        ]
-
-    def _forget(self, connection: Connection, settled: Sequence[int], gone: Sequence[int]) -> None:
-        if not self._is_postgresql or not gone:
-            super()._forget(connection, settled, gone)
-            return
-        events, started = self._events, self._started
-        both = delete(events).where(events.c.sequence.in_(gone))
-        connection.execute(
-            both.add_cte(delete(started).where(started.c.sequence.in_(settled)).cte("ended"))
-        )
-
     def _lock(
         self, connection: Connection, keys: Sequence[int], limit: int | None
     ) -> Sequence[Any]:
-        """Key, failed and begun attempts of what nobody else has locked."""
-        events, started = self._events.c, self._started.c
-        begun = (
-            select(started.attempts).where(started.sequence == events.sequence).scalar_subquery()
-        )
-        columns: list[Any] = [events.sequence, events.attempts, begun]
-        if self._is_postgresql:
-            # What is lost when the server crashes is done again, which harms nobody; and to wait
-            # for its disk takes longer than all the rest.
-            columns.append(_no_wait())
+        events = self._events.c
         statement = (
-            select(*columns)
+            select(events.sequence, events.attempts, _size(connection, events))
             .where(events.sequence.in_(keys), events.available_at <= database_time())
             .order_by(events.sequence)
             .limit(limit)
             .with_for_update(of=self._events, skip_locked=True)
         )
-        return [tuple(row)[:3] for row in connection.execute(statement)]
-
-    def _begin(self, notes: Connection, sequences: Sequence[int], attempts: int) -> None:
-        if not self._is_postgresql:
-            rows = [{"sequence": sequence, "attempts": attempts} for sequence in sequences]
-            notes.execute(insert(self._started).inline(), rows)
-            return
-        key = func.unnest(literal([*sequences], ARRAY(BigInteger))).column_valued("key")
-        rows_ = select(key, literal(attempts)).where(_no_wait() == "off")
-        notes.execute(insert(self._started).from_select(["sequence", "attempts"], rows_).inline())
-
-    def _change(self, notes: Connection, sequence: int, values: Mapping[str, Any]) -> None:
-        where = self._started.c.sequence == sequence
-        notes.execute(update(self._started).where(where).values(values))
-
-    def _ours_still(self, connection: Connection, claimed: Sequence[Claim]) -> list[Claim]:
-        rows = self._lock(connection, [claim.sequence for claim in claimed], None)
-        begun = {sequence: started for sequence, _, started in rows}
-        return [claim for claim in claimed if begun.get(claim.sequence) == claim.started]
-
-
-def _no_wait() -> Any:
-    """PostgreSQL: the transaction that this is in does not wait for the disk when it commits."""
-    return func.set_config("synchronous_commit", "off", literal_column("true"))
+        return connection.execute(statement).all()
 
 
 class Leases(Claims):
@@ -584,86 +485,53 @@ class Leases(Claims):
     """
 
     seconds: float = 300.0
-    """How long a lease lasts: longer than one event takes, or a batch that is handed over."""
+    """How long a lease lasts: longer than a batch takes that is handed over."""
 
     def _claim(
-        self, connection: Connection, notes: Connection, keys: Sequence[int], alone: bool
+        self, connection: Connection, notes: Connection, keys: Mapping[int, Any], alone: bool
     ) -> list[Claim]:
-        events, started = self._events, self._started
-        if alone:
-            keys = keys[:1]
+        claims = super()._claim(connection, notes, keys, alone)
+        connection.commit()
+        return claims
+
+    def _lock(
+        self, connection: Connection, keys: Sequence[int], limit: int | None
+    ) -> Sequence[Any]:
+        events = self._events.c
         # Its first statement is a write, so the transaction has the lock before it reads, as after
         # BEGIN IMMEDIATE; which cannot be emitted, since engines begin in several ways.
-        rows = connection.execute(
-            update(events)
-            .where(events.c.sequence.in_(keys), events.c.available_at <= database_time())
+        statement = (
+            update(self._events)
+            .where(events.sequence.in_(keys[:limit]), events.available_at <= database_time())
             .values(available_at=database_time(self.seconds))
-            .returning(
-                events.c.sequence,
-                raw(connection, events.c.attempts),
-                raw(connection, events.c.available_at),
-            )
-        ).all()
-        ours = [row.sequence for row in rows]
-        begun = {
-            row.sequence: row.attempts
-            for row in connection.execute(select(started).where(started.c.sequence.in_(ours)))
-        }
-        counted = int(len(rows) == 1)
-        self._delete(connection, started, [*begun])
-        claimed = []
-        for sequence, attempts, lease in sorted(tuple(row) for row in rows):
-            count = begun.get(sequence, 0) + counted
-            connection.execute(insert(started).values(sequence=sequence, attempts=count))
-            known = attempts if isinstance(attempts, int) else 0
-            claimed.append(Claim(sequence, known, count, lease))
-        connection.commit()
-        return claimed
-
-    def _hand_over(
-        self,
-        connection: Connection,
-        notes: Connection,
-        claimed: Sequence[Claim],
-        publish: Publish,
-    ) -> list[Claim]:
-        def without_transaction(messages: Sequence[Message]) -> Failures:
-            connection.rollback()  # it has read the messages; receivers want to write
-            return publish(messages)
-
-        handled = super()._hand_over(connection, notes, claimed, without_transaction)
-        connection.rollback()
-        return handled
-
-    def _take_back(self, notes: Connection, claimed: Sequence[Claim]) -> None:
-        super()._take_back(notes, claimed)
-        self._let_go(notes, claimed)
-
-    def _let_go(self, notes: Connection, claimed: Sequence[Claim]) -> None:
-        where = self._events.c.sequence.in_([claim.sequence for claim in claimed])
-        notes.execute(update(self._events).where(where).values(available_at=database_time()))
-        notes.commit()
-
-    def _settle(
-        self, connection: Connection, handled: Sequence[Claim], claimed: Sequence[Claim]
-    ) -> None:
-        claimed = self._ours_still(connection, claimed)
-        super()._settle(connection, [one for one in handled if one in claimed], claimed)
-        waiting = [one for one in claimed if one not in handled]
-        if waiting:
-            self._let_go(connection, waiting)
-
-    def _ours_still(self, connection: Connection, claimed: Sequence[Claim]) -> list[Claim]:
-        events = self._events.c
-        lease = raw(connection, events.available_at)
-        # A write, to have the lock before it reads.
-        connection.execute(delete(self._started).where(literal_column("0") == 1))
-        sequences = [claim.sequence for claim in claimed]
-        rows = connection.execute(
-            select(events.sequence, lease).where(events.sequence.in_(sequences))
+            .returning(events.sequence, raw(connection, events.attempts), _size(connection, events))
         )
-        found = {row[0]: row[1] for row in rows}
-        return [claim for claim in claimed if found.get(claim.sequence) == claim.lease]
+        return connection.execute(statement).all()
+
+    def _let_go(self, connection: Connection, keys: Collection[int]) -> None:
+        if keys:
+            where = self._events.c.sequence.in_(keys)
+            connection.execute(
+                update(self._events).where(where).values(available_at=database_time())
+            )
+
+    def _read(self, connection: Connection, claims: Sequence[Claim]) -> list[Claim]:
+        found = super()._read(connection, claims)
+        connection.rollback()  # receivers want to write
+        return found
+
+    def _end(self, connection: Connection, claims: Sequence[Claim]) -> set[int]:
+        """Whoever has got hold of an event after its lease has counted another attempt."""
+        if not claims:
+            return set()
+        started = self._started.c
+        keys = [claim.sequence for claim in claims]
+        ours = started.sequence.in_(keys) & (started.attempts == claims[0].begun + 1)
+        return {*connection.scalars(delete(self._started).where(ours).returning(started.sequence))}
+
+
+def _size(connection: Connection, events: Any) -> ColumnElement[Any]:
+    return size(connection, events.payload, events.headers, events.receivers)
 
 
 def claims_for(engine: Engine, outbox: Outbox, max_attempts: int) -> Claims:
@@ -680,7 +548,3 @@ def claims_for(engine: Engine, outbox: Outbox, max_attempts: int) -> Claims:
         f"a relay works on PostgreSQL, MariaDB, MySQL and SQLite, not on {name}. Let change data "
         f"capture read the outbox there"
     )
-
-
-class RelayKilledError(Exception):
-    """Stands for the error that a killed relay could not tell."""
