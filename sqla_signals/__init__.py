@@ -2,97 +2,20 @@
 
 from typing import TYPE_CHECKING, Any
 
-from .bridge.transactions import on_commit, on_rollback
-from .changes import UNSET, Change
-from .decorator import receiver
-from .dispatch import mute
-from .errors import (
-    AsyncReceiverError,
-    AutocommitError,
-    BulkBypassError,
-    BulkBypassWarning,
-    BulkOptionError,
-    InstallError,
-    ReceiverOptionError,
-    ReceiverTypeError,
-    SessionInFlushError,
-    SignalRecursionError,
-    SignalsError,
-    SignalsNotInstalledWarning,
-)
-from .explain import explain
-from .install import Installation, install, raw
-from .signal import Signal
-from .signals import (
-    class_prepared,
-    m2m_changed,
-    post_bulk,
-    post_delete,
-    post_init,
-    post_migrate,
-    post_save,
-    pre_bulk,
-    pre_delete,
-    pre_init,
-    pre_migrate,
-    pre_save,
-    receiver_failed,
-)
-from .trace import trace
-from .tracing.recording import Trace
-
-if TYPE_CHECKING:
-    from .durable import outbox_table
-
 __version__ = "0.1.0"
 
-__all__ = [
-    "UNSET",
-    "AsyncReceiverError",
-    "AutocommitError",
-    "BulkBypassError",
-    "BulkBypassWarning",
-    "BulkOptionError",
-    "Change",
-    "InstallError",
-    "Installation",
-    "ReceiverOptionError",
-    "ReceiverTypeError",
-    "SessionInFlushError",
-    "Signal",
-    "SignalRecursionError",
-    "SignalsError",
-    "SignalsNotInstalledWarning",
-    "Trace",
-    "class_prepared",
-    "explain",
-    "install",
-    "m2m_changed",
-    "mute",
-    "on_commit",
-    "on_rollback",
-    "outbox_table",
-    "post_bulk",
-    "post_delete",
-    "post_init",
-    "post_migrate",
-    "post_save",
-    "pre_bulk",
-    "pre_delete",
-    "pre_init",
-    "pre_migrate",
-    "pre_save",
-    "raw",
-    "receiver",
-    "receiver_failed",
-    "trace",
-]
+if TYPE_CHECKING:
+    from .public import *  # noqa: F403
+    from .public import __all__ as __all__
+else:
 
+    def __getattr__(name: str) -> Any:
+        """Import SQLAlchemy when a name is first asked for, and not for the pytest plugin alone."""
+        from importlib import import_module
 
-def __getattr__(name: str) -> Any:
-    """Import durable delivery when it is first asked for: it needs the dialects of SQLAlchemy."""
-    if name == "outbox_table":
-        from .durable import outbox_table
-
-        return outbox_table
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        public = import_module(f"{__name__}.public")
+        # While that module is being imported it has no __all__, and nothing is to be had from it.
+        if name != "__all__" and name not in getattr(public, "__all__", ()):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = globals()[name] = getattr(public, name)
+        return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import sys
 import weakref
 from collections import defaultdict, deque
@@ -47,7 +48,7 @@ from sqlalchemy.orm.exc import NO_STATE, ObjectDeletedError, UnmappedColumnError
 from sqlalchemy.orm.mapper import _mapper_registries
 from sqlalchemy.orm.session import SessionTransactionState
 from sqlalchemy.schema import Column, Table
-from sqlalchemy.sql import Select
+from sqlalchemy.sql import Select, sqltypes
 from sqlalchemy.sql.expression import BinaryExpression, BindParameter
 from sqlalchemy.util import immutabledict, walk_subclasses
 
@@ -55,7 +56,7 @@ from .changes import UNSET
 from .errors import InstallError, SignalsError
 
 if TYPE_CHECKING:
-    from sqlalchemy import Result
+    from sqlalchemy import Dialect, Result
     from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import (
         ClassManager,
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
         ORMExecuteState,
         SessionTransaction,
     )
+    from sqlalchemy.types import TypeEngine
 
     State = InstanceState[Any]
 
@@ -540,6 +542,29 @@ class PlainDialect(DefaultDialect):
     _json_serializer = None
     """In 2.0 only the dialects of databases have these two."""
     _json_deserializer = None
+
+
+BinaryType: Final[type[Any]] = sqltypes._Binary
+"""The base of all types for bytes."""
+IntervalType: Final[type[Any]] = sqltypes._AbstractInterval
+"""The base of all types for a ``timedelta``, emulated or not."""
+
+
+def has_sql_expression(kind: TypeEngine[Any]) -> bool:
+    """Whether a type puts SQL around its values, in statements that write or read them."""
+    return bool(kind._has_bind_expression or kind._has_column_expression)
+
+
+def json_functions(dialect: Dialect) -> tuple[Callable[[Any], str], Callable[[str], Any]]:
+    """What the engine writes a JSON column with, and reads it."""
+    write = getattr(dialect, "_json_serializer", None)
+    read = getattr(dialect, "_json_deserializer", None)
+    return write or json.dumps, read or json.loads
+
+
+def loads_addresses(dialect: Dialect) -> bool:
+    """Whether the driver loads an INET as an object of :mod:`ipaddress`, and not as a string."""
+    return dialect.driver != "psycopg2" and getattr(dialect, "_native_inet_types", 0) is not False
 
 
 # -- statements about many rows ----------------------------------------------------------------

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .durable.relay import Relay
-    from .durable.upkeep import Backlog
+    from .durable.tables.upkeep import Backlog
 
 APP = "SQLA_SIGNALS_APP"
 
@@ -142,6 +142,9 @@ def _add_outbox(commands: Any) -> None:
     show.add_argument(
         "--max-age", type=duration, default=300.0, metavar="SECONDS", help="default 300"
     )
+    show.add_argument(
+        "--limit", type=int, default=100, metavar="N", help="list N dead letters; default 100"
+    )
     show.add_argument("--json", action="store_true", help="for machines")
     show.set_defaults(command=_list)
 
@@ -192,34 +195,33 @@ def _in_transaction(relay: Relay, fn: Any, *arguments: Any) -> Any:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from .durable import upkeep
+    from .durable.tables import upkeep
 
-    found = _in_transaction(load_relay(options), upkeep.backlog)
+    found = _in_transaction(load_relay(options), upkeep.backlog, options.limit)
     late = found.is_late(timedelta(seconds=options.max_age))
     print(_as_json(found, late) if options.json else _as_text(found, late))
-    return 1 if late or found.dead_letters else 0
+    return 1 if late or found.dead else 0
 
 
 def _as_text(found: Backlog, late: bool) -> str:
+    from .errors import printable
+
     age = f", the oldest for {found.oldest.total_seconds():.1f} s" if found.oldest else ""
     lines = [
         f"waiting: {found.waiting}{age}{': is a relay running?' if late else ''}",
         f"failing: {found.failing}",
-        f"dead letters: {len(found.dead_letters)}",
+        f"dead letters: {found.dead}",
     ]
     for dead in found.dead_letters:
         lines.append(
-            f"  {dead.sequence}  {dead.model} {_printable(dead.subject)} {dead.kind}, for "
-            f"{', '.join(dead.receivers)}; given up {dead.dead_at:%Y-%m-%d %H:%M:%S} UTC "
-            f"after {dead.attempts} attempts"
+            f"  {dead.sequence}  {printable(dead.model)} {printable(dead.subject)} "
+            f"{printable(dead.kind)}, for {printable(', '.join(dead.receivers))}; given up "
+            f"{dead.dead_at:%Y-%m-%d %H:%M:%S} UTC after {dead.attempts} attempts"
         )
-        lines += [f"      {_printable(line)}" for line in dead.last_error.splitlines()]
+        lines += [f"      {printable(line)}" for line in dead.last_error.splitlines()]
+    if found.dead > len(found.dead_letters):
+        lines.append(f"  and {found.dead - len(found.dead_letters)} more")
     return "\n".join(lines)
-
-
-def _printable(text: str) -> str:
-    """Without what would move the cursor of a terminal, or worse."""
-    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
 def _as_json(found: Backlog, late: bool) -> str:
@@ -229,6 +231,7 @@ def _as_json(found: Backlog, late: bool) -> str:
             "failing": found.failing,
             "oldest_seconds": found.oldest.total_seconds() if found.oldest is not None else None,
             "late": late,
+            "dead": found.dead,
             "dead_letters": [
                 {
                     "sequence": dead.sequence,
@@ -248,7 +251,7 @@ def _as_json(found: Backlog, late: bool) -> str:
 
 
 def _retry(options: argparse.Namespace) -> int:
-    from .durable import upkeep
+    from .durable.tables import upkeep
 
     return _report(
         "put back", _in_transaction(load_relay(options), upkeep.retry, _sequences(options)), options
@@ -256,7 +259,7 @@ def _retry(options: argparse.Namespace) -> int:
 
 
 def _purge(options: argparse.Namespace) -> int:
-    from .durable import upkeep
+    from .durable.tables import upkeep
 
     relay = load_relay(options)
     if options.inbox is not None:
@@ -305,7 +308,7 @@ def _explain(options: argparse.Namespace) -> int:
     import warnings
 
     from .errors import SignalsError, SignalsNotInstalledWarning
-    from .explain import explain
+    from .explaining import explain
 
     with warnings.catch_warnings():
         # The explanation says it as well.

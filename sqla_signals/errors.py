@@ -21,6 +21,11 @@ def note(error: BaseException, text: str) -> None:
             error.add_note(text)
 
 
+def printable(text: object) -> str:
+    """A text on one line, without what would forge a line of a log or move a terminal's cursor."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in str(text))
+
+
 class SignalsError(Exception):
     """Base of every exception that ``sqla_signals`` raises."""
 

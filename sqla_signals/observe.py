@@ -26,7 +26,7 @@ from .signal import watch
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from .durable.message import Message
+    from .durable.message.envelope import Message
     from .receivers import Call as Way
     from .signal import Signal
     from .watching import Moment

@@ -40,8 +40,8 @@ except ModuleNotFoundError as _error:
 
 from . import __version__, observe
 from .blocks import block
-from .durable.message import UnknownModelError
-from .durable.naming import find_mapper
+from .durable.message.envelope import UnknownModelError
+from .durable.message.naming import find_mapper
 from .durable.writing import header_sources
 from .mapping import known_outbox, model_signals
 from .receivers import describe_sender

@@ -1,5 +1,8 @@
 """The pytest plugin: the fixture ``signals``, and nothing for a test that does not use it.
 
+pytest imports this in every project where the package is installed, so nothing else is imported
+here before the fixture is used.
+
 pytest finds it by its entry point; ``-p no:sqla_signals`` leaves it out.
 """
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from .durable.message import Message
+    from .durable.message.envelope import Message
     from .net import Effect, Executed
     from .receivers import Receiver
     from .signal import Signal

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy
-from sqlalchemy import JSON, ForeignKey, create_engine, event, literal, select, update
+from sqlalchemy import JSON, ForeignKey, String, create_engine, event, literal, select, update
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -37,6 +37,7 @@ from sqlalchemy.orm import (
     sessionmaker,
     with_loader_criteria,
 )
+from sqlalchemy.sql import sqltypes
 
 import sqla_signals
 from sqla_signals import _sqlalchemy
@@ -851,6 +852,17 @@ def test_a_class_manager_dispatches_load():
 # -- nothing else --------------------------------------------------------------------------------
 
 
+TYPES = {
+    "_AbstractInterval",
+    "_Binary",
+    "_has_bind_expression",
+    "_has_column_expression",
+    "_json_deserializer",
+    "_json_serializer",
+    "_native_inet_types",
+}
+
+
 def test_a_type_of_json_asks_its_dialect_for_a_serializer():
     """One that has none serializes as the standard library does."""
     dialect = _sqlalchemy.PlainDialect()
@@ -859,7 +871,29 @@ def test_a_type_of_json_asks_its_dialect_for_a_serializer():
     assert write is not None
     assert read is not None
     assert read(write({"a": (1, 2)})) == {"a": [1, 2]}
+
+
+def test_a_dialect_knows_the_functions_of_its_engine_for_json():
+    """One that has none uses the standard library."""
     assert {"_json_serializer", "_json_deserializer"} <= vars(sqlite.dialect()).keys()
+    write, read = _sqlalchemy.json_functions(sqlite.dialect())
+    assert read(write({"a": (1, 2)})) == {"a": [1, 2]}
+
+
+def test_a_dialect_of_postgresql_knows_what_addresses_are_loaded_as():
+    """Unless that is turned off, as objects of ipaddress."""
+    assert "_native_inet_types" in vars(postgresql.dialect())
+    assert _sqlalchemy.loads_addresses(postgresql.psycopg.dialect())
+    assert not _sqlalchemy.loads_addresses(postgresql.psycopg.dialect(native_inet_types=False))
+
+
+def test_types_have_bases_and_say_whether_they_put_sql_around_values():
+    """Bytes and intervals of every database have one base each."""
+    assert issubclass(mysql.LONGBLOB, sqltypes._Binary)
+    assert issubclass(postgresql.INTERVAL, sqltypes._AbstractInterval)
+    kind = String()
+    assert not kind._has_bind_expression
+    assert not kind._has_column_expression
 
 
 def sources() -> list[Path]:
@@ -918,7 +952,7 @@ def test_every_private_name_in_the_module_for_them_is_asserted_above():
         *STATEMENTS,
         *IDENTITY_MAPS,
     }
-    asserted |= {*ASYNC_SESSIONS, *EVENTS, *ELSEWHERE}
+    asserted |= {*ASYNC_SESSIONS, *EVENTS, *ELSEWHERE, *TYPES}
     assert private_names(PACKAGE / "_sqlalchemy.py") <= asserted
 
 

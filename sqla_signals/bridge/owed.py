@@ -12,11 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from .._sqlalchemy import fail_transaction, is_clean, is_committing, state_of
+from ..errors import InstallError
 from ..mapping import outbox_of
 from ..net import Effect, Frame
 from ..signal import logger
 from ..signals import post_delete, post_save
 from . import delivery, transactions
+from .calls import is_sharded
 from .columns import ColumnsByMapper
 
 if TYPE_CHECKING:
@@ -128,6 +130,13 @@ def _write(
         mapper = state_of(effect.instance).manager.mapper
         outbox = outboxes.get(mapper)
         if outbox is None:
+            if is_sharded(session):
+                raise InstallError(
+                    f"receiver {receivers[0]} is durable, and {mapper.class_.__name__} was written "
+                    f"with {type(session).__name__}, with which durable delivery does not work: a "
+                    f"message would have to say in which shard its receiver works. Nothing was "
+                    f"committed. Use on='commit' there, or sessions on one shard each"
+                )
             outbox = outboxes[mapper] = outbox_of(mapper, receivers[0])
         if receivers is not named:
             named, names = receivers, tuple(receiver.name for receiver in receivers)

@@ -44,6 +44,16 @@ def check(app: Celery, task: Any) -> None:
         )
 
 
+def warn_of_pickle(app: Celery) -> None:
+    """Tell whoever runs this that messages of other tasks may hold code."""
+    if {"pickle", "application/x-python-serialize"} & set(app.conf.accept_content):
+        logger.warning(
+            "the Celery app %r accepts pickle: who can write to its broker can run any code in its "
+            "workers. Leave 'pickle' out of accept_content; ours are JSON",
+            app.main,
+        )
+
+
 def warn_of_forgetting(app: Celery) -> None:
     """Tell a worker whose broker does not know what it had when it is killed."""
     driver = driver_of(app)

@@ -5,25 +5,24 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, Final
-from uuid import uuid5
+from uuid import uuid4, uuid5
 
 from celery import signals
 from celery.exceptions import Reject, Retry, SoftTimeLimitExceeded
 
-from .._sqlalchemy import all_mappers, shards_of
 from ..durable import BusyError, MalformedMessageError, Message, UnknownModelError, Worker
-from ..durable.dead_letters import bury_message
-from ..durable.naming import find_mapper
-from ..durable.relay import at_least_one, the_outbox
-from ..durable.sessions import engines_of
-from ..errors import ReceiverOptionError, SignalsError
+from ..durable.message.naming import find_mapper
+from ..durable.relay import at_least_one, known_outboxes, the_outbox
+from ..durable.sessions import bind_for_writing, engines_of
+from ..durable.tables.dead_letters import bury_message, bury_text
+from ..errors import InstallError, ReceiverOptionError, SignalsError, printable
 from ..mapping import known_outbox
 from ..signal import logger
-from .checks import TASK_OPTIONS, check, warn_of_forgetting
+from .checks import TASK_OPTIONS, check, warn_of_forgetting, warn_of_pickle
 from .sending import Parcel, Sender
 
 if TYPE_CHECKING:
@@ -38,6 +37,8 @@ LAST_RETRY: Final = 600.0
 
 At most half the visibility timeout of Redis, which counts while a worker holds a task back.
 """
+
+_MAX_RETRIES: Final = 1_000_000_000
 
 
 class MessageTooLargeError(SignalsError, ValueError):
@@ -102,6 +103,7 @@ class CeleryPublisher:
             run, bind=True, name=name, shared=False, max_retries=None, **TASK_OPTIONS
         )
         check(app, self.task)
+        warn_of_pickle(app)
         self._sender = Sender(app, name, {} if queue is None else {"queue": queue})
         signals.celeryd_after_setup.connect(self._worker_set_up)
         signals.worker_process_init.connect(self._forked)
@@ -132,12 +134,12 @@ class CeleryPublisher:
         self, messages: Sequence[Message], failures: dict[Message, Exception]
     ) -> list[Parcel]:
         parcels = []
-        waiting: list[tuple[Message, str]] = []
+        waiting: list[tuple[Message | None, str]] = []
         size = 0
         for message in messages:
             try:
                 text = message.to_json()
-                length = len(text.encode("utf-8", "surrogatepass"))
+                length = len(text)  # which is ASCII
                 if length > self.max_bytes:
                     raise MessageTooLargeError(
                         f"event {message.id} is a message of {length:,} bytes, and max_bytes is "
@@ -166,17 +168,21 @@ class CeleryPublisher:
         return self._sessions if isinstance(self._sessions, Worker) else Worker(self._sessions)
 
     def _run(self, task: Any, texts: Sequence[str]) -> None:
-        attempt: int = task.request.retries + 1
-        failed: list[tuple[Message, str, Exception]] = []
-        messages = self._read(task, texts)
-        for message, text in messages:
+        attempt = _checked_attempt(task.request.retries)
+        failed: list[tuple[Message | None, str, Exception]] = []
+        waiting = [*texts]
+        while waiting:
+            text = waiting.pop(0)
+            message = None
             try:
+                message = Message.from_json(text)
                 self.worker.run(message, attempt)
             except SoftTimeLimitExceeded as error:
                 failed.append((message, text, error))
                 # It comes once for each task: what is left would meet the hard limit next, which
                 # nobody notes.
-                self._send_again([*messages], {"retries": attempt - 1})
+                self._send_again(waiting, {"retries": attempt - 1})
+                break
             except Exception as error:
                 failed.append((message, text, error))
             except SystemExit as error:
@@ -184,30 +190,23 @@ class CeleryPublisher:
                     raise
                 failed.append((message, text, _exited(message, error)))
         again = [
-            (message, text)
+            text
             for message, text, error in failed
-            if attempt < self.max_attempts or not self._bury(message, error, attempt)
+            # What is no message will be none the next time.
+            if (message is not None and attempt < self.max_attempts)
+            or not self._bury(message, text, error, attempt)
         ]
-        pause = min(self._last_retry, FIRST_RETRY * 2 ** (attempt - 1)) * random.uniform(0.75, 1.25)
+        longest = min(self._last_retry, FIRST_RETRY * 2 ** min(attempt - 1, 30))
+        pause = longest * random.uniform(0.75, 1.25)
         self._send_again(again, {"countdown": pause, "retries": attempt})
         if failed and len(texts) == 1:
             # What Celery shows to those who watch it.
             last = failed[0][2]
             raise Retry(exc=last, when=pause) if again else last
 
-    @staticmethod
-    def _read(task: Any, texts: Sequence[str]) -> Iterator[tuple[Message, str]]:
-        for text in texts:
-            try:
-                yield Message.from_json(text), text
-            except MalformedMessageError:
-                if len(texts) == 1:
-                    raise
-                logger.exception("task %s: what is no message was left out", task.request.id)
-
-    def _send_again(self, failed: list[tuple[Message, str]], options: dict[str, Any]) -> None:
+    def _send_again(self, texts: Sequence[str], options: dict[str, Any]) -> None:
         """Send each message as a task of its own."""
-        parcels = [_parcel([one], **options) for one in failed]
+        parcels = [_parcel([(_message(text), text)], **options) for text in texts]
         try:
             if parcels and (refused := self._sender.send(parcels)):
                 raise next(iter(refused.values()))
@@ -221,7 +220,7 @@ class CeleryPublisher:
         timeout = (self.app.conf.broker_transport_options or {}).get("visibility_timeout")
         return min(LAST_RETRY, timeout / 2) if timeout else LAST_RETRY
 
-    def _bury(self, message: Message, error: Exception, attempts: int) -> bool:
+    def _bury(self, message: Message | None, text: str, error: Exception, attempts: int) -> bool:
         """Make it a dead letter; return whether that worked."""
         sessions = self.worker.sessions
         try:
@@ -229,11 +228,14 @@ class CeleryPublisher:
 
             def bury() -> None:
                 with engine.begin() as connection:
-                    bury_message(connection, outbox, message, error, attempts)
+                    if message is None:
+                        bury_text(connection, outbox, text, error)
+                    else:
+                        bury_message(connection, outbox, message, error, attempts)
 
             sessions.run(bury)
         except Exception:
-            logger.exception("event %s could not be made a dead letter", message.id)
+            logger.exception("a message could not be made a dead letter: %.200s", printable(text))
             return False
         return True
 
@@ -245,22 +247,38 @@ class CeleryPublisher:
         if os.getpid() == self._pid:  # the pool is solo, which sends this as well
             return
         session, _front = self.worker.sessions.make()
-        models = [mapper for mapper in all_mappers() if known_outbox(mapper) is not None]
+        models = [mapper for mappers in known_outboxes().values() for mapper in mappers]
         for engine in engines_of(session, models):
             engine.dispose(close=False)
 
-    def _outbox_of(self, message: Message) -> tuple[Outbox, Engine]:
-        """The outbox that a message is from, and its engine."""
+    def _outbox_of(self, message: Message | None) -> tuple[Outbox, Engine]:
+        """The outbox that a message is from, and its engine; of what is nobody's, the first."""
         sessions = self.worker.sessions
+        if message is not None:
+            try:
+                mapper = find_mapper(message.model)
+            except UnknownModelError:
+                pass
+            else:
+                session, _ = sessions.make()
+                return known_outbox(mapper), bind_for_writing(session, mapper).engine
         try:
-            mapper = find_mapper(message.model)
-        except UnknownModelError:
             outbox = the_outbox()
-            return outbox, sessions.engine_of(outbox)
-        session, _ = sessions.make()
-        shard = message.data.get("shard")
-        bind = shards_of(session).get(shard) or session.get_bind(mapper)
-        return known_outbox(mapper), bind.engine
+        except InstallError:
+            outbox = min(known_outboxes(), key=lambda one: one.table.fullname)
+        return outbox, sessions.engine_of(outbox)
+
+
+def _checked_attempt(retries: Any) -> int:
+    """Which attempt this is: what comes from the broker may say anything."""
+    return min(max(retries, 0), _MAX_RETRIES) + 1 if isinstance(retries, int) else 1
+
+
+def _message(text: str) -> Message | None:
+    try:
+        return Message.from_json(text)
+    except MalformedMessageError:
+        return None
 
 
 def _is_told_to_end(error: SystemExit) -> bool:
@@ -271,7 +289,7 @@ def _is_told_to_end(error: SystemExit) -> bool:
     )
 
 
-def _exited(message: Message, error: SystemExit) -> SignalsError:
+def _exited(message: Message | None, error: SystemExit) -> SignalsError:
     """What the message has failed with; let through, it would end a process of the pool."""
     where = " ".join(getattr(error, "__notes__", ()))
     failure = SignalsError(
@@ -279,23 +297,25 @@ def _exited(message: Message, error: SystemExit) -> SignalsError:
         f"Raise an exception that says what went wrong. {where}"
     )
     failure.__cause__ = error
-    logger.error("event %s: %s", message.id, failure, exc_info=error)
+    logger.error("event %s: %s", message and message.id, failure, exc_info=error)
     return failure
 
 
-def _parcel(messages: Sequence[tuple[Message, str]], **options: Any) -> Parcel:
+def _parcel(messages: Sequence[tuple[Message | None, str]], **options: Any) -> Parcel:
     first = messages[0][0]
-    if len(messages) == 1:
+    if first is None:
+        task_id, shown = uuid4(), "(what is no message)"
+    elif len(messages) == 1:
         task_id = first.key
         shown = f"({first.model} {first.subject} {first.kind}, event {first.id})"
-        options["shadow"] = first.receiver
+        options["shadow"] = printable(first.receiver)
     else:
         # The same for the same messages.
-        task_id = uuid5(first.key, " ".join(message.key.hex for message, _ in messages))
+        task_id = uuid5(first.key, " ".join(one.key.hex for one, _ in messages if one))
         shown = f"({len(messages)} messages, the first for {first.receiver})"
     return Parcel(
         str(task_id),
         [text for _, text in messages],
-        [message for message, _ in messages],
-        {"argsrepr": shown, **options},
+        [message for message, _ in messages if message],
+        {"argsrepr": printable(shown), **options},
     )

@@ -4,8 +4,8 @@
 a ``Relay`` hands these to a ``Publisher``, and a ``Worker`` runs the receiver.
 """
 
-from .encoding import SECRET, UnserializableError
-from .message import (
+from .message.codec import SECRET, UnserializableError
+from .message.envelope import (
     BusyError,
     Event,
     MalformedMessageError,
@@ -15,10 +15,12 @@ from .message import (
     UnknownReceiverError,
     UnknownSchemaError,
 )
+from .outbox import Outbox, outbox_table
 from .publishers import LocalPublisher, Publisher
 from .relay import Relay
-from .running import Worker
-from .tables import Outbox, outbox_table
+from .tables import claims as claims
+from .tables import upkeep as upkeep
+from .worker import Worker
 
 __all__ = [
     "SECRET",

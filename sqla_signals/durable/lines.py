@@ -8,7 +8,7 @@ one with every driver, with its events, its errors and its transaction.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
@@ -29,12 +29,12 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.compiler import SQLCompiler
 
-from .clock import database_time
+from .tables.clock import database_time
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Dialect
 
-    from .tables import Outbox
+    from .outbox import Outbox
     from .writing import Row
 
 COLUMNS: Final = ("aggregate_type", "aggregate_id", "event_type", "payload", "receivers")
@@ -42,7 +42,7 @@ COLUMNS: Final = ("aggregate_type", "aggregate_id", "event_type", "payload", "re
 
 _COLUMNS: Final = ("id", *COLUMNS)
 
-_as_json: Final = json.JSONEncoder(separators=(",", ":")).encode
+as_json: Final[Callable[[Any], str]] = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def insert_lines(
@@ -63,17 +63,17 @@ def insert_lines(
     while batch := [*islice(rows, _BATCH)]:
         of_models, of_keys, of_kinds, of_payloads, of_receivers = zip(*batch, strict=True)
         models += of_models
-        keys += map(_as_json, of_keys)
+        keys += map(as_json, of_keys)
         kinds += of_kinds
         payloads.append(_json_lines(of_payloads))
         receivers += map(_names, of_receivers)
     texts = {name: "\n".join(lines) for name, lines in zip(_COLUMNS, columns, strict=True)}
-    _execute(outbox, connection, {**texts, "headers": _as_json(headers)})
+    _execute(outbox, connection, {**texts, "headers": as_json(headers)})
 
 
 def _json_lines(values: Iterable[Any]) -> str:
     """Each value as JSON on a line of its own; half the work of encoding one after the other."""
-    text = _as_json([one for value in values for one in (value, _BREAK)])
+    text = as_json([one for value in values for one in (value, _BREAK)])
     return text[1:].replace(f',"{_BREAK}",', "\n").removesuffix(f',"{_BREAK}"]')
 
 
@@ -85,7 +85,7 @@ _BREAK: Final = uuid4().hex
 @lru_cache(maxsize=1000)
 def _names(receivers: tuple[str, ...]) -> str:
     """The names of receivers, of which many rows have the same, as JSON."""
-    return _as_json(receivers)
+    return as_json(receivers)
 
 
 def _execute(outbox: Outbox, connection: Connection, parameters: dict[str, str]) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from .message import Message
-from .running import Worker
+from .message.envelope import Message
+from .worker import Worker
 
 
 @runtime_checkable

@@ -20,14 +20,16 @@ from .._sqlalchemy import all_mappers
 from ..errors import InstallError, ReceiverOptionError
 from ..mapping import durable_receivers, known_outbox
 from ..signal import logger
-from .claims import Claims, claims_for
 from .publishers import LocalPublisher, Publisher
-from .running import Worker
-from .sessions import Sessions
+from .sessions import Sessions, keep_to_one_loop
+from .tables.claims import Claims, claims_for
 from .waiting import Waiting, waiting_for
+from .worker import Worker
 
 if TYPE_CHECKING:
-    from .tables import Outbox
+    from sqlalchemy.orm import Mapper
+
+    from .outbox import Outbox
 
 SHORTEST_POLL: Final = 0.05
 LONGEST_POLL: Final = 1.0
@@ -70,6 +72,7 @@ class Relay:
         self.publisher: Publisher = publisher or LocalPublisher(Worker(self.sessions))
         self.outbox: Outbox = outbox or the_outbox()
         self.batch_size: int = batch_size or self.publisher.batch_size
+        keep_to_one_loop(self.engine)
         self._claims: Claims = claims_for(self.engine, self.outbox, max_attempts)
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -88,9 +91,8 @@ class Relay:
         """
         inside = _inside.set(self)
         try:
-            return self.sessions.run(
-                lambda: self._claims.work(self.batch_size, self.publisher.publish)
-            )
+            publish = self.publisher.publish
+            return self.sessions.run(lambda: self._claims.work(self.batch_size, publish))
         finally:
             _inside.reset(inside)
 
@@ -127,6 +129,8 @@ class Relay:
             except Exception:
                 longest = LONGEST_PAUSE
                 logger.exception("relay of %r: trying again in %.1f s", self.outbox, pause)
+            # Anybody may notify, as often as they like: not more often than one polls otherwise.
+            self._stopping.wait(SHORTEST_POLL)
             waiting.wait(pause * random.uniform(0.75, 1.25))
             pause = min(longest, pause * 2)
         waiting.end()
@@ -167,12 +171,12 @@ class Relay:
             self._thread = None
 
     def start(self) -> None:
-        """Do :meth:`run` in a thread of this process, until :meth:`stop`."""
+        """Do :meth:`run` in a thread of this process, until :meth:`stop` or the process ends."""
         if self._stopping.is_set():
             self.stop()  # a receiver may have, and its thread is not at its end yet
         self._stopping.clear()
         if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self.run, name="sqla_signals relay")
+            self._thread = threading.Thread(target=self.run, name="sqla_signals relay", daemon=True)
             self._thread.start()
 
     def __enter__(self) -> Relay:
@@ -190,20 +194,29 @@ def at_least_one(what: str, **options: int | None) -> None:
             raise ReceiverOptionError(f"{what}({name}={number}): it must be 1 or more")
 
 
+def known_outboxes() -> dict[Outbox, list[Mapper[Any]]]:
+    """The outboxes of this process, with their models."""
+    configure_mappers()
+    found: dict[Outbox, list[Mapper[Any]]] = {}
+    for mapper in all_mappers():
+        if outbox := known_outbox(mapper):
+            found.setdefault(outbox, []).append(mapper)
+    return found
+
+
 def the_outbox() -> Outbox:
     """The outbox of this process: the only one, or the only one whose models have receivers.
 
     :raises InstallError: there is none, or there are several.
     """
-    configure_mappers()
-    found = {mapper: outbox for mapper in all_mappers() if (outbox := known_outbox(mapper))}
-    candidates: set[Outbox] = set(found.values())
+    found = known_outboxes()
+    candidates = {*found}
     if len(candidates) > 1:
         receivers = durable_receivers()
         candidates = {
             outbox
-            for mapper, outbox in found.items()
-            if any(receiver.matches(mapper.class_) for receiver in receivers)
+            for outbox, mappers in found.items()
+            if any(fn.matches(mapper.class_) for fn in receivers for mapper in mappers)
         }
     if len(candidates) == 1:
         return candidates.pop()

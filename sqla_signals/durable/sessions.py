@@ -6,16 +6,18 @@ import asyncio
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, QueuePool, Update, event, update
 from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.util import greenlet_spawn
 
 from .. import mapping
-from .._sqlalchemy import all_mappers, shards_of
+from .._sqlalchemy import all_mappers
+from ..bridge.calls import is_sharded
 from ..errors import InstallError
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import Mapper
 
-    from .tables import Outbox
+    from .outbox import Outbox
 
 T = TypeVar("T")
 
@@ -46,6 +48,7 @@ class Sessions:
         sync = getattr(made, "sync_session", made)
         if not isinstance(sync, Session):
             raise InstallError(f"{source!r} makes no Session and no AsyncSession, but {made!r}")
+        check_not_sharded(sync)
         self.is_async: bool = made is not sync
         """Whether they are ``AsyncSession``s."""
 
@@ -67,7 +70,7 @@ class Sessions:
         heard = [one for one in models if any(fn.matches(one.class_) for fn in receivers)]
         session, _ = self.make()
         engines = engines_of(session, heard or models)
-        if not engines and (bind := _bind(session, clause=outbox.table)) is not None:
+        if not engines and (bind := _bind(session, clause=update(outbox.table))) is not None:
             engines = {bind.engine}
         if len(engines) == 1:
             return engines.pop()
@@ -84,10 +87,69 @@ class Sessions:
         return _loop().run(fn) if self.is_async else fn()
 
 
+_LOOP: Final = "sqla_signals.loop"
+"""Kept with a pooled connection: the event loop that it belongs to."""
+
+
+def keep_to_one_loop(engine: Engine) -> None:
+    """Have a connection that is taken to another event loop be an error: it would hang there.
+
+    :raises InstallError: some are open already, and so belong to another loop than ours.
+    """
+    pool = engine.pool
+    if not engine.dialect.is_async or engine.dialect.driver == "aiosqlite":
+        return
+    if not event.contains(pool, "checkout", _checked_out):
+        if isinstance(pool, QueuePool) and pool.checkedin() + pool.checkedout() > 0:
+            raise InstallError(_ELSEWHERE.format(engine=engine))
+        event.listen(pool, "connect", _connected)
+        event.listen(pool, "checkout", _checked_out)
+
+
+def _connected(_: Any, record: Any) -> None:
+    record.info[_LOOP] = weakref.ref(asyncio.get_running_loop())
+
+
+def _checked_out(_: Any, record: Any, fairy: Any) -> None:
+    loop = record.info.get(_LOOP)
+    if loop is not None and loop() is not asyncio.get_running_loop():
+        raise InstallError(_ELSEWHERE.format(engine="its engine"))
+
+
+_ELSEWHERE: Final = (
+    "a relay with asynchronous sessions works on an event loop of its own, and a connection of "
+    "{engine!s} belongs to the loop that has opened it. Give the relay an engine of its own: "
+    "Relay(async_sessionmaker(create_async_engine(url))); or one with poolclass=NullPool"
+)
+
+
+def check_not_sharded(session: Session) -> None:
+    """Refuse a ``ShardedSession``.
+
+    :raises InstallError: it is one.
+    """
+    if is_sharded(session):
+        raise InstallError(
+            f"durable delivery does not work with {type(session).__name__}: it would have to take "
+            f"the word of a message for the shard that a receiver works in. Use on='commit' there, "
+            f"or sessions on one shard each: a sessionmaker and a Relay for every engine"
+        )
+
+
 def engines_of(session: Session, mappers: Iterable[Mapper[Any]]) -> set[Engine]:
-    """The engines of the databases that the rows of these models may be in."""
-    binds = shards_of(session).values() or [_bind(session, mapper=mapper) for mapper in mappers]
+    """The engines of the databases that the rows of these models are written to."""
+    binds = [_bind(session, mapper=mapper, clause=_write(mapper)) for mapper in mappers]
     return {bind.engine for bind in binds if bind is not None}
+
+
+def bind_for_writing(session: Session, mapper: Mapper[Any]) -> Engine | Connection:
+    """Where a session writes the rows of a model to, if it reads them from elsewhere."""
+    return session.get_bind(mapper=mapper, clause=_write(mapper))
+
+
+def _write(mapper: Mapper[Any]) -> Update:
+    # Sessions that read from somewhere else tell by the statement.
+    return update(mapper.local_table)  # type: ignore[arg-type]
 
 
 def _bind(session: Session, **arguments: Any) -> Engine | Connection | None:

@@ -10,7 +10,7 @@ from ..signal import logger
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
-    from .tables import Outbox
+    from .outbox import Outbox
 
 
 class Waiting(Protocol):
@@ -68,7 +68,8 @@ class Listening(Polling):
     def _listen(self) -> Any:
         if self._connection is None:
             self._connection = self._engine.connect()
-            self._connection.exec_driver_sql(f'LISTEN "{self._channel}"')
+            quote = self._engine.dialect.identifier_preparer.quote_identifier
+            self._connection.exec_driver_sql(f"LISTEN {quote(self._channel)}")
         return self._connection.connection.driver_connection
 
     def end(self) -> None:

@@ -5,26 +5,27 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import Text, bindparam, func, insert, select, type_coerce
 
 from .._sqlalchemy import is_autocommit, state_of
 from ..errors import AutocommitError
 from ..net import CREATED, DELETED
-from .clock import database_time
-from .encoding import Types, codec_of, encode_changes
-from .lines import COLUMNS, insert_lines
-from .message import SCHEMA
+from .lines import COLUMNS, as_json, insert_lines
+from .message.codec import Codec, codec_of, tells_primary_key
+from .message.envelope import SCHEMA
+from .tables.clock import database_time
+from .tables.tables import MYSQL
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, Dialect
     from sqlalchemy.orm import Mapper
 
-    from ..bridge.owed import Events, Owed
-    from .tables import Outbox
+    from ..bridge.owed import Events
+    from .outbox import Outbox
 
 Headers = Callable[["Outbox", int], Mapping[str, str]]
 
@@ -37,7 +38,7 @@ _MAX_SUBJECT: Final = 255
 def insert_events(outbox: Outbox, connection: Connection, events: Events) -> None:
     """Insert the events.
 
-    :raises UnserializableError: something does not fit into a message.
+    :raises UnserializableError: a primary key does not fit into a message.
     :raises AutocommitError: there is no transaction; flushes were refused before that.
     """
     if is_autocommit(connection):
@@ -49,8 +50,7 @@ def insert_events(outbox: Outbox, connection: Connection, events: Events) -> Non
     headers: dict[str, str] = {}
     for source in header_sources:
         headers.update(source(outbox, len(events)))
-    types = _TypesByMapper()
-    rows = (_event(event, types) for event in events)
+    rows = _rows(events, connection.dialect)
     ids = new_ids(len(events))
     if connection.dialect.name == "postgresql":
         insert_lines(outbox, connection, rows, ids, headers)
@@ -58,16 +58,22 @@ def insert_events(outbox: Outbox, connection: Connection, events: Events) -> Non
             connection.execute(select(func.pg_notify(outbox.channel, "")))
         return
     now: Any = database_time()
-    if connection.dialect.name in ("mysql", "mariadb"):
+    if connection.dialect.name in MYSQL:
         # Its drivers send many rows at once only where every value is a parameter.
         now = connection.scalar(select(now))
-    more = {"headers": headers, "attempts": 0}
-    # inline(): nobody reads the sequence, so no RETURNING.
-    statement = insert(outbox.table).values(occurred_at=now, available_at=now).inline()
+    # Written here, since the engine may have a serializer for JSON of its own. inline(): nobody
+    # reads the sequence, so no RETURNING.
+    texts = {
+        name: type_coerce(bindparam(name), Text()) for name in ("payload", "receivers", "headers")
+    }
+    statement = insert(outbox.table).values(occurred_at=now, available_at=now, **texts).inline()
+    more = {"headers": as_json(headers), "attempts": 0}
     parameters = [
         {"id": UUID(new_id), **dict(zip(COLUMNS, row, strict=True)), **more}
         for new_id, row in zip(ids, rows, strict=True)
     ]
+    for row in parameters:
+        row |= {"payload": as_json(row["payload"]), "receivers": as_json(row["receivers"])}
     connection.execute(statement, parameters)
 
 
@@ -75,54 +81,41 @@ Row = tuple[str, str, str, dict[str, Any], tuple[str, ...]]
 """The values of :data:`~.lines.COLUMNS`."""
 
 
-class _TypesByMapper(dict["Mapper[Any]", Types]):
-    """Nothing is known of any type yet: one for all rows, until it is used up."""
-
-    def __missing__(self, mapper: Mapper[Any]) -> Types:
-        self[mapper] = found = Types(codec_of(mapper))
-        return found
-
-
-def _event(event: Owed, unused: _TypesByMapper) -> Row:
-    effect, values, receivers = event
-    mapper = state_of(effect.instance).manager.mapper
-    types = unused[mapper]
-    deleted = effect.kind is DELETED
-    identity: Any = effect.was if deleted else effect.row
-    snapshot = types.encode_snapshot(values)
-    key = types.encode_key(identity[1])
-    payload: dict[str, Any] = {"schema": SCHEMA, "key": key, "snapshot": snapshot}
-    # What is as usual is left out.
-    if identity[2] is not None:
-        payload["shard"] = identity[2]
-    if deleted:
-        if effect.origin is not None:
-            payload["origin"] = _reference(effect.origin)
-    else:
-        known = values if effect.kind is CREATED else {}
-        changes = encode_changes(types, effect.changes, known, snapshot)
-        if changes:
-            payload["changes"] = changes
-        if effect.along:
-            payload["along"] = sorted(effect.along)
-        if effect.raw:
-            payload["raw"] = True
-    if types.known:
-        payload["types"] = types.known
-        del unused[mapper]
-    return types.codec.model, subject(key), effect.kind.value, payload, receivers
+def _rows(events: Events, dialect: Dialect) -> Iterator[Row]:
+    codecs: dict[Mapper[Any], Codec] = {}
+    for effect, values, receivers in events:
+        mapper = state_of(effect.instance).manager.mapper
+        codec = codecs.get(mapper)
+        if codec is None:
+            codec = codecs[mapper] = codec_of(mapper, dialect)
+        deleted = effect.kind is DELETED
+        identity: Any = effect.was if deleted else effect.row
+        snapshot = codec.encode(values)
+        key = codec.encode_key(identity[1])
+        payload: dict[str, Any] = {"schema": SCHEMA, "key": key, "snapshot": snapshot}
+        # What is as usual is left out.
+        if deleted:
+            if effect.origin is not None:
+                payload["origin"] = _reference(effect.origin, dialect)
+        else:
+            known = values if effect.kind is CREATED else {}
+            if changes := codec.encode_changes(effect.changes, known, snapshot):
+                payload["changes"] = changes
+            if effect.along:
+                payload["along"] = sorted(effect.along)
+            if effect.raw:
+                payload["raw"] = True
+        yield codec.model, subject(key), effect.kind.value, payload, receivers
 
 
-def _reference(instance: Any) -> dict[str, Any]:
-    """Names another row, of which nobody has checked yet that its primary key may be told."""
+def _reference(instance: Any, dialect: Dialect) -> dict[str, Any]:
+    """Names another row."""
     state = state_of(instance)
-    codec = codec_of(state.manager.mapper)
-    if not codec.secret.isdisjoint(codec.primary_key):
-        return {"model": codec.model, "key": None}
-    types = Types(codec)
+    mapper = state.manager.mapper
+    codec = codec_of(mapper, dialect)
     assert state.key is not None
-    key = types.encode_key(state.key[1])
-    return {"model": codec.model, "key": key, "types": types.known}
+    key = codec.encode_key(state.key[1]) if tells_primary_key(mapper) else None
+    return {"model": codec.model, "key": key}
 
 
 def subject(key: list[Any]) -> str:

@@ -12,7 +12,8 @@ from sqlalchemy import Engine, create_engine, make_url, select
 from sqlalchemy.orm import Session
 
 import sqla_signals
-from sqla_signals.durable import Relay, claims
+from sqla_signals.durable import Relay
+from sqla_signals.durable.tables import claims
 
 from ..conftest import IN_CI, clear_postgresql, create_sqlite_engine
 from .models import Base, Ledger, outbox

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, select
+from sqlalchemy import Delete, Engine, Update, event, select, update
 from sqlalchemy.ext.horizontal_shard import ShardedSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
@@ -155,64 +155,86 @@ def sharded(sales: Engine, stock: Engine) -> sessionmaker[ShardedSession]:
     )
 
 
-def test_each_shard_has_an_outbox_and_an_inbox_and_a_relay(sales, stock, sharded):
-    """What the receiver does and the note that it is done are where the row is."""
+def test_sharded_sessions_are_refused_by_name(sales, stock, sharded):
+    """A message would say in which shard a receiver works; flush and commit receivers stay."""
+    heard = []
 
-    @receiver(post_save, sender=Sale, durable=True, name="shop.fn")
-    def fn(sender, instance, session, **kwargs):
-        session.add(Return(id=instance.id))
+    @receiver(post_save, sender=Sale)
+    def flushed(sender, **kwargs):
+        heard.append("flush")
 
-    with sharded() as session:
-        session.add_all([Sale(id=number) for number in (1, 2, 3)])
-        session.commit()
-    with pytest.raises(InstallError, match="a relay of its own: Relay"):
-        Relay(sharded, outbox=sales_outbox)
-    for engine, count in ((sales, 1), (stock, 2)):
-        assert rows(engine, sales_outbox.table) == count
-        relay = Relay(engine, LocalPublisher(sharded), outbox=sales_outbox)
-        assert [relay.run_once(), relay.run_once()] == [count, 0]
-        assert rows(engine, sales_outbox.inbox) == rows(engine, Return) == count
-
-
-def test_a_worker_of_celery_gives_an_event_up_on_its_shard(sales, stock, sharded):
-    """And leaves the connections of all shards to the process that it was forked from."""
-    from celery import Celery
-    from celery.signals import worker_process_init
-
-    @receiver(post_save, sender=Sale, durable=True, name="shop.fn")
-    def fn(sender, **kwargs):
-        raise ValueError("no")
-
-    app = Celery("shards", broker="memory://")
-    publisher = CeleryPublisher(app, sharded, max_attempts=1)
     with sharded() as session:
         session.add(Sale(id=1))
         session.commit()
-    (text,) = published(stock)
-    assert publisher.task.apply([text]).state == "FAILURE"
-    assert rows(stock, sales_outbox.dead_letters) == 1
-    pools = sales.pool, stock.pool
-    publisher._pid = 0
-    worker_process_init.send(sender="prefork")
-    assert (sales.pool is pools[0], stock.pool is pools[1]) == (False, False)
-    assert [pool.checkedin() for pool in pools] == [1, 1]  # open, as the parent wants them
-    for pool in pools:
-        pool.dispose()
-    publisher.close()
-    app.close()
+    assert heard == ["flush"]
+    listen(Sale)
+    with sharded() as session:
+        session.add(Sale(id=2))
+        with pytest.raises(InstallError, match=r"Sale.*ShardedSession.*on='commit'"):
+            session.commit()
+    assert (rows(sales, Sale), rows(stock, Sale)) == (0, 1)
+    for make in (Relay, lambda given: Relay(sales, LocalPublisher(given), outbox=sales_outbox)):
+        with pytest.raises(InstallError, match="does not work with ShardedSession"):
+            make(sharded)
 
 
-def published(engine: Engine) -> list[str]:
-    """The messages of the outbox of sales, as text."""
-    texts: list[str] = []
+class RoutingSession(Session):
+    """SQLAlchemy's recipe for a leader that is written to and a follower that is read."""
 
-    class Keeping(LocalPublisher):
-        def publish(self, messages: Any) -> Any:
-            texts.extend(message.to_json() for message in messages)
-            return {}
+    leader: Engine
+    follower: Engine
 
-    Relay(engine, Keeping(engine), outbox=sales_outbox).run_once()
-    return texts
+    def get_bind(self, mapper=None, clause=None):
+        writes = self._flushing or isinstance(clause, Update | Delete)
+        return self.leader if writes else self.follower
+
+
+def test_what_writes_elsewhere_than_it_reads_is_followed_to_where_it_writes(sales, stock):
+    """Outbox, inbox, relay, and the work of the receiver: the follower is only read."""
+    Sales.metadata.create_all(stock)
+    calls = []
+
+    class Routed(RoutingSession):
+        leader, follower = sales, stock
+
+    @event.listens_for(stock, "before_cursor_execute")
+    def _refuse(connection, cursor, statement, *rest):
+        assert statement.startswith("SELECT")
+
+    @receiver(post_save, sender=Sale, durable=True, name="shop.fn")
+    def fn(sender, instance, session, using, **kwargs):
+        calls.append(using)
+        session.add(Return(id=instance.id))
+
+    sessions = sessionmaker(class_=Routed)
+    for make in (
+        lambda: Relay(sessions, outbox=sales_outbox),
+        lambda: Relay(sales, LocalPublisher(sessions), outbox=sales_outbox),
+    ):
+        with sessions() as session:
+            session.add(Sale())
+            session.commit()
+        assert make().run_once() == 1
+    assert calls == [sales, sales]
+    assert rows(sales, Return) == rows(sales, sales_outbox.inbox) == 2
+    assert rows(sales, sales_outbox.table) == 0
+
+
+def test_a_relay_runs_what_its_own_outbox_is_for(sales, stock):
+    """Who can write one outbox has no receiver run for a model of another."""
+    calls = listen(Sale, Item)
+    sessions = sessionmaker(binds={Sales: sales, Stock: stock})
+    with sessions() as session:
+        session.add(Item())
+        session.commit()
+    forged = stock_outbox.table
+    with stock.begin() as connection:
+        connection.execute(update(forged).values(aggregate_type=f"{__name__}.Sale"))
+    relay = Relay(sessions, outbox=stock_outbox, max_attempts=1)
+    assert relay.run_once() == 1
+    assert calls == []
+    assert rows(stock, stock_outbox.dead_letters) == 1
+    assert rows(sales, sales_outbox.inbox) == 0
 
 
 def test_a_worker_of_celery_gives_an_event_up_where_its_row_is(sales, stock):

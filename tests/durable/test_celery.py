@@ -260,25 +260,25 @@ def test_a_worker_that_is_told_to_end_ends(shop, app, publisher, relay, monkeypa
 def test_what_fails_too_often_is_a_dead_letter_for_its_receivers(
     shop, app, publisher, relay, calls
 ):
-    """One for each event; and retry puts it back for those that have not done it."""
+    """And retry puts each back, for the receiver that has not done it."""
     place(shop, "bad", "half", "good")
     drain(relay)
     states = work(app, publisher)
     assert (states.count("SUCCESS"), states.count("RETRY"), states.count("FAILURE")) == (3, 6, 3)
     assert sorted(ledger(shop)) == ["first good", "first half", "second good"]
-    bad, half = sorted(dead(shop), key=lambda row: row.sequence)
-    assert sorted(bad.receivers) == ["shop.first", "shop.second"]
-    assert sorted(bad.last_error.splitlines()) == [
+    letters = sorted(dead(shop), key=lambda row: (row.aggregate_id, row.receivers))
+    assert [row.last_error for row in letters] == [
         "shop.first: ValueError: no such order",
         "shop.second: ValueError: not this one",
+        "shop.second: ValueError: not this one",
     ]
-    assert (half.receivers, half.attempts) == (["shop.second"], 3)
-    assert half.payload["snapshot"]["status"] == "half"
+    assert (letters[2].receivers, letters[2].attempts) == (["shop.second"], 3)
+    assert letters[2].payload["snapshot"]["status"] == "half"
 
     with shop.begin() as connection:
-        assert upkeep.retry(connection, outbox) == 2
+        assert upkeep.retry(connection, outbox) == 3
     assert dead(shop) == []
-    assert sum(len(row.receivers) for row in events(shop)) == 3
+    assert [len(row.receivers) for row in events(shop)] == [1, 1, 1]
     calls.clear()
     drain(relay)
     for message in sent(app):
@@ -286,10 +286,10 @@ def test_what_fails_too_often_is_a_dead_letter_for_its_receivers(
     assert calls == [("first bad", 1), ("second bad", 1), ("second half", 1)]
 
 
-def test_an_event_that_is_still_in_the_outbox_stays_a_dead_letter(
+def test_a_dead_letter_that_is_put_back_is_a_new_event_of_the_outbox(
     shop, app, publisher, relay, calls
 ):
-    """Until the relay has done with it."""
+    """With the identity of its event: it may still be there for another receiver."""
     publisher.max_attempts = 1
     place(shop, "half")
     with shop.connect() as connection:
@@ -298,11 +298,24 @@ def test_an_event_that_is_still_in_the_outbox_stays_a_dead_letter(
     work(app, publisher)
     with shop.begin() as connection:
         connection.execute(outbox.table.insert(), {**row, "receivers": ["shop.first"]})
-        assert upkeep.retry(connection, outbox) == 0
-        assert upkeep.backlog(connection, outbox).waiting == 1
-        connection.execute(outbox.table.delete())
         assert upkeep.retry(connection, outbox) == 1
-    assert [row.receivers for row in events(shop)] == [["shop.second"]]
+    first, second = events(shop)
+    assert (first.receivers, second.receivers) == (["shop.first"], ["shop.second"])
+    assert first.id == second.id
+    assert first.sequence < second.sequence
+
+
+def test_a_message_that_comes_again_after_it_was_given_up_is_one_dead_letter(
+    shop, app, publisher, relay, calls
+):
+    """A broker may bring it twice."""
+    publisher.max_attempts = 1
+    place(shop, "half")
+    drain(relay)
+    _, message = sent(app)
+    for _ in range(2):
+        assert run(publisher, message).state == "FAILURE"
+    assert len(dead(shop)) == 1
 
 
 @on_sqlite
@@ -407,14 +420,17 @@ def test_what_this_process_does_not_know_is_refused(
 
 @on_sqlite
 def test_what_is_no_message_is_not_run(app, publisher, shop, calls, caplog):
-    """Alone it is a failed task; among others it is left out, and logged."""
+    """Alone it is a failed task; it is logged, and kept as a dead letter for nobody."""
     assert publisher.task.apply(["{}"]).state == "FAILURE"
+    caplog.clear()
     with caplog.at_level(logging.ERROR, "sqla_signals"):
-        assert publisher.task.apply(["{}", "rm -rf"]).state == "SUCCESS"
+        assert publisher.task.apply([{"a": 1}, "rm -rf\n\ud800\0"]).state == "SUCCESS"
     said = [record.getMessage() for record in caplog.records if record.name == "sqla_signals"]
     assert len(said) == 2
-    assert all("what is no message was left out" in line for line in said)
-    assert calls == dead(shop) == sent(app) == []
+    assert all("what is no message was given up" in line for line in said)
+    assert calls == sent(app) == []
+    assert [row.payload["text"] for row in dead(shop)] == ["{}", "{'a': 1}", "rm -rf\n\ud800\0"]
+    assert [row.receivers for row in dead(shop)] == [[], [], []]
 
 
 @on_sqlite

@@ -8,13 +8,22 @@ from collections.abc import Mapping, Sequence
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import Connection, Engine, String, create_engine, event, select
+from sqlalchemy import (
+    Connection,
+    Engine,
+    String,
+    create_engine,
+    event,
+    func,
+    select,
+    update,
+)
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sqla_signals import InstallError, ReceiverOptionError, post_save, receiver, receiver_failed
 from sqla_signals.durable import BusyError, Message, Relay, outbox_table, upkeep
-from sqla_signals.durable.clock import database_time
+from sqla_signals.durable.tables.clock import database_time
 from sqla_signals.durable.waiting import Polling, waiting_for
 
 from .conftest import drain, engine_for, events, ledger, make_due
@@ -85,7 +94,7 @@ def test_each_event_is_published_for_each_receiver_in_order(shop, relay, publish
         "shop.first b",
         "shop.second b",
     ]
-    assert [message.attempt for message in publisher.published] == [1, 1, 1, 1]
+    assert [message.attempt for message in publisher.published] == [2, 2, 2, 2]
     first, second, *_ = publisher.published
     assert first.id == second.id
     assert first.key != second.key
@@ -148,7 +157,7 @@ def test_any_number_of_dead_letters_is_put_back(shop, relay, publisher, connecte
         assert upkeep.retry(connection, outbox) == 1200
         assert upkeep.retry(connection, outbox) == 0
     assert longest < 1000
-    assert sorted(row.sequence for row in events(shop)) == list(range(1, 1201))
+    assert [row.aggregate_id for row in events(shop)] == [*map(str, range(1, 1201))]
 
 
 class Speechless(Exception):
@@ -415,30 +424,62 @@ def test_a_relay_in_a_thread_that_a_receiver_has_ended_says_so_and_can_be_starte
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 def test_a_lease_that_has_run_out_is_taken_over(shop, publisher, connected):
-    """SQLite: the relay died while it was publishing; the attempt counts."""
-    place(shop, "a")
-    claims = Relay(shop, publisher)._claims
-    assert [claimed.attempt for claimed in claims._lease(10)] == [1]
+    """SQLite: the relay died while it was publishing several events; each has begun once."""
+    place(shop, "a", "b")
+    begin(shop, 1, 2)
     assert Relay(shop, publisher).run_once() == 0
     make_due(shop)
-    assert Relay(shop, publisher).run_once() == 1
-    assert [message.attempt for message in publisher.published] == [2, 2]
+    relay = Relay(shop, publisher)
+    assert [relay.run_once() for _ in range(3)] == [1, 1, 0]
+    assert [message.attempt for message in publisher.published] == [2, 2, 2, 2]
 
 
-@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 def test_what_kills_the_relay_each_time_is_a_dead_letter(shop, publisher, connected):
-    """SQLite: after as many attempts as any other failure."""
+    """After as many attempts as any other failure."""
     place(shop, "a")
-    relay = Relay(shop, publisher, max_attempts=3)
     for _ in range(3):
-        relay._claims._lease(10)
-        make_due(shop)
+        begin(shop, 1)
+    make_due(shop)
+    relay = Relay(shop, publisher, max_attempts=3)
     assert relay.run_once() == 1
     assert publisher.published == []
     assert events(shop) == []
     with shop.connect() as connection:
         (dead,) = connection.execute(select(outbox.dead_letters)).all()
-    assert "died" in dead.last_error
+        assert connection.execute(select(outbox.started)).all() == []
+    assert "killed" in dead.last_error
+    assert dead.attempts == 3
+
+
+def test_what_is_done_is_no_dead_letter_though_each_relay_was_killed_after_it(shop, connected):
+    """The inbox says that it is done, and for whom."""
+    relay = Relay(shop, outbox=outbox, max_attempts=1)
+    place(shop, "a", "b")
+    with shop.begin() as connection:
+        for row in events(shop):
+            for name in row.receivers[: 1 + (row.sequence == 1)]:
+                connection.execute(
+                    outbox.inbox.insert().values(
+                        event_id=row.id, receiver=name, done_at=database_time()
+                    )
+                )
+    begin(shop, 1)
+    begin(shop, 2)
+    make_due(shop)
+    assert drain(relay) == 2
+    assert events(shop) == []
+    with shop.connect() as connection:
+        (dead,) = connection.execute(select(outbox.dead_letters)).all()
+    assert (dead.aggregate_id, dead.receivers) == ("2", ["shop.second"])
+
+
+def begin(engine: Engine, *sequences: int) -> None:
+    """Begin with these events, and die; with one that has begun before, alone."""
+    claims = Relay(engine, outbox=outbox)._claims
+    make_due(engine)
+    with engine.connect() as connection, claims._notes(connection) as notes:
+        again = bool(claims._noted(connection, sequences))
+        claims._claim(connection, notes, dict.fromkeys(sequences), again)
 
 
 @pytest.mark.mariadb
@@ -534,10 +575,19 @@ def test_many_events_of_one_row_are_not_compared_with_each_other(shop, publisher
             cursor.execute(f"EXPLAIN {statement}", parameters)
             plans.append("\n".join(line for (line,) in cursor.fetchall()))
 
-    assert Relay(shop, publisher, outbox=ordered).run_once() == 1
-    (plan,) = plans
-    assert "SubPlan" in plan
-    assert "Join" not in plan
+    relay = Relay(shop, publisher, outbox=ordered, batch_size=50)
+    assert relay.run_once() == 50
+    plans.clear()
+    # The first one waits, and all others for it: these are looked at once, to find other rows.
+    with shop.begin() as connection:
+        later = database_time(3600)
+        first = connection.scalar(select(func.min(ordered.table.c.sequence)))
+        table = ordered.table
+        connection.execute(
+            update(table).where(table.c.sequence == first).values(available_at=later)
+        )
+    assert relay.run_once() == 0
+    assert "SubPlan" in plans[-1]
     Queue.metadata.drop_all(shop)
 
 
@@ -589,7 +639,7 @@ def test_a_relay_that_cannot_listen_says_so_once_and_polls(shop, caplog):
     caplog.clear()
 
     waiting = waiting_for(loud, shop, threading.Event())
-    waiting._channel = 'no " channel'  # type: ignore[attr-defined]
+    waiting._channel = ""  # type: ignore[attr-defined]
     for _ in range(2):
         waiting.wait(0)
     assert caplog.text.count("listening on") == 1
@@ -611,3 +661,17 @@ def test_a_relay_whose_outbox_is_gone_goes_on_trying(shop, connected, caplog):
         while events(shop):
             relay._stopping.wait(0.01)
     assert events(shop) == []
+
+
+@pytest.mark.parametrize("receivers", [[], {}, None, 5], ids=repr)
+def test_an_event_for_nobody_is_a_dead_letter(shop, publisher, connected, receivers):
+    """Whatever its attempts are: nothing that was committed goes away without a word."""
+    place(shop, "a", "b")
+    table = outbox.table
+    with shop.begin() as connection:
+        connection.execute(update(table).values(receivers=receivers))
+        connection.execute(update(table).where(table.c.sequence == 1).values(attempts=99))
+    drain(Relay(shop, publisher))
+    assert events(shop) == publisher.published == []
+    with shop.connect() as connection:
+        assert len(connection.execute(select(outbox.dead_letters.c.id)).all()) == 2

@@ -107,8 +107,6 @@ def test_three_relays_at_once(scene: Scene):
 @on(QUICK, POSTGRESQL_REDIS, POSTGRESQL_RABBITMQ)
 def test_poison(scene: Scene):
     """What can never be done ends as a dead letter, each with its reason; the rest goes on."""
-    assert scene.place("unserializable") != 0  # nothing is committed
-    assert "UnserializableError" in scene.log()
     scene.place("a", "poison", "x" * 1200)
     events = scene.table("outbox")
     with scene.engine.begin() as connection:
@@ -122,7 +120,7 @@ def test_poison(scene: Scene):
     scene.relay(relay_attempts=1, max_bytes=1000)
     scene.worker()
     scene.until("four dead letters", lambda: scene.rows("dead_letters") == 4)
-    scene.settle("poison of five kinds", events=3)
+    scene.settle("poison of four kinds", events=3)
     assert sorted(error.split(": ")[1] for error in scene.letters()) == [
         "MessageTooLargeError",
         "UnknownReceiverError",

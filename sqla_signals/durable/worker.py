@@ -9,12 +9,11 @@ however often the message comes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import delete, event, insert
+from sqlalchemy import event, insert
 from sqlalchemy.exc import IntegrityError
 
 from .. import watching
@@ -26,25 +25,30 @@ from .._sqlalchemy import (
     is_committing,
 )
 from ..bridge.calls import Calls
-from ..bridge.columns import columns_of
-from ..changes import Changes, diff_of
-from ..copies import copies_of
-from ..errors import AsyncReceiverError, AutocommitError, SignalsError
+from ..changes import UNSET, Change, Changes, diff_of
+from ..errors import AsyncReceiverError, AutocommitError, SignalsError, printable
 from ..mapping import outbox_of
 from ..receivers import Receiver
 from ..signal import ModelSignal, logger
 from ..signals import post_delete, post_save, receiver_failed
-from .clock import database_time
-from .encoding import Types, codec_of, decode_changes
-from .message import SCHEMA, Event, MalformedMessageError, Message, UnknownSchemaError
-from .naming import find_mapper, find_receiver
-from .sessions import Sessions
+from .message.codec import Codec, codec_of
+from .message.envelope import (
+    SCHEMA,
+    Event,
+    MalformedMessageError,
+    Message,
+    MessageError,
+    UnknownSchemaError,
+)
+from .message.naming import find_mapper, find_origin, find_receiver
+from .sessions import Sessions, bind_for_writing
+from .tables.clock import database_time
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import Connection, Dialect, Engine
     from sqlalchemy.orm import Mapper, Session, SessionTransaction
 
-    from .tables import Outbox
+    from .outbox import Outbox
 
 
 class Worker:
@@ -67,8 +71,7 @@ class Worker:
         :param message: a :class:`Message`, or its JSON.
         :param attempt: which attempt this is, where the engine counts them; by default that of the
             message.
-        :returns: ``True``; ``False`` if the receiver had done this event before. Then it was not
-            called, or, where it has ended the transaction by itself, it was called for nothing.
+        :returns: ``True``; ``False`` if the receiver had done this event before; it was not called.
         :raises MessageError: the message cannot be run here, however often it is tried.
         :raises Exception: whatever the receiver raised, after it was logged and sent as
             ``receiver_failed``. Nothing of its work in the session remains.
@@ -85,9 +88,13 @@ class Worker:
         try:
             call = _Call(message)
         except Exception as error:
-            logger.error("event %s cannot be run here: %s", message.id, error)
+            _log_unfit(message, error)
             raise
         return self.sessions.run(lambda: call.run(self.sessions))
+
+
+def _log_unfit(message: Message, error: Exception) -> None:
+    logger.error("event %s cannot be run here: %s", message.id, printable(error))
 
 
 class _Call:
@@ -95,25 +102,18 @@ class _Call:
 
     def __init__(self, message: Message) -> None:
         self.message = message
-        if message.data.get("schema") != SCHEMA:
+        self.data = message.data
+        if self.data.get("schema") != SCHEMA:
             raise UnknownSchemaError(
-                f"message {message.id} has schema {message.data.get('schema')!r}; this version of "
+                f"message {message.id} has schema {self.data.get('schema')!r}; this version of "
                 f"sqla_signals knows {SCHEMA}. Upgrade the workers before what writes the messages"
             )
         self.deleted = message.kind == "deleted"
         self.created = message.kind == "created"
         self.signal: ModelSignal = post_delete if self.deleted else post_save
-        self.mapper: Mapper[Any] = find_mapper(message.model)
+        self.mapper: Mapper[Any] = find_mapper(message.model, message.outbox)
         self.receiver: Receiver = find_receiver(message.receiver, self.signal, self.mapper.class_)
         self.outbox: Outbox = outbox_of(self.mapper, self.receiver)
-        self.types = Types(codec_of(self.mapper), message.data.get("types"))
-        self.snapshot = {
-            key: self.types.decode(key, value)
-            for key, value in self._still_mapped(message.data["snapshot"]).items()
-            if key not in self.types.codec.secret
-        }
-        self.using: Engine | Connection | None = None
-        """Where the row is, and so its outbox and its inbox."""
         self.event = Event(message.id, message.occurred_at, message.attempt, message.sequence)
 
     def run(self, sessions: Sessions) -> bool:
@@ -124,24 +124,33 @@ class _Call:
 
         def before_commit(_: Session) -> None:
             if begun is not None and begun is session.get_transaction() and is_committing(begun):
-                self._leave(session)
+                raise SignalsError(f"{self._name()} has called commit(). {_LEAVE_IT}")
 
         event.listen(session, "before_commit", before_commit)
         try:
-            calls = Calls(session, front)
-            instance = self._instance(session)
-            self.using = calls[self.mapper].using(instance)
-            if not self._enter(session):
+            # Where the row is, and so its outbox and its inbox.
+            using = bind_for_writing(session, self.mapper)
+            try:
+                codec = codec_of(self.mapper, using.dialect)
+                instance = self._instance(session, codec)
+                arguments = self._arguments(codec)
+            except MessageError as error:
+                _log_unfit(self.message, error)
+                raise
+            if not self._enter(session, using):
                 return False
             begun = session.get_transaction()
-            self._call(calls, instance)
-            if session.get_transaction() is not begun and not self._enter(session):
-                # The receiver has ended the transaction by itself, and somebody was quicker then.
-                return False
+            self._call(Calls(session, front), instance=instance, using=using, **arguments)
+            if session.get_transaction() is not begun:
+                raise SignalsError(f"{self._name()} has ended its transaction. {_LEAVE_IT}")
             begun = None
             session.commit()
             return True
+        except MessageError:
+            session.rollback()
+            raise
         except Exception as error:
+            begun = None
             session.rollback()
             self._failed(instance, error)
             raise
@@ -149,17 +158,20 @@ class _Call:
             event.remove(session, "before_commit", before_commit)
             session.close()
 
-    def _enter(self, session: Session) -> bool:
+    def _name(self) -> str:
+        return f"{self.signal.name}: receiver {self.receiver} is durable, and"
+
+    def _enter(self, session: Session, using: Engine | Connection) -> bool:
         """Write into the inbox that this is done; ``False`` if it was."""
         if not session.in_transaction():
             session.begin()  # with autobegin=False nobody else does
-        connection = self._connection(session)
+        # The session itself would ask listeners where a statement goes.
+        connection = session.connection(bind_arguments={"bind": using})
         if is_autocommit(connection):
             raise AutocommitError(
-                f"{self.signal.name}: receiver {self.receiver} is durable, but the sessions of "
-                f"this worker are on {connection.engine!r} with isolation_level='AUTOCOMMIT': the "
-                f"note that it is done would stay when it fails. Give the Relay or the Worker "
-                f"sessions on an engine with transactions"
+                f"{self._name()} the sessions of this worker are on {connection.engine!r} with "
+                f"isolation_level='AUTOCOMMIT': the note that it is done would stay when it "
+                f"fails. Give the Relay or the Worker sessions on an engine with transactions"
             )
         row = {"event_id": self.message.id, "receiver": self.message.receiver}
         try:
@@ -170,88 +182,77 @@ class _Call:
             return False
         return True
 
-    def _leave(self, session: Session) -> None:
-        """Take that back: the receiver commits by itself, and may fail or be killed after that."""
-        inbox = self.outbox.inbox.c
-        self._connection(session).execute(
-            delete(self.outbox.inbox).where(
-                inbox.event_id == self.message.id, inbox.receiver == self.message.receiver
-            )
-        )
-
-    def _connection(self, session: Session) -> Connection:
-        # The session itself would ask listeners and shards where a statement goes.
-        return session.connection(bind_arguments={"bind": self.using})
-
-    def _instance(self, session: Session) -> Any:
-        key = self._identity(self.mapper, self.types, self.message.data)
-        if self.deleted:
-            return detached_copy(self.mapper, key, self.snapshot)
-        return attached_copy(session, self.mapper, key, self.snapshot)
-
-    @staticmethod
-    def _identity(mapper: Mapper[Any], types: Types, data: Mapping[str, Any]) -> Any:
-        names = types.codec.primary_key
-        if len(names) != len(data["key"]):
+    def _instance(self, session: Session, codec: Codec) -> Any:
+        encoded = self.data.get("snapshot", {})
+        for name, value in zip(codec.primary_key, self.data.get("key", ()), strict=False):
+            if name in encoded and repr(encoded[name]) != repr(value):
+                raise MalformedMessageError(
+                    f"the message is about the {self.mapper.class_.__name__} {value!r:.80} and "
+                    f"holds the values of {encoded[name]!r:.80}"
+                )
+        identity = codec.decode_key(self.data.get("key", ()))
+        key = self.mapper.identity_key_from_primary_key(identity)
+        named = zip(codec.primary_key, identity, strict=True)
+        self.values = {**codec.decode_all(encoded), **dict(named)}
+        try:
+            if self.deleted:
+                return detached_copy(self.mapper, key, self.values)
+            return attached_copy(session, self.mapper, key, self.values)
+        except Exception as error:  # who listens to loads, such as Mutable, has refused a value
             raise MalformedMessageError(
-                f"the message names a {mapper.class_.__name__} by {data['key']!r}, whose primary "
-                f"key is ({', '.join(names)}) in this process. If that has changed since, let the "
-                f"relay empty the outbox before such a migration"
-            )
-        values = [
-            types.decode(name, value, ".key")
-            for name, value in zip(names, data["key"], strict=True)
-        ]
-        return mapper.identity_key_from_primary_key(tuple(values), data.get("shard"))
+                f"no {self.mapper.class_.__name__} can have these values: {error!r:.200}"
+            ) from error
 
-    def _origin(self) -> Any:
-        data = self.message.data.get("origin")
-        if data is None:
+    def _origin(self, dialect: Dialect) -> Any:
+        found = self.data.get("origin")
+        if found is None:
             return None
-        mapper = find_mapper(data["model"], has_outbox=False)
-        if data["key"] is None:
+        mapper = find_origin(found["model"], self.mapper)
+        if mapper is None:
+            return None
+        if found["key"] is None:
             return mapper.class_manager.new_instance()
-        key = self._identity(mapper, Types(codec_of(mapper), data.get("types")), data)
-        values = zip(codec_of(mapper).primary_key, key[1], strict=True)
-        return detached_copy(mapper, key, dict(values))
+        codec = codec_of(mapper, dialect)
+        values = codec.decode_key(found["key"])
+        key = mapper.identity_key_from_primary_key(values)
+        return detached_copy(mapper, key, dict(zip(codec.primary_key, values, strict=True)))
 
-    def _still_mapped(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Without attributes that the model had only when the message was written."""
-        keys = columns_of(self.mapper).keys
-        return {key: value for key, value in values.items() if key in keys}
-
-    def _arguments(self) -> dict[str, Any]:
+    def _arguments(self, codec: Codec) -> dict[str, Any]:
         if self.deleted:
-            return {"origin": self._origin()}
-        data = self.message.data
-        encoded = self._still_mapped(data.get("changes", {}))
-        # Not those of the instance, which the receiver may change in place.
-        snapshot = copies_of(self.snapshot)
-        changes = decode_changes(self.types, encoded, snapshot, self.created)
-        along = self._still_mapped(dict.fromkeys(data.get("along", ())))
+            return {"origin": self._origin(codec.dialect)}
+        changes = {}
+        if self.created:
+            encoded = self.data.get("snapshot", {})
+            for key, value in self.values.items():
+                # Not that of the instance, which the receiver may change in place.
+                is_own = key in encoded and codec.is_mutable(key)
+                own = codec.decode(key, encoded[key]) if is_own else value
+                changes[key] = Change(UNSET, own)
+        changes |= codec.decode_changes(self.data.get("changes", {}))
+        along = codec.keys.intersection(self.data.get("along", ()))
+        fields = None if self.created else along.union(changes)
+        if fields is not None and not self.receiver.passes(self.mapper, fields):
+            raise MessageError(
+                f"receiver {self.receiver} of {self.signal.name} listens to other fields of "
+                f"{self.mapper.class_.__name__} than those that have changed. If that was another "
+                f"way when the event was written, delete its dead letter"
+            )
         return {
             "created": self.created,
             "changes": Changes(diff_of(changes)),
-            "update_fields": None if self.created else frozenset((*changes, *along)),
-            "raw": data.get("raw", False),
+            "update_fields": fields,
+            "raw": self.data.get("raw", False),
         }
 
-    def _call(self, calls: Calls, instance: Any) -> None:
+    def _call(self, calls: Calls, **arguments: Any) -> None:
         if self.receiver.is_async and calls.async_session is None:
             raise AsyncReceiverError(
                 f"{self.signal.name}: receiver {self.receiver} is async, but the sessions of this "
                 f"worker are not. Give the Relay or the Worker an async_sessionmaker"
             )
+        cls = self.mapper.class_
         try:
-            calls.call(
-                self.signal,
-                self.receiver,
-                self.mapper.class_,
-                instance=instance,
-                **self._arguments(),
-                using=self.using,
-                event=self.event,
-            )
+            calls.call(self.signal, self.receiver, cls, event=self.event, **arguments)
         except asyncio.CancelledError as error:
             task = current_task()
             if task is not None and task.cancelling():
@@ -267,7 +268,7 @@ class _Call:
             self.signal.name,
             self.receiver,
             cls.__name__,
-            self.message.subject,
+            printable(self.message.subject),
             self.event.id,
             self.event.attempt,
             exc_info=error,
@@ -279,3 +280,10 @@ class _Call:
             instance=instance,
             exception=error,
         )
+
+
+_LEAVE_IT: Final = (
+    "Leave it out: its session is committed when it returns, together with the note that it is "
+    "done, and rolled back when it raises an exception. Work of its own can have a session of its "
+    "own"
+)

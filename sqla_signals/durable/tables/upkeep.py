@@ -8,14 +8,16 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, delete, exists, func, insert, select, true
+from sqlalchemy import ColumnElement, delete, func, insert, literal, select, true
 
+from ..message.envelope import MalformedMessageError
 from .clock import database_time
+from .raw import from_json, raw
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-    from .tables import Outbox
+    from ..outbox import Outbox
 
 _AT_ONCE: Final = 500
 """Dead letters put back with one statement, whose parameters every database limits."""
@@ -47,27 +49,50 @@ class Backlog:
     """Those of them that have failed before."""
     oldest: timedelta | None
     """The age of the first of them."""
+    dead: int
+    """How many dead letters there are."""
     dead_letters: tuple[DeadLetter, ...]
+    """Those that are listed."""
 
     def is_late(self, max_age: timedelta) -> bool:
         """Whether the oldest event is older than that, as when no relay is running."""
         return self.oldest is not None and self.oldest > max_age
 
 
-def backlog(connection: Connection, outbox: Outbox) -> Backlog:
-    """Look at the outbox; changes nothing and locks nothing."""
-    events = outbox.table.c
+def backlog(connection: Connection, outbox: Outbox, limit: int | None = None) -> Backlog:
+    """Look at the outbox; changes nothing and locks nothing.
+
+    :param limit: how many dead letters to list, the oldest first; ``None`` for all.
+    """
+    events, dead = outbox.table.c, outbox.dead_letters.c
     waiting, failing = connection.execute(
         select(func.count(), func.count(events.last_error)).select_from(outbox.table)
     ).one()
     first = connection.execute(
         select(events.occurred_at, database_time()).order_by(events.sequence).limit(1)
     ).first()
-    dead = connection.execute(select(outbox.dead_letters).order_by(outbox.dead_letters.c.sequence))
+    count = connection.scalar(select(func.count()).select_from(outbox.dead_letters)) or 0
+    # Not the payloads, which are large and not shown.
+    letters = connection.execute(
+        select(
+            dead.sequence,
+            dead.id,
+            dead.aggregate_type,
+            dead.aggregate_id,
+            dead.event_type,
+            raw(connection, dead.receivers),
+            dead.attempts,
+            dead.dead_at,
+            dead.last_error,
+        )
+        .order_by(dead.sequence)
+        .limit(limit)
+    )
     return Backlog(
         waiting,
         failing,
         _utc(first[1]) - _utc(first[0]) if first is not None else None,
+        count,
         tuple(
             DeadLetter(
                 row.sequence,
@@ -75,42 +100,46 @@ def backlog(connection: Connection, outbox: Outbox) -> Backlog:
                 row.aggregate_type,
                 row.aggregate_id,
                 row.event_type,
-                tuple(row.receivers),
+                _names(row.receivers),
                 row.attempts,
                 _utc(row.dead_at),
-                row.last_error,
+                row.last_error or "",
             )
-            for row in dead
+            for row in letters
         ),
     )
 
 
+def _names(receivers: Any) -> tuple[str, ...]:
+    try:
+        found = from_json(receivers)
+    except MalformedMessageError:
+        return (str(receivers),)
+    return tuple(map(str, found)) if isinstance(found, list) else (str(found),)
+
+
 def retry(connection: Connection, outbox: Outbox, sequences: Sequence[int] | None = None) -> int:
-    """Put dead letters back into the outbox, to be tried as if for the first time.
+    """Put dead letters back into the outbox, as new events there, to be tried for the first time.
 
     :param sequences: which; ``None`` for all.
-    :returns: how many there were. An event that is still in the outbox, for other receivers, stays
-        a dead letter until it is not.
+    :returns: how many there were.
     """
-    dead, events = outbox.dead_letters, outbox.table
-    gone = ~exists().where(events.c.sequence == dead.c.sequence)
-    some = (
-        select(dead)
-        .where(_named(dead.c.sequence, sequences), gone)
-        .order_by(dead.c.sequence)
-        .limit(_AT_ONCE)
-    )
+    dead = outbox.dead_letters
+    if sequences is None:
+        sequences = connection.scalars(select(dead.c.sequence).order_by(dead.c.sequence)).all()
     count = 0
-    while rows := connection.execute(some).mappings().all():
-        revived = [
-            {key: value for key, value in row.items() if key not in ("dead_at", "available_at")}
-            | {"attempts": 0}
-            for row in rows
-        ]
-        connection.execute(
-            insert(outbox.table).values(available_at=database_time()).inline(), revived
-        )
-        count += purge(connection, outbox, [row["sequence"] for row in revived])
+    for begin in range(0, len(sequences), _AT_ONCE):
+        some = sequences[begin : begin + _AT_ONCE]
+        kept = {
+            column.name: dead.c[column.name]
+            for column in outbox.table.columns
+            if column.name not in ("sequence", "attempts", "available_at")
+        }
+        values = {**kept, "attempts": literal(0), "available_at": database_time()}
+        # From one table into the other: nothing of it is read here, or written anew.
+        back = select(*values.values()).where(dead.c.sequence.in_(some)).order_by(dead.c.sequence)
+        connection.execute(insert(outbox.table).from_select([*values], back).inline())
+        count += purge(connection, outbox, some)
     return count
 
 

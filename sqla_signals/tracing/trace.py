@@ -12,18 +12,18 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from . import observe
-from .blocks import block
-from .tracing.recording import Trace, session_of
-from .tracing.rows import Pending
-from .tracing.steps import TracedStep
+from .. import observe
+from ..blocks import block
+from .recording import Trace, session_of
+from .rows import Pending
+from .steps import TracedStep
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from .observe import Around, Call
-    from .receivers import Call as Way
-    from .watching import Moment
+    from ..observe import Around, Call
+    from ..receivers import Call as Way
+    from ..watching import Moment
 
 
 class _Place(NamedTuple):

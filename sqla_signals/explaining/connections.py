@@ -30,8 +30,8 @@ def explain(target: Any = None) -> Explanation:
     :param target: a mapped class; an unmapped base class or mixin, for the models that inherit it;
         a signal; a module or package, for its models and what its receivers listen to; ``None`` for
         everything that somebody listens to, signals of your own included.
-    :returns: an :class:`~sqla_signals.explain.Explanation`: ``print()`` it, or call ``to_json()``,
-        ``to_mermaid()``, ``to_dot()`` or ``to_svg()``.
+    :returns: an :class:`~sqla_signals.explaining.Explanation`: ``print()`` it, or call
+        ``to_json()``, ``to_mermaid()``, ``to_dot()`` or ``to_svg()``.
     :raises ReceiverOptionError: ``target`` is nothing of that; or a receiver turns out to be
         connected with wrong options, because mappers are configured by this.
 

@@ -1,0 +1,115 @@
+"""The names by which another process finds a model or a receiver."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.orm import Mapper, configure_mappers
+
+from ..._sqlalchemy import all_mappers
+from ...mapping import known_outbox, model_signals
+from ...receivers import Receiver
+from .envelope import UnknownModelError, UnknownReceiverError
+
+if TYPE_CHECKING:
+    from ...signal import ModelSignal
+    from ..outbox import Outbox
+
+
+def model_name(cls: type) -> str:
+    """``module.qualname`` of a mapped class."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def find_mapper(name: str, outbox: Outbox | None = None) -> Mapper[Any]:
+    """The mapper of the class with that name, or that had it, among those that have an outbox.
+
+    :param outbox: among those of this outbox only.
+    :raises UnknownModelError: there is none, or are several.
+    """
+    configure_mappers()
+    moved = _moved(name)
+    found = [
+        mapper
+        for mapper in all_mappers()
+        if (model_name(mapper.class_) == name or mapper.class_ is moved)
+        and (of := known_outbox(mapper)) is not None
+        and (outbox is None or of is outbox)
+    ]
+    if len(found) == 1:
+        return found[0]
+    raise UnknownModelError(
+        f"{len(found) or 'no'} mapped classes{'' if outbox is None else f' of {outbox!r}'} are "
+        f"named {name!r}. Import the module of the model in this process; if the class was moved, "
+        f"keep its old name importable until the outbox is empty"
+    )
+
+
+def find_origin(name: str, mapper: Mapper[Any]) -> Mapper[Any] | None:
+    """The mapper of a class with that name from which deletes cascade to the rows of ``mapper``.
+
+    ``None`` if they do so from no such class.
+    """
+    known: set[Mapper[Any]] = set()
+    waiting = {mapper}
+    while waiting:
+        child = waiting.pop()
+        for parent in all_mappers():
+            if parent not in known and any(
+                relationship.cascade.delete and _related(relationship.mapper, child)
+                for relationship in parent.relationships
+            ):
+                if model_name(parent.class_) == name:
+                    return parent
+                known.add(parent)
+                waiting.add(parent)
+    return None
+
+
+def _related(one: Mapper[Any], other: Mapper[Any]) -> bool:
+    return one.isa(other) or other.isa(one)
+
+
+def _moved(name: str) -> Any:
+    """What a module that is imported has by that name.
+
+    Only for comparing it with a mapped class: who can write messages must not make anything be
+    imported, looked up or called by that. So the dictionary of the module is asked, and not the
+    module, whose ``__getattr__`` is somebody's code.
+    """
+    module, _, attribute = name.rpartition(".")
+    found = sys.modules.get(module)
+    if not isinstance(found, ModuleType):
+        return None
+    names: dict[str, Any] = object.__getattribute__(found, "__dict__")
+    return names.get(attribute)
+
+
+def find_receiver(name: str, signal: ModelSignal, sender: type) -> Receiver:
+    """The durable receiver with that name, which is connected for that class.
+
+    :raises UnknownReceiverError: there is none.
+    """
+    known: set[str] = set()
+    others: list[Receiver] = []
+    for one in model_signals:
+        for receiver in one.table.receivers:
+            if receiver.durable and receiver.fn is not None:
+                known.add(receiver.name)
+                if one is signal and receiver.name == name:
+                    if receiver.matches(sender):
+                        return receiver
+                    others.append(receiver)
+    if others:
+        raise UnknownReceiverError(
+            f"receiver {others[0]} of {signal.name} is not connected for {model_name(sender)} in "
+            f"this process, and called for nothing else. If it was when the event was written, "
+            f"connect it again until the outbox is empty"
+        )
+    raise UnknownReceiverError(
+        f"no durable receiver of {signal.name} is named {name!r} in this process, which runs only "
+        f"what is connected here: {', '.join(sorted(known)) or 'nothing'}. Import the module of "
+        f"the receiver; if it was renamed, connect it with name={name!r}"
+    )

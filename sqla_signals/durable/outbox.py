@@ -1,0 +1,121 @@
+"""The outbox of a metadata: what the core finds there, and writes events to."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import MetaData
+
+from ..errors import ReceiverOptionError
+from ..mapping import OUTBOX
+from .message.codec import check_columns
+from .tables.tables import make_tables
+from .writing import insert_events
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Table
+    from sqlalchemy.orm import Mapper
+
+    from ..bridge.owed import Events
+    from ..receivers import Receiver
+
+_LONGEST_CHANNEL = 63
+"""Bytes of a name in PostgreSQL."""
+
+
+class Outbox:
+    """The tables of one metadata; made by :func:`outbox_table`.
+
+    Its attributes ``table``, ``started``, ``inbox`` and ``dead_letters`` are the tables.
+    """
+
+    def __init__(
+        self,
+        metadata: MetaData,
+        *,
+        prefix: str,
+        schema: str | None,
+        source: str,
+        notify: bool,
+        ordered: bool,
+    ) -> None:
+        self.metadata: MetaData = metadata
+        self.source: str = source
+        """The ``source`` of the messages."""
+        self.notify: bool = notify
+        """Whether writing an event wakes the relay."""
+        self.ordered: bool = ordered
+        """Whether the events of one row are published one after the other."""
+        self.options: tuple[object, ...] = (prefix, schema, source, notify, ordered)
+        tables = make_tables(metadata, prefix, schema, ordered)
+        self.table: Table = tables.table
+        self.started: Table = tables.started
+        self.inbox: Table = tables.inbox
+        self.dead_letters: Table = tables.dead_letters
+
+    @property
+    def channel(self) -> str:
+        """The channel of PostgreSQL's ``NOTIFY``."""
+        name = self.table.fullname.replace(".", "_")
+        if len(name.encode()) > _LONGEST_CHANNEL:
+            name = f"sqla_signals_{sha256(name.encode()).hexdigest()[:40]}"
+        return name
+
+    def check(self, mapper: Mapper[Any], receiver: Receiver) -> None:
+        """Raise :class:`ReceiverOptionError` if a model can never be put into a message."""
+        check_columns(mapper, receiver)
+
+    def write(self, connection: Connection, events: Events) -> None:
+        """Insert the events of a transaction."""
+        insert_events(self, connection, events)
+
+    def __repr__(self) -> str:
+        return f"<Outbox {self.table.fullname}>"
+
+
+def outbox_table(
+    metadata: MetaData,
+    *,
+    prefix: str = "sqla_signals",
+    schema: str | None = None,
+    source: str = "/sqla_signals",
+    notify: bool = False,
+    ordered: bool = False,
+) -> Outbox:
+    """Add the tables of durable delivery to the metadata of the models.
+
+    :param metadata: ``Base.metadata``; models of it may have durable receivers then.
+    :param prefix: what the names of the tables begin with.
+    :param schema: the schema of the tables; that of the metadata by default.
+    :param source: a URI reference that names this application in its messages.
+    :param notify: wake the relay with PostgreSQL's ``NOTIFY`` instead of letting it wait for its
+        next poll. Commits that notify wait for one another: leave it out where many transactions
+        commit at once.
+    :param ordered: publish the events of one row one after the other, however many relays there
+        are: a later one waits until the earlier one was published, or has become a dead letter.
+        Takes an index. Past the publisher, several workers may still run them in any order.
+    :returns: the :class:`Outbox`, with its ``table``, ``started``, ``inbox`` and ``dead_letters``.
+    :raises ReceiverOptionError: not a ``MetaData``; or called before for it, with other options.
+
+    Creates nothing in a database: ``Base.metadata.create_all()`` and Alembic do.
+    """
+    if not isinstance(metadata, MetaData):
+        raise ReceiverOptionError(
+            f"outbox_table(): {metadata!r} is no MetaData; give that of the models: "
+            f"outbox_table(Base.metadata)"
+        )
+    schema = schema or metadata.schema
+    known: Outbox | None = metadata.info.get(OUTBOX)
+    if known is not None:
+        if known.options != (prefix, schema, source, notify, ordered):
+            raise ReceiverOptionError(
+                f"outbox_table(): this metadata has {known!r} already, with other options. "
+                f"One outbox serves all models of a metadata; call it once."
+            )
+        return known
+    outbox = Outbox(
+        metadata, prefix=prefix, schema=schema, source=source, notify=notify, ordered=ordered
+    )
+    metadata.info[OUTBOX] = outbox
+    return outbox

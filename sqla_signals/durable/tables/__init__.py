@@ -1,0 +1,1 @@
+"""The tables of durable delivery, and the SQL on them."""

@@ -1,0 +1,550 @@
+"""How a relay gets hold of events that no other relay has, one way for each kind of database.
+
+A batch goes through these steps, each with a statement or two for all of it: keys are claimed; a
+note that they have begun is written into ``started`` and committed; only then the events are read
+and handed over; at last the notes are deleted, and each event with them, or it is put off or given
+up. So an event that ends the process has counted an attempt.
+
+What has a note that nobody ended is tried again alone, behind what nobody has begun with, and so is
+what has one attempt left: then it is known what has ended the process, and no other event is given
+up for it.
+
+Events are never looked for behind the last one seen: transactions commit in another order than
+their rows were numbered, and one that commits late would be passed over.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import ColumnElement, LargeBinary, bindparam, cast, delete, insert, select, update
+from sqlalchemy.exc import DBAPIError
+
+from ...errors import InstallError, printable
+from ...signal import logger
+from ..message.envelope import MAX_BYTES, BusyError, MalformedMessageError, Message
+from .clock import database_time
+from .dead_letters import bury, reason, said
+from .raw import as_json, from_json, raw, size
+from .tables import MYSQL
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine
+
+    from ..outbox import Outbox
+
+Failures = Mapping[Message, Exception]
+Publish = Callable[[Sequence[Message]], Failures]
+
+FIRST_RETRY, LAST_RETRY = 1.0, 3600.0
+"""Seconds before a failed event is tried again; twice as long each time."""
+
+MAX_BATCH_BYTES: Final = 16_000_000
+"""Events that are handed over together are read up to here, or one if that is larger."""
+
+_MAX_ATTEMPTS: Final = 1_000_000_000
+_MAX_NOTES: Final = 1000
+"""Notes of other relays that are looked at, at once."""
+
+
+class RelayKilledError(Exception):
+    """Stands for the error that a killed relay could not tell."""
+
+
+@dataclass(slots=True, eq=False)
+class Claim:
+    """An event that is ours for now."""
+
+    sequence: int
+    row: Any
+    """With ``ordered=True``, what is equal for the events of one row."""
+    size: int
+    """Bytes of what is read of it."""
+    failed: int
+    """Attempts that have failed."""
+    begun: int = 0
+    """Attempts that have begun and were never ended."""
+    messages: Sequence[Message] = ()
+    failures: dict[Message, Exception] = field(default_factory=dict)
+    unread: MalformedMessageError | None = None
+    """Why it cannot be read."""
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt this is."""
+        return min(self.failed + self.begun, _MAX_ATTEMPTS) + 1
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing has failed, as far as anybody knows."""
+        return not self.failures and self.unread is None
+
+
+class Claims:
+    """Claims events of one outbox, has them handed over, and forgets what was.
+
+    :param max_attempts: after as many an event becomes a dead letter.
+    """
+
+    def __init__(self, engine: Engine, outbox: Outbox, max_attempts: int) -> None:
+        self._engine = engine
+        self._outbox = outbox
+        self._events = outbox.table
+        self._started = outbox.started
+        self._max_attempts = max_attempts
+
+    def work(self, limit: int, publish: Publish) -> int:
+        """Hand over as many events as ``limit``, and one that somebody else did not end.
+
+        :returns: how many were claimed.
+        """
+        started, sequence = self._started.c, self._events.c.sequence
+        with self._engine.connect() as connection, self._notes(connection) as notes:
+            begun = select(started.sequence).where(started.sequence == sequence)
+            keys = self._due(connection, ~begun.exists(), limit)
+            count = self._handle(connection, notes, keys, publish)
+            left = connection.execute(
+                select(started.attempts, started.sequence)
+                .order_by(started.attempts, started.sequence)
+                .limit(_MAX_NOTES)
+            ).all()
+            # What has begun the fewest times comes first, so that a bad event holds up no other.
+            for _, same in groupby(left, key=lambda row: row[0]):
+                keys = self._due(connection, sequence.in_([row[1] for row in same]), None)
+                if alone := self._handle(connection, notes, keys, publish, alone=True):
+                    return count + alone
+        return count
+
+    @contextmanager
+    def _notes(self, connection: Connection) -> Iterator[Connection]:
+        """The connection on which what has begun is noted, where that is another one."""
+        yield connection
+
+    # -- which -------------------------------------------------------------------------------------
+
+    def _due(
+        self, connection: Connection, which: ColumnElement[bool], limit: int | None
+    ) -> dict[int, Any]:
+        """The keys of what is due, in order, and the row that each tells of where that matters."""
+        events, started = self._events.c, self._started.c
+        due = (
+            select(events.sequence)
+            .where(events.available_at <= database_time(), which)
+            .order_by(events.sequence)
+            .limit(limit)
+        )
+        if not self._outbox.ordered:
+            found = dict.fromkeys(connection.scalars(due))
+            connection.rollback()
+            return found
+        earlier = self._events.alias("earlier")
+        has_begun = select(started.sequence).where(started.sequence == earlier.c.sequence)
+        waits = select(earlier.c.sequence).where(
+            earlier.c.aggregate_type == events.aggregate_type,
+            earlier.c.aggregate_id == events.aggregate_id,
+            earlier.c.sequence < events.sequence,
+            (earlier.c.available_at > database_time()) | has_begun.exists(),
+        )
+        if connection.dialect.name == "postgresql":
+            # Else it is made a join, which compares each event of a row with each other:
+            # convert_EXISTS_sublink_to_join (optimizer/plan/subselect.c) refuses an OFFSET.
+            waits = waits.offset(0)
+        names: list[Any] = [events.aggregate_type, events.aggregate_id]
+        if connection.dialect.name == "sqlite":  # any bytes may be a text there
+            names = [cast(name, LargeBinary) for name in names]
+        rows: Any = connection.execute(due.add_columns(*names).where(~waits.exists()))
+        found = {key: (model, subject) for key, model, subject in rows}
+        connection.rollback()
+        return found
+
+    # -- one batch ---------------------------------------------------------------------------------
+
+    def _handle(
+        self,
+        connection: Connection,
+        notes: Connection,
+        keys: Mapping[int, Any],
+        publish: Publish,
+        *,
+        alone: bool = False,
+    ) -> int:
+        """Claim, note, read, hand over and settle events; return how many were claimed.
+
+        :param alone: one of them, which somebody else has begun with.
+        """
+        claims = self._claim(connection, notes, keys, alone) if keys else []
+        if not claims:
+            connection.rollback()
+            return 0
+        handled: list[Claim] = []
+        raised: BaseException | None = None
+        try:
+            self._hand_over(self._read(connection, claims), publish, handled)
+        except BaseException as error:
+            raised = error
+        # A receiver raises SystemExit, and has begun. After anything else nothing has.
+        ended = handled if isinstance(raised, SystemExit) else claims
+        try:
+            self._settle(connection, claims, handled, ended)
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+            # The database had no patience for an idle transaction, or the network was away.
+            connection.rollback()
+            ours = self._ours_still(connection, claims)
+            self._settle(connection, ours, handled, [claim for claim in ended if claim in ours])
+        if raised is not None:
+            raise raised
+        return len(claims)
+
+    def _claim(
+        self, connection: Connection, notes: Connection, keys: Mapping[int, Any], alone: bool
+    ) -> list[Claim]:
+        """Get hold of what nobody else has, and note that it has begun."""
+        locked = {row[0]: row for row in self._lock(connection, [*keys], 1 if alone else None)}
+        begun = self._noted(notes, [*locked])
+        claims: list[Claim] = []
+        stuck: set[Any] = set()
+        for key, row in keys.items():
+            claim = None
+            if key in locked and (row is None or row not in stuck):
+                _, failed, size = locked[key]
+                failed = max(failed, 0) if isinstance(failed, int) else 0
+                claim = Claim(key, row, size, failed, begun.get(key, 0))
+            if claim is None or (claim.begun and not alone):
+                stuck.add(row)  # somebody else has it, and what comes behind it waits for that
+            elif claim.attempt < self._max_attempts or not claims:
+                claims.append(claim)
+            if claims and claims[-1].attempt >= self._max_attempts:
+                break
+        self._let_go(connection, locked.keys() - {claim.sequence for claim in claims})
+        if begun and claims and claims[0].begun:
+            again = update(self._started).where(self._started.c.sequence == claims[0].sequence)
+            notes.execute(again.values(attempts=claims[0].begun + 1))
+        elif claims:
+            rows = [{"sequence": claim.sequence, "attempts": 1} for claim in claims]
+            notes.execute(insert(self._started).values(rows).inline())
+        return claims
+
+    def _lock(
+        self, connection: Connection, keys: Sequence[int], limit: int | None
+    ) -> Sequence[Any]:
+        """Get hold of these; return key, failed attempts and size of those that nobody else has."""
+        raise NotImplementedError
+
+    def _let_go(self, connection: Connection, keys: Collection[int]) -> None:
+        """Let the next relay have these at once, if that is not so when the transaction ends."""
+
+    def _noted(self, connection: Connection, keys: Sequence[int]) -> dict[int, int]:
+        started = self._started.c
+        if not keys:
+            return {}
+        noted = select(started.sequence, started.attempts).where(started.sequence.in_(keys))
+        rows: Any = connection.execute(noted)
+        return {key: attempts for key, attempts in rows}
+
+    def _ours_still(self, connection: Connection, claims: Sequence[Claim]) -> list[Claim]:
+        """What nobody else has got hold of since the connection was lost."""
+        keys = [claim.sequence for claim in claims]
+        locked = {row[0] for row in self._lock(connection, keys, None)}
+        noted = self._noted(connection, keys)
+        return [
+            claim
+            for claim in claims
+            if claim.sequence in locked and noted.get(claim.sequence) == claim.begun + 1
+        ]
+
+    def _hand_over(self, claims: Sequence[Claim], publish: Publish, handled: list[Claim]) -> None:
+        """Publish what was read; with ``ordered=True`` one event of each row in a call.
+
+        :param handled: gets those that were handed over, or never can be.
+        """
+        rounds: list[list[Claim]] = []
+        turns: dict[Any, int] = {}
+        for claim in claims:
+            turn = turns[claim.row] = turns.get(claim.row, -1) + 1 if self._outbox.ordered else 0
+            rounds += [[]] if turn == len(rounds) else []
+            rounds[turn].append(claim)
+        stuck: set[Any] = set()
+        for one in rounds:
+            ready = [claim for claim in one if claim.row is None or claim.row not in stuck]
+            messages = [message for claim in ready for message in claim.messages]
+            failures = publish(messages) if messages else {}
+            for claim in ready:
+                claim.failures |= {key: failures[key] for key in claim.messages if key in failures}
+                if not claim.is_done:
+                    stuck.add(claim.row)
+            handled += ready
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    def _read(self, connection: Connection, claims: Sequence[Claim]) -> list[Claim]:
+        """Read events, as many as there is room for; the others wait."""
+        room = MAX_BATCH_BYTES
+        found: list[Claim] = []
+        for claim in claims:
+            if found and claim.size > room:
+                break
+            found.append(claim)
+            room -= claim.size
+            if claim.size > MAX_BYTES:
+                claim.unread = MalformedMessageError(
+                    f"the event has {claim.size:,} bytes, and what has more than {MAX_BYTES:,} is "
+                    f"not read. Keep large columns out of messages with info=SECRET"
+                )
+        rows = self._rows(connection, [claim for claim in found if claim.unread is None])
+        for claim in found:
+            if row := rows.get(claim.sequence):
+                try:
+                    claim.messages = self._messages(claim, row)
+                except MalformedMessageError as error:
+                    claim.unread = error
+            if claim.attempt > self._max_attempts:
+                self._give_up(connection, claim)
+        return found
+
+    def _rows(self, connection: Connection, claims: Sequence[Claim]) -> dict[int, Any]:
+        """What the database holds for events."""
+        if not claims:
+            return {}
+        columns = [raw(connection, column) for column in self._events.columns]
+        where = self._events.c.sequence.in_([claim.sequence for claim in claims])
+        try:
+            rows = connection.execute(select(*columns).where(where)).all()
+        except DBAPIError as error:
+            # SQLite takes any bytes for a text, and its driver does not.
+            if connection.dialect.name != "sqlite" or error.connection_invalidated:
+                raise
+            if len(claims) > 1:
+                each = [self._rows(connection, [claim]) for claim in claims]
+                return {key: row for found in each for key, row in found.items()}
+            claims[0].unread = MalformedMessageError(said(error))
+            return {}
+        return {row.sequence: row._mapping for row in rows}
+
+    def _messages(self, claim: Claim, row: Mapping[Any, Any]) -> list[Message]:
+        """One for each receiver that has not done it yet."""
+        receivers = from_json(row["receivers"])
+        if type(receivers) is not list or not receivers or {str} != {*map(type, receivers)}:
+            raise MalformedMessageError("the receivers of the event are no list of names")
+        occurred_at = row["occurred_at"]
+        if isinstance(occurred_at, datetime):
+            occurred_at = occurred_at.isoformat()
+        if isinstance(occurred_at, str) and "+" not in occurred_at:
+            occurred_at += "+00:00"
+        data, headers = from_json(row["payload"]), from_json(row["headers"])
+        return [
+            Message.checked(
+                id=str(row["id"]),
+                sequence=claim.sequence,
+                occurred_at=occurred_at,
+                source=self._outbox.source,
+                model=row["aggregate_type"],
+                subject=row["aggregate_id"],
+                kind=row["event_type"],
+                data=data,
+                receiver=receiver,
+                attempt=claim.attempt,
+                headers=headers,
+                outbox=self._outbox,
+            )
+            for receiver in dict.fromkeys(receivers)
+        ]
+
+    def _give_up(self, connection: Connection, claim: Claim) -> None:
+        """Do not begin with an event again: it has failed for those that have not noted it done."""
+        killed = RelayKilledError("each relay that began with this was killed")
+        if not claim.messages:
+            claim.unread = claim.unread or MalformedMessageError(str(killed))
+            return
+        inbox = self._outbox.inbox.c
+        noted = select(inbox.receiver).where(inbox.event_id == claim.messages[0].id)
+        done = {*connection.scalars(noted)}
+        claim.failures = {one: killed for one in claim.messages if one.receiver not in done}
+        claim.messages = ()
+
+    # -- what becomes of them ----------------------------------------------------------------------
+
+    def _settle(
+        self,
+        connection: Connection,
+        claims: Sequence[Claim],
+        handled: Sequence[Claim],
+        ended: Sequence[Claim],
+    ) -> None:
+        """Forget what was handed over, put off or give up what failed, let go of the rest.
+
+        :param ended: those whose notes are deleted; the others are tried alone.
+        """
+        ours = self._end(connection, ended)
+        gone, waiting = [], []
+        for claim in claims:
+            if claim not in handled:
+                waiting.append(claim)
+            elif claim.sequence in ours and (claim.is_done or self._is_given_up(connection, claim)):
+                gone.append(claim.sequence)
+        self._delete(connection, self._events, gone)
+        again = [one for one in waiting if one.begun and one in ended and one.sequence in ours]
+        for claim in again:
+            values = {"sequence": claim.sequence, "attempts": claim.begun}
+            connection.execute(insert(self._started).values(values).inline())
+        self._let_go(connection, [claim.sequence for claim in waiting])
+        connection.commit()
+
+    def _end(self, connection: Connection, claims: Sequence[Claim]) -> set[int]:
+        """Delete their notes; return the keys of those that are ours still."""
+        keys = [claim.sequence for claim in claims]
+        self._delete(connection, self._started, keys)
+        return {*keys}
+
+    def _delete(self, connection: Connection, table: Any, keys: Sequence[int]) -> None:
+        if not keys:
+            return
+        sequence = table.c.sequence
+        if connection.dialect.name in MYSQL:
+            # For several values at once it may read a small table from end to end, and wait for the
+            # rows that other relays hold: a deadlock, when all has been published already.
+            one = delete(table).where(sequence == bindparam("gone"))
+            connection.execute(one, [{"gone": value} for value in keys])
+        else:
+            connection.execute(delete(table).where(sequence.in_(keys)))
+
+    def _is_given_up(self, connection: Connection, claim: Claim) -> bool:
+        """Make an event a dead letter after its attempts; put it off before."""
+        attempt = min(claim.attempt, self._max_attempts)
+        errors = claim.failures.values()
+        if errors and all(isinstance(error, BusyError) for error in errors):
+            attempt -= 1  # does not count
+        why = said(claim.unread) if claim.unread is not None else reason(claim.failures)
+        names = [message.receiver for message in claim.failures] or None
+        # What cannot be read will be no other the next time.
+        if claim.unread is not None or attempt >= self._max_attempts:
+            bury(connection, self._outbox, claim.sequence, attempt, why, names)
+            return True
+        delay = min(LAST_RETRY, FIRST_RETRY * 2 ** min(max(attempt - 1, 0), 30))
+        delay *= random.uniform(0.75, 1.25)
+        logger.warning(
+            "event %d is tried again in %.1f s: %s", claim.sequence, delay, printable(why)
+        )
+        connection.execute(
+            update(self._events)
+            .where(self._events.c.sequence == claim.sequence)
+            .values(
+                last_error=why,
+                attempts=attempt,
+                available_at=database_time(delay),
+                receivers=as_json(connection, names),
+            )
+        )
+        return False
+
+
+class Locks(Claims):
+    """PostgreSQL, MariaDB, MySQL: the rows are locked until they are published and deleted.
+
+    What dies lets go of its locks, so nothing has to run out first. What has begun is noted on a
+    connection of its own, since the transaction with the locks goes on.
+    """
+
+    def __init__(self, engine: Engine, outbox: Outbox, max_attempts: int) -> None:
+        # MySQL's default locks the gaps between rows too, and so the end of the table, where the
+        # application wants to insert. Under PostgreSQL's stricter ones, SKIP LOCKED raises errors.
+        committed = engine.execution_options(isolation_level="READ COMMITTED")
+        super().__init__(committed, outbox, max_attempts)
+        self._at_once = engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    @contextmanager
+    def _notes(self, connection: Connection) -> Iterator[Connection]:
+        with self._at_once.connect() as notes:
+            yield notes
+
+    def _lock(
+        self, connection: Connection, keys: Sequence[int], limit: int | None
+    ) -> Sequence[Any]:
+        events = self._events.c
+        statement = (
+            select(events.sequence, events.attempts, _size(connection, events))
+            .where(events.sequence.in_(keys), events.available_at <= database_time())
+            .order_by(events.sequence)
+            .limit(limit)
+            .with_for_update(of=self._events, skip_locked=True)
+        )
+        return connection.execute(statement).all()
+
+
+class Leases(Claims):
+    """SQLite, which has no row locks: the rows are put off for a while, and published meanwhile.
+
+    A lease that has run out, because its relay died or was too slow, is given to the next one.
+    """
+
+    seconds: float = 300.0
+    """How long a lease lasts: longer than a batch takes that is handed over."""
+
+    def _claim(
+        self, connection: Connection, notes: Connection, keys: Mapping[int, Any], alone: bool
+    ) -> list[Claim]:
+        claims = super()._claim(connection, notes, keys, alone)
+        connection.commit()
+        return claims
+
+    def _lock(
+        self, connection: Connection, keys: Sequence[int], limit: int | None
+    ) -> Sequence[Any]:
+        events = self._events.c
+        # Its first statement is a write, so the transaction has the lock before it reads, as after
+        # BEGIN IMMEDIATE; which cannot be emitted, since engines begin in several ways.
+        statement = (
+            update(self._events)
+            .where(events.sequence.in_(keys[:limit]), events.available_at <= database_time())
+            .values(available_at=database_time(self.seconds))
+            .returning(events.sequence, raw(connection, events.attempts), _size(connection, events))
+        )
+        return connection.execute(statement).all()
+
+    def _let_go(self, connection: Connection, keys: Collection[int]) -> None:
+        if keys:
+            where = self._events.c.sequence.in_(keys)
+            connection.execute(
+                update(self._events).where(where).values(available_at=database_time())
+            )
+
+    def _read(self, connection: Connection, claims: Sequence[Claim]) -> list[Claim]:
+        found = super()._read(connection, claims)
+        connection.rollback()  # receivers want to write
+        return found
+
+    def _end(self, connection: Connection, claims: Sequence[Claim]) -> set[int]:
+        """Whoever has got hold of an event after its lease has counted another attempt."""
+        if not claims:
+            return set()
+        started = self._started.c
+        keys = [claim.sequence for claim in claims]
+        ours = started.sequence.in_(keys) & (started.attempts == claims[0].begun + 1)
+        return {*connection.scalars(delete(self._started).where(ours).returning(started.sequence))}
+
+
+def _size(connection: Connection, events: Any) -> ColumnElement[Any]:
+    return size(connection, events.payload, events.headers, events.receivers)
+
+
+def claims_for(engine: Engine, outbox: Outbox, max_attempts: int) -> Claims:
+    """The way for the database of this engine.
+
+    :raises InstallError: there is none.
+    """
+    name = engine.dialect.name
+    if name in ("postgresql", *MYSQL):
+        return Locks(engine, outbox, max_attempts)
+    if name == "sqlite":
+        return Leases(engine, outbox, max_attempts)
+    raise InstallError(
+        f"a relay works on PostgreSQL, MariaDB, MySQL and SQLite, not on {name}. Let change data "
+        f"capture read the outbox there"
+    )

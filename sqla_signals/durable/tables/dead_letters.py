@@ -1,0 +1,145 @@
+"""Giving up: an event that fails again and again is put where somebody looks at it.
+
+The relay gives up what it cannot publish, a worker what it cannot run; so both may do so for one
+event, each for other receivers. A dead letter has a number of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
+
+from sqlalchemy import Text, insert, literal, select, update
+
+from ...errors import printable
+from ...signal import logger
+from ..message.envelope import Message
+from .clock import database_time
+from .raw import as_json, json_text, raw
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from ..outbox import Outbox
+
+MAX_ERROR: Final = 4_000
+MAX_ERRORS: Final = 16_000
+"""Characters kept of one error, and of all of an event: MariaDB's TEXT takes 65,535 bytes."""
+
+_MAX_KEPT: Final = 1_000_000
+"""Characters kept of what is no message."""
+
+
+def bury(
+    connection: Connection,
+    outbox: Outbox,
+    sequence: int,
+    attempts: int,
+    error: str,
+    receivers: Sequence[str] | None,
+) -> None:
+    """Make an event of the outbox a dead letter, as it is: nothing of it is read.
+
+    :param receivers: those that have not done it; ``None`` for those that it has.
+    """
+    events = outbox.table.c
+    values: dict[str, Any] = {name: events[name] for name in events.keys() if name != "sequence"}  # noqa: SIM118
+    values |= {"attempts": literal(attempts), "last_error": literal(error, Text())}
+    if receivers is not None:
+        values["receivers"] = as_json(connection, receivers)
+    values["dead_at"] = database_time()
+    logger.error(
+        "event %d was given up after %d attempts: %s", sequence, attempts, printable(error)
+    )
+    connection.execute(
+        insert(outbox.dead_letters)
+        .from_select([*values], select(*values.values()).where(events.sequence == sequence))
+        .inline()
+    )
+
+
+def bury_message(
+    connection: Connection, outbox: Outbox, message: Message, error: Exception, attempts: int
+) -> None:
+    """Give a message up that a broker has brought: a dead letter for its receiver."""
+    dead = outbox.dead_letters
+    receivers = json.dumps([message.receiver])
+    values = {
+        "id": message.id,
+        "aggregate_type": _kept(message.model),
+        "aggregate_id": _kept(message.subject),
+        "event_type": message.kind,
+        "occurred_at": message.occurred_at,
+        "payload": as_json(connection, message.data),
+        "headers": as_json(connection, message.headers),
+        "receivers": json_text(connection, receivers),
+        "attempts": attempts,
+        "available_at": database_time(),
+        "last_error": reason({message: error}),
+        "dead_at": database_time(),
+    }
+    logger.error(
+        "event %s, %s %s %s, was given up after %d attempts: %s",
+        message.id,
+        *map(printable, (message.model, message.subject, message.kind)),
+        attempts,
+        printable(values["last_error"]),
+    )
+    # The broker may bring a message again that was given up already.
+    again = connection.execute(
+        update(dead)
+        .where(dead.c.id == message.id, raw(connection, dead.c.receivers).element == receivers)
+        .values(attempts=attempts, last_error=values["last_error"], dead_at=database_time())
+    )
+    if not again.rowcount:
+        connection.execute(insert(dead).values(**values).inline())
+
+
+def bury_text(connection: Connection, outbox: Outbox, text: object, error: Exception) -> None:
+    """Keep what a broker has brought that is no message."""
+    logger.error("what is no message was given up: %s", printable(error)[:MAX_ERROR])
+    kept = text if isinstance(text, str) else repr(text)
+    connection.execute(
+        insert(outbox.dead_letters)
+        .values(
+            id=uuid4(),
+            aggregate_type="",
+            aggregate_id="",
+            event_type="",
+            occurred_at=database_time(),
+            payload=as_json(connection, {"text": kept[:_MAX_KEPT]}),
+            headers=as_json(connection, {}),
+            receivers=as_json(connection, []),
+            attempts=1,
+            available_at=database_time(),
+            last_error=said(error),
+            dead_at=database_time(),
+        )
+        .inline()
+    )
+
+
+def _kept(text: str) -> str:
+    """A name as every database takes it."""
+    return text.replace("\0", r"\x00")
+
+
+def reason(failures: Mapping[Message, Exception]) -> str:
+    """Why, in a line for each receiver; as text that every database takes.
+
+    What an error says is anybody's, and must not keep its event from being put off or given up.
+    """
+    lines = [f"{message.receiver}: {said(error)}" for message, error in failures.items()]
+    return _kept("\n".join(lines))[:MAX_ERRORS]
+
+
+def said(error: Exception) -> str:
+    """What an error says, as text that every database takes."""
+    try:
+        words = str(error)
+    except Exception:
+        words = ""
+    text = f"{type(error).__name__}: {words}".encode(errors="backslashreplace").decode()
+    return _kept(text)[:MAX_ERROR]

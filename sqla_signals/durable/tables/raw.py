@@ -1,0 +1,74 @@
+"""Columns as the database holds them, for rows that somebody else may have written.
+
+JSON goes as text that is written and read here. So no serializer of the engine has a say, and a
+column that holds nonsense is read without an error.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import JSON, DateTime, Text, Uuid, cast, func, literal, type_coerce
+from sqlalchemy.types import NullType
+
+from ..message.envelope import read_json
+
+if TYPE_CHECKING:
+    from sqlalchemy import Column, ColumnElement, Connection
+
+
+def raw(connection: Connection, column: Column[Any]) -> ColumnElement[Any]:
+    """A column without the functions of its type: text, or what the driver makes of it."""
+    if connection.dialect.name != "postgresql":
+        return type_coerce(column, NullType()).label(column.name)
+    if isinstance(column.type, DateTime):
+        utc = func.timezone("UTC", column)
+        return func.to_char(utc, 'YYYY-MM-DD"T"HH24:MI:SS.US').label(column.name)
+    if isinstance(column.type, JSON | Uuid):
+        return cast(column, Text).label(column.name)
+    return column.label(column.name)
+
+
+def size(connection: Connection, *columns: Column[Any]) -> ColumnElement[Any]:
+    """How many bytes these columns take as text."""
+    sqlite = connection.dialect.name == "sqlite"
+    sizes = [
+        # Of a text SQLite counts characters; octet_length() came with 3.43.
+        func.coalesce((func.length if sqlite else func.octet_length)(raw(connection, column)), 0)
+        for column in columns
+    ]
+    total: ColumnElement[Any] = sizes[0]
+    for one in sizes[1:]:
+        total = total + one
+    return total
+
+
+def as_json(connection: Connection, value: Any) -> ColumnElement[Any]:
+    """A value for a JSON column; as text in an object where the column would not take it."""
+    try:
+        text = json.dumps(value, allow_nan=connection.dialect.name == "sqlite")
+    except (ValueError, RecursionError):
+        text = json.dumps({"text": _shown(value)})
+    return json_text(connection, text)
+
+
+def json_text(connection: Connection, text: str) -> ColumnElement[Any]:
+    """JSON that is text already, for a JSON column."""
+    found: ColumnElement[Any] = literal(text, Text())
+    return cast(found, JSON()) if connection.dialect.name == "postgresql" else found
+
+
+def from_json(value: Any) -> Any:
+    """What a JSON column holds.
+
+    :raises MalformedMessageError: that is no JSON.
+    """
+    return read_json(value) if isinstance(value, str | bytes) else value
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)
+    except RecursionError:
+        return "too deep to be shown"

@@ -1,0 +1,115 @@
+"""The tables of durable delivery, in the user's own metadata.
+
+The *outbox* holds what was committed and is not handed over yet, *started* what a relay has begun
+with and not ended, the *inbox* which receiver has done which event, *dead letters* what was given
+up. Alembic's autogenerate creates and migrates them like any other table.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    DateTime,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    Uuid,
+)
+from sqlalchemy.dialects import mysql
+
+from ...receivers import MAX_NAME
+
+if TYPE_CHECKING:
+    from sqlalchemy.types import TypeEngine
+
+MYSQL: Final = ("mysql", "mariadb")
+
+
+class Tables(NamedTuple):
+    """The tables of one metadata."""
+
+    table: Table
+    started: Table
+    inbox: Table
+    dead_letters: Table
+
+
+def make_tables(metadata: MetaData, prefix: str, schema: str | None, ordered: bool) -> Tables:
+    """Add the tables to a metadata."""
+    name = f"{prefix}_{{}}"
+    outbox = Table(name.format("outbox"), metadata, *_event_columns(), **_options(schema))
+    if ordered:
+        columns = outbox.c
+        Index(
+            name.format("outbox_in_order"),
+            columns.aggregate_type,
+            columns.aggregate_id,
+            columns.sequence,
+        )
+    return Tables(
+        outbox,
+        Table(
+            name.format("started"),
+            metadata,
+            Column("sequence", _number(), primary_key=True, autoincrement=False),
+            Column("attempts", Integer(), nullable=False),
+            schema=schema,
+        ),
+        Table(
+            name.format("inbox"),
+            metadata,
+            Column("event_id", Uuid(), primary_key=True),
+            Column("receiver", _name(), primary_key=True),
+            Column("done_at", _timestamp(), nullable=False),
+            schema=schema,
+        ),
+        Table(
+            name.format("dead_letters"),
+            metadata,
+            *_event_columns(),
+            Column("dead_at", _timestamp(), nullable=False),
+            **_options(schema),
+        ),
+    )
+
+
+def _options(schema: str | None) -> dict[str, Any]:
+    # A number that was used for a deleted row is not used again: the sequence only rises.
+    return {"schema": schema, "sqlite_autoincrement": True}
+
+
+def _number() -> TypeEngine[Any]:
+    return BigInteger().with_variant(Integer(), "sqlite")
+
+
+def _event_columns() -> list[Column[Any]]:
+    return [
+        Column("sequence", _number(), primary_key=True, autoincrement=True),
+        Column("id", Uuid(), nullable=False),
+        Column("aggregate_type", String(255), nullable=False),
+        Column("aggregate_id", String(255), nullable=False),
+        Column("event_type", String(16), nullable=False),
+        Column("occurred_at", _timestamp(), nullable=False),
+        Column("payload", JSON(), nullable=False),
+        Column("headers", JSON(), nullable=False),
+        Column("receivers", JSON(), nullable=False),
+        Column("attempts", Integer(), nullable=False),
+        Column("available_at", _timestamp(), nullable=False),
+        Column("last_error", Text(), nullable=True),
+    ]
+
+
+def _name() -> TypeEngine[Any]:
+    # Else "shop.Confirm" has done what "shop.confirm" did.
+    return String(MAX_NAME).with_variant(String(MAX_NAME, collation="utf8mb4_bin"), *MYSQL)
+
+
+def _timestamp() -> TypeEngine[Any]:
+    return DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), *MYSQL)

@@ -1,0 +1,96 @@
+"""The names that the package has; it imports them when the first is asked for."""
+
+from typing import TYPE_CHECKING, Any
+
+from .bridge.transactions import on_commit, on_rollback
+from .changes import UNSET, Change
+from .decorator import receiver
+from .dispatch import mute
+from .errors import (
+    AsyncReceiverError,
+    AutocommitError,
+    BulkBypassError,
+    BulkBypassWarning,
+    BulkOptionError,
+    InstallError,
+    ReceiverOptionError,
+    ReceiverTypeError,
+    SessionInFlushError,
+    SignalRecursionError,
+    SignalsError,
+    SignalsNotInstalledWarning,
+)
+from .explaining import explain
+from .installation import Installation, install, raw
+from .signal import Signal
+from .signals import (
+    class_prepared,
+    m2m_changed,
+    post_bulk,
+    post_delete,
+    post_init,
+    post_migrate,
+    post_save,
+    pre_bulk,
+    pre_delete,
+    pre_init,
+    pre_migrate,
+    pre_save,
+    receiver_failed,
+)
+from .tracing.recording import Trace
+from .tracing.trace import trace
+
+if TYPE_CHECKING:
+    from .durable import outbox_table
+
+__all__ = [
+    "UNSET",
+    "AsyncReceiverError",
+    "AutocommitError",
+    "BulkBypassError",
+    "BulkBypassWarning",
+    "BulkOptionError",
+    "Change",
+    "InstallError",
+    "Installation",
+    "ReceiverOptionError",
+    "ReceiverTypeError",
+    "SessionInFlushError",
+    "Signal",
+    "SignalRecursionError",
+    "SignalsError",
+    "SignalsNotInstalledWarning",
+    "Trace",
+    "class_prepared",
+    "explain",
+    "install",
+    "m2m_changed",
+    "mute",
+    "on_commit",
+    "on_rollback",
+    "outbox_table",
+    "post_bulk",
+    "post_delete",
+    "post_init",
+    "post_migrate",
+    "post_save",
+    "pre_bulk",
+    "pre_delete",
+    "pre_init",
+    "pre_migrate",
+    "pre_save",
+    "raw",
+    "receiver",
+    "receiver_failed",
+    "trace",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import durable delivery when it is first asked for: it needs the dialects of SQLAlchemy."""
+    if name == "outbox_table":
+        from .durable import outbox_table
+
+        return outbox_table
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
