@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
+import multiprocessing
 import time
 from pathlib import Path
 
@@ -16,70 +13,34 @@ from sqlalchemy.orm import Session
 from sqla_signals import post_save, receiver
 from sqla_signals.durable import LocalPublisher, Relay
 
+from .bad_relay import KINDS, run
 from .conftest import events, ledger, make_due
 from .models import Ledger, Order, outbox
 from .test_relay import place
 
-PROGRAM = """
-import os, resource, signal, sys, time
-from sqlalchemy import create_engine
-import sqla_signals
-from sqla_signals import post_save, receiver
-from sqla_signals.durable import Relay
-from tests.durable.models import Ledger, Order, outbox
-
-url, folder = sys.argv[1:]
-sqla_signals.install()
-
-@receiver(post_save, sender=Order, durable=True, name="shop.fn")
-def fn(sender, instance, session, event, **kwargs):
-    session.add(Ledger(entry=instance.status))
-    if instance.status == "bad":
-        session.flush()
-        with open(f"{folder}/attempts", "a") as file:
-            file.write(f"{event.attempt}\\n")
-        KIND
-
-options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
-relay = Relay(create_engine(url, **options), outbox=outbox, max_attempts=3)
-while relay.run_once():
-    pass
-"""
-
-KINDS = {
-    "killed": "os.kill(os.getpid(), signal.SIGKILL)",
-    "exits": "sys.exit(1)",
-    "hangs": "time.sleep(3600)",
-    "out of memory": (
-        "resource.setrlimit(resource.RLIMIT_AS, (2**29, 2**29)); "
-        "a = [bytearray(2**27) for _ in 'abcdef']"
-    ),
-}
+# It has imported everything once, and each relay is a fork of it.
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["tests.durable.bad_relay"])
 
 
-def start(shop: Engine, kind: str, folder: Path) -> subprocess.Popen[bytes]:
-    url = shop.url.render_as_string(hide_password=False)
-    code = PROGRAM.replace("KIND", KINDS[kind])
-    return subprocess.Popen(
-        [sys.executable, "-c", code, url, str(folder)],
-        cwd=Path(__file__).parents[2],
-        stderr=subprocess.DEVNULL,
-    )
-
-
-def attempts(folder: Path) -> list[int]:
-    file = folder / "attempts"
+def attempts(file: Path) -> list[int]:
     return [*map(int, file.read_text().split())] if file.exists() else []
 
 
-def end(process: subprocess.Popen[bytes], kind: str, folder: Path, before: int) -> None:
-    """Wait for the end of a relay, or kill one that hangs."""
+def run_relays(shop: Engine, kind: str, file: Path, count: int) -> None:
+    """Wait for the end of relays, and kill those that hang."""
+    before = len(attempts(file))
+    url = shop.url.render_as_string(hide_password=False)
+    relays = [processes.Process(target=run, args=(url, kind, str(file))) for _ in range(count)]
+    for relay in relays:
+        relay.start()
     deadline = time.monotonic() + 60
-    while process.poll() is None:
-        assert time.monotonic() < deadline
-        if kind == "hangs" and len(attempts(folder)) > before:
-            os.kill(process.pid, signal.SIGKILL)
-        process.poll() is None and time.sleep(0.05)
+    for relay in relays:
+        while relay.is_alive():
+            assert time.monotonic() < deadline
+            if kind == "hangs" and len(attempts(file)) > before:
+                relay.kill()
+            relay.join(0.02)
 
 
 @pytest.mark.parametrize("relays", [1, 2])
@@ -93,12 +54,10 @@ def test_it_is_a_dead_letter_after_its_attempts_and_all_others_are_delivered(
     def fn(sender, **kwargs): ...
 
     place(shop, "a", "bad", *(f"b{number}" for number in range(12)))
+    file = tmp_path / "attempts"
     for _ in range(8):
         make_due(shop)
-        before = len(attempts(tmp_path))
-        processes = [start(shop, kind, tmp_path) for _ in range(relays)]
-        for process in processes:
-            end(process, kind, tmp_path, before)
+        run_relays(shop, kind, file, relays)
         if not events(shop):
             break
     assert events(shop) == []
@@ -109,9 +68,9 @@ def test_it_is_a_dead_letter_after_its_attempts_and_all_others_are_delivered(
     assert (dead.aggregate_id, dead.receivers) == ("2", ["shop.fn"])
     if kind == "hangs" and relays == 2:
         # This test may have killed one between its note that it begins, and its receiver.
-        assert attempts(tmp_path) in ([1, 2, 3], [1, 2], [1, 3], [2, 3])
+        assert attempts(file) in ([1, 2, 3], [1, 2], [1, 3], [2, 3])
     else:
-        assert attempts(tmp_path) == [1, 2, 3]
+        assert attempts(file) == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
