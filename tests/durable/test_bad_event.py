@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, func, select, text
+from sqlalchemy import Engine, create_engine, event, func, select, text
 from sqlalchemy.orm import Session
 
 from sqla_signals import post_save, receiver
@@ -94,7 +94,9 @@ def test_a_connection_that_is_cut_while_a_receiver_runs_loses_nothing(shop: Engi
     def fn(sender, instance, session, event, **kwargs):
         calls.append((instance.status, event.attempt))
         with admin.connect() as connection:
-            if kill is not None:
+            if len(calls) > 1:
+                pass
+            elif kill is not None:
                 connection.execute(text(kill))
             else:
                 for (number,) in connection.exec_driver_sql(
@@ -117,3 +119,64 @@ def test_a_connection_that_is_cut_while_a_receiver_runs_loses_nothing(shop: Engi
     with Session(shop) as session:
         (dead,) = session.execute(select(outbox.dead_letters)).all()
     assert dead.last_error == "shop.fn: ValueError: never"
+
+
+@pytest.mark.parametrize(
+    ("url", "patience", "own", "there"),
+    [
+        pytest.param(
+            "postgresql",
+            "set idle_in_transaction_session_timeout = 100",
+            "select pg_backend_pid()",
+            "select count(*) from pg_stat_activity where pid = :id",
+            marks=pytest.mark.postgresql,
+        ),
+        pytest.param(
+            "mariadb",
+            "set idle_transaction_timeout = 1",
+            "select connection_id()",
+            "select count(*) from information_schema.processlist where id = :id",
+            marks=pytest.mark.mariadb,
+        ),
+    ],
+    indirect=["url"],
+)
+def test_what_outlives_the_patience_of_the_database_is_a_dead_letter_alone(
+    shop: Engine, patience: str, own: str, there: str
+):
+    """The transactions of the receiver and of its relay are ended for being idle."""
+    admin = shop.execution_options(isolation_level="AUTOCOMMIT")
+    engine = create_engine(shop.url)
+    calls: list[tuple[str, int]] = []
+
+    @event.listens_for(engine, "connect")
+    def set_patience(connection, _):
+        cursor = connection.cursor()
+        cursor.execute(patience)
+        cursor.close()
+        connection.commit()
+
+    @receiver(post_save, sender=Order, durable=True, name="shop.fn")
+    def fn(sender, instance, session, event, **kwargs):
+        calls.append((instance.status, event.attempt))
+        session.add(Ledger(entry=instance.status))
+        if instance.status == "bad":
+            session.flush()
+            number = session.scalar(text(own))
+            with admin.connect() as connection:
+                while connection.scalar(text(there), {"id": number}):
+                    pass
+
+    place(shop, "a", "bad", "b")
+    relay = Relay(engine, outbox=outbox, max_attempts=2)
+    for _ in range(4):
+        relay.run_once()
+        make_due(shop)
+    engine.dispose()
+    assert sorted(calls) == [("a", 1), ("b", 1), ("bad", 1), ("bad", 2)]
+    assert sorted(ledger(shop)) == ["a", "b"]
+    assert events(shop) == []
+    with Session(shop) as session:
+        (dead,) = session.execute(select(outbox.dead_letters)).all()
+        assert session.scalar(select(func.count()).select_from(outbox.started)) == 0
+    assert (dead.aggregate_id, dead.attempts) == ("2", 2)
