@@ -2,88 +2,48 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
+import multiprocessing
 import time
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, func, select, text
+from sqlalchemy import Engine, create_engine, event, func, select, text
 from sqlalchemy.orm import Session
 
 from sqla_signals import post_save, receiver
 from sqla_signals.durable import LocalPublisher, Relay
 
+from .bad_relay import KINDS, run
 from .conftest import events, ledger, make_due
 from .models import Ledger, Order, outbox
 from .test_relay import place
 
-PROGRAM = """
-import os, resource, signal, sys, time
-from sqlalchemy import create_engine
-import sqla_signals
-from sqla_signals import post_save, receiver
-from sqla_signals.durable import Relay
-from tests.durable.models import Ledger, Order, outbox
-
-url, folder = sys.argv[1:]
-sqla_signals.install()
-
-@receiver(post_save, sender=Order, durable=True, name="shop.fn")
-def fn(sender, instance, session, event, **kwargs):
-    session.add(Ledger(entry=instance.status))
-    if instance.status == "bad":
-        session.flush()
-        with open(f"{folder}/attempts", "a") as file:
-            file.write(f"{event.attempt}\\n")
-        KIND
-
-options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
-relay = Relay(create_engine(url, **options), outbox=outbox, max_attempts=3)
-while relay.run_once():
-    pass
-"""
-
-KINDS = {
-    "killed": "os.kill(os.getpid(), signal.SIGKILL)",
-    "exits": "sys.exit(1)",
-    "hangs": "time.sleep(3600)",
-    "out of memory": (
-        "resource.setrlimit(resource.RLIMIT_AS, (2**29, 2**29)); "
-        "a = [bytearray(2**27) for _ in 'abcdef']"
-    ),
-}
+# It has imported everything once, and each relay is a fork of it.
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["tests.durable.bad_relay"])
 
 
-def start(shop: Engine, kind: str, folder: Path) -> subprocess.Popen[bytes]:
-    url = shop.url.render_as_string(hide_password=False)
-    code = PROGRAM.replace("KIND", KINDS[kind])
-    return subprocess.Popen(
-        [sys.executable, "-c", code, url, str(folder)],
-        cwd=Path(__file__).parents[2],
-        stderr=subprocess.DEVNULL,
-    )
-
-
-def attempts(folder: Path) -> list[int]:
-    file = folder / "attempts"
+def attempts(file: Path) -> list[int]:
     return [*map(int, file.read_text().split())] if file.exists() else []
 
 
-def end(process: subprocess.Popen[bytes], kind: str, folder: Path, before: int) -> None:
-    """Wait for the end of a relay, or kill one that hangs."""
+def run_relays(shop: Engine, kind: str, file: Path, count: int) -> None:
+    """Wait for the end of relays, and kill those that hang."""
+    before = len(attempts(file))
+    url = shop.url.render_as_string(hide_password=False)
+    relays = [processes.Process(target=run, args=(url, kind, str(file))) for _ in range(count)]
+    for relay in relays:
+        relay.start()
     deadline = time.monotonic() + 60
-    while process.poll() is None:
-        assert time.monotonic() < deadline
-        if kind == "hangs" and len(attempts(folder)) > before:
-            os.kill(process.pid, signal.SIGKILL)
-        process.poll() is None and time.sleep(0.05)
+    for relay in relays:
+        while relay.is_alive():
+            assert time.monotonic() < deadline
+            if kind == "hangs" and len(attempts(file)) > before:
+                relay.kill()
+            relay.join(0.02)
 
 
-@pytest.mark.parametrize("relays", [1, 2])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "relays"), [("killed", 1), *((kind, 2) for kind in KINDS)])
 def test_it_is_a_dead_letter_after_its_attempts_and_all_others_are_delivered(
     shop: Engine, kind: str, relays: int, tmp_path: Path
 ):
@@ -93,12 +53,10 @@ def test_it_is_a_dead_letter_after_its_attempts_and_all_others_are_delivered(
     def fn(sender, **kwargs): ...
 
     place(shop, "a", "bad", *(f"b{number}" for number in range(12)))
+    file = tmp_path / "attempts"
     for _ in range(8):
         make_due(shop)
-        before = len(attempts(tmp_path))
-        processes = [start(shop, kind, tmp_path) for _ in range(relays)]
-        for process in processes:
-            end(process, kind, tmp_path, before)
+        run_relays(shop, kind, file, relays)
         if not events(shop):
             break
     assert events(shop) == []
@@ -109,9 +67,9 @@ def test_it_is_a_dead_letter_after_its_attempts_and_all_others_are_delivered(
     assert (dead.aggregate_id, dead.receivers) == ("2", ["shop.fn"])
     if kind == "hangs" and relays == 2:
         # This test may have killed one between its note that it begins, and its receiver.
-        assert attempts(tmp_path) in ([1, 2, 3], [1, 2], [1, 3], [2, 3])
+        assert attempts(file) in ([1, 2, 3], [1, 2], [1, 3], [2, 3])
     else:
-        assert attempts(tmp_path) == [1, 2, 3]
+        assert attempts(file) == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -136,7 +94,9 @@ def test_a_connection_that_is_cut_while_a_receiver_runs_loses_nothing(shop: Engi
     def fn(sender, instance, session, event, **kwargs):
         calls.append((instance.status, event.attempt))
         with admin.connect() as connection:
-            if kill is not None:
+            if len(calls) > 1:
+                pass
+            elif kill is not None:
                 connection.execute(text(kill))
             else:
                 for (number,) in connection.exec_driver_sql(
@@ -159,3 +119,64 @@ def test_a_connection_that_is_cut_while_a_receiver_runs_loses_nothing(shop: Engi
     with Session(shop) as session:
         (dead,) = session.execute(select(outbox.dead_letters)).all()
     assert dead.last_error == "shop.fn: ValueError: never"
+
+
+@pytest.mark.parametrize(
+    ("url", "patience", "own", "there"),
+    [
+        pytest.param(
+            "postgresql",
+            "set idle_in_transaction_session_timeout = 100",
+            "select pg_backend_pid()",
+            "select count(*) from pg_stat_activity where pid = :id",
+            marks=pytest.mark.postgresql,
+        ),
+        pytest.param(
+            "mariadb",
+            "set idle_transaction_timeout = 1",
+            "select connection_id()",
+            "select count(*) from information_schema.processlist where id = :id",
+            marks=pytest.mark.mariadb,
+        ),
+    ],
+    indirect=["url"],
+)
+def test_what_outlives_the_patience_of_the_database_is_a_dead_letter_alone(
+    shop: Engine, patience: str, own: str, there: str
+):
+    """The transactions of the receiver and of its relay are ended for being idle."""
+    admin = shop.execution_options(isolation_level="AUTOCOMMIT")
+    engine = create_engine(shop.url)
+    calls: list[tuple[str, int]] = []
+
+    @event.listens_for(engine, "connect")
+    def set_patience(connection, _):
+        cursor = connection.cursor()
+        cursor.execute(patience)
+        cursor.close()
+        connection.commit()
+
+    @receiver(post_save, sender=Order, durable=True, name="shop.fn")
+    def fn(sender, instance, session, event, **kwargs):
+        calls.append((instance.status, event.attempt))
+        session.add(Ledger(entry=instance.status))
+        if instance.status == "bad":
+            session.flush()
+            number = session.scalar(text(own))
+            with admin.connect() as connection:
+                while connection.scalar(text(there), {"id": number}):
+                    pass
+
+    place(shop, "a", "bad", "b")
+    relay = Relay(engine, outbox=outbox, max_attempts=2)
+    for _ in range(4):
+        relay.run_once()
+        make_due(shop)
+    engine.dispose()
+    assert sorted(calls) == [("a", 1), ("b", 1), ("bad", 1), ("bad", 2)]
+    assert sorted(ledger(shop)) == ["a", "b"]
+    assert events(shop) == []
+    with Session(shop) as session:
+        (dead,) = session.execute(select(outbox.dead_letters)).all()
+        assert session.scalar(select(func.count()).select_from(outbox.started)) == 0
+    assert (dead.aggregate_id, dead.attempts) == ("2", 2)
