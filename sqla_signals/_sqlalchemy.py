@@ -629,10 +629,11 @@ def attribute_of(column: Any, mapper: Mapper[Any]) -> str | None:
     """The attribute of a column, which may be given by its key; ``None`` if there is none."""
     if isinstance(column, str):
         column = mapper.local_table.c.get(column)
-    try:
-        return None if column is None else mapper.get_property_by_column(column).key
-    except UnmappedColumnError:
-        return None
+    # A column of an alias stands for one of the table.
+    for one in () if column is None else (column, *column.base_columns):
+        with suppress(UnmappedColumnError):
+            return mapper.get_property_by_column(one).key
+    return None
 
 
 def inserted_values(statement: Any, mapper: Mapper[Any]) -> list[dict[str, Any]] | None:
