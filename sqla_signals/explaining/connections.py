@@ -40,7 +40,8 @@ def explain(target: Any = None) -> Explanation:
     is one that is listened to, is only known when something happens. Callbacks given to
     ``on_commit()`` and ``on_rollback()`` are not receivers.
     """
-    signals: list[Signal] = [*mapping.model_signals, receiver_failed]
+    sent = [*mapping.model_signals, receiver_failed]
+    signals = sorted((one for one in known_signals() if one in sent), key=sent.index)
     mappers = sorted(configured_mappers(), key=lambda mapper: _dotted(mapper.class_))
     asked: list[Mapper[Any]] = []
     others: list[Signal] = []  # may be sent by anything, installed or not
