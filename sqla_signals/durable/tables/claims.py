@@ -23,7 +23,19 @@ from datetime import datetime
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import ColumnElement, LargeBinary, bindparam, cast, delete, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    LargeBinary,
+    Select,
+    bindparam,
+    cast,
+    delete,
+    func,
+    insert,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.exc import DBAPIError
 
 from ...errors import InstallError, printable
@@ -132,36 +144,50 @@ class Claims:
         self, connection: Connection, which: ColumnElement[bool], limit: int | None
     ) -> dict[int, Any]:
         """The keys of what is due, in order, and the row that each tells of where that matters."""
-        events, started = self._events.c, self._started.c
+        events = self._events.c
         due = (
             select(events.sequence)
             .where(events.available_at <= database_time(), which)
             .order_by(events.sequence)
             .limit(limit)
         )
-        if not self._outbox.ordered:
-            found = dict.fromkeys(connection.scalars(due))
-            connection.rollback()
+        try:
+            if not self._outbox.ordered:
+                return dict.fromkeys(connection.scalars(due))
+            found = self._in_order(connection, due)
+            if not found:
+                # What is due first waits for something; what is behind that must not wait with it.
+                heads = select(func.min(events.sequence))
+                heads = heads.group_by(events.aggregate_type, events.aggregate_id)
+                found = self._in_order(connection, due.where(events.sequence.in_(heads)))
             return found
-        earlier = self._events.alias("earlier")
-        has_begun = select(started.sequence).where(started.sequence == earlier.c.sequence)
-        waits = select(earlier.c.sequence).where(
-            earlier.c.aggregate_type == events.aggregate_type,
-            earlier.c.aggregate_id == events.aggregate_id,
-            earlier.c.sequence < events.sequence,
-            (earlier.c.available_at > database_time()) | has_begun.exists(),
-        )
-        if connection.dialect.name == "postgresql":
-            # Else it is made a join, which compares each event of a row with each other:
-            # convert_EXISTS_sublink_to_join (optimizer/plan/subselect.c) refuses an OFFSET.
-            waits = waits.offset(0)
-        names: list[Any] = [events.aggregate_type, events.aggregate_id]
+        finally:
+            connection.rollback()
+
+    def _in_order(self, connection: Connection, due: Select[Any]) -> dict[int, Any]:
+        """Of what is due, that before which nothing of the same row waits for anything else."""
+        events = self._events.c
+        row: list[Any] = [events.aggregate_type, events.aggregate_id]
         if connection.dialect.name == "sqlite":  # any bytes may be a text there
-            names = [cast(name, LargeBinary) for name in names]
-        rows: Any = connection.execute(due.add_columns(*names).where(~waits.exists()))
-        found = {key: (model, subject) for key, model, subject in rows}
-        connection.rollback()
-        return found
+            row = [cast(name, LargeBinary) for name in row]
+        found: Any = connection.execute(due.add_columns(*row)).all()
+        keys = {key for key, *_ in found}
+        if not keys:
+            return {}
+        rows: Any = connection.execute(
+            select(events.sequence, *row)
+            .where(tuple_(*row).in_({(model, subject) for _, model, subject in found}))
+            .where(events.sequence <= max(keys))
+            .order_by(events.sequence)
+        )
+        ready: dict[int, Any] = {}
+        waiting: set[Any] = set()
+        for key, *names in rows:
+            if key in keys and tuple(names) not in waiting:
+                ready[key] = tuple(names)
+            else:
+                waiting.add(tuple(names))
+        return ready
 
     # -- one batch ---------------------------------------------------------------------------------
 
