@@ -557,7 +557,7 @@ def test_an_ordered_outbox_publishes_the_events_of_a_row_one_after_the_other(sho
     "url", [pytest.param("postgresql", marks=pytest.mark.postgresql)], indirect=True
 )
 def test_many_events_of_one_row_are_not_compared_with_each_other(shop, publisher):
-    """As in a join, with which PostgreSQL took seconds to find the first of a few thousand."""
+    """PostgreSQL took seconds to find the first of a few thousand where it joined them."""
     receiver(post_save, sender=Ticket, durable=True, name="tickets.fn")(lambda sender, **_: None)
     Queue.metadata.create_all(shop)
     with Session(shop) as session:
@@ -587,7 +587,7 @@ def test_many_events_of_one_row_are_not_compared_with_each_other(shop, publisher
             update(table).where(table.c.sequence == first).values(available_at=later)
         )
     assert relay.run_once() == 0
-    assert "SubPlan" in plans[-1]
+    assert "Aggregate" in plans[-1]
     Queue.metadata.drop_all(shop)
 
 
