@@ -19,3 +19,7 @@ else:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         found = globals()[name] = getattr(public, name)
         return found
+
+    def __dir__() -> list[str]:
+        """All that can be imported from here."""
+        return sorted({*globals(), *__getattr__("__all__")})

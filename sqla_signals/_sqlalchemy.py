@@ -21,6 +21,7 @@ from types import FrameType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sqlalchemy import Connection, Engine, MetaData, event, inspect, select
+from sqlalchemy.engine.cursor import CursorResult, FullyBufferedCursorFetchStrategy
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.event import registry as event_registry
 from sqlalchemy.orm import (
@@ -601,6 +602,11 @@ def dml_operation(statement: Any) -> Literal["insert", "update", "delete"]:
     return "insert" if dml.is_insert else "update" if dml.is_update else "delete"
 
 
+def returns_rows(statement: Any) -> bool:
+    """Whether an INSERT, UPDATE or DELETE has a RETURNING of the user's."""
+    return bool(dml_of(statement)._returning)
+
+
 def may_skip_rows(statement: Any) -> bool:
     """Whether the statement may leave rows alone that it was given one by one."""
     return bool(
@@ -623,10 +629,33 @@ def set_values(statement: Any, mapper: Mapper[Any]) -> dict[str, Any]:
     return found
 
 
+def is_replacing(statement: Any) -> bool:
+    """Whether SQLite is to delete rows that are in the way: ``INSERT OR REPLACE``, and UPDATE."""
+    return any("REPLACE" in str(text).upper() for text, _ in dml_of(statement)._prefixes)
+
+
+def is_extended(statement: Any) -> bool:
+    """Whether something follows the condition of an UPDATE or DELETE (from SQLAlchemy 2.1 on)."""
+    return getattr(statement, "_post_criteria_clause", None) is not None
+
+
+def is_beyond_its_condition(statement: Any) -> bool:
+    """Whether an UPDATE or DELETE of MySQL has a LIMIT, or sets columns of a second table."""
+    if any(name.endswith("limit") for name in statement.dialect_kwargs):
+        return True
+    table = dml_table(statement)
+    columns = getattr(statement, "_ordered_values", None) or getattr(statement, "_values", None)
+    return any(
+        isinstance(one, Column) and not table.c.contains_column(one) for one in dict(columns or {})
+    )
+
+
 def attribute_of(column: Any, mapper: Mapper[Any]) -> str | None:
-    """The attribute of a column, which may be given by its key; ``None`` if there is none."""
+    """The attribute of a column of the class, or of an alias, or of a key; else ``None``."""
     if isinstance(column, str):
         column = mapper.local_table.c.get(column)
+    else:
+        column = mapper.persist_selectable.corresponding_column(column)
     try:
         return None if column is None else mapper.get_property_by_column(column).key
     except UnmappedColumnError:
@@ -751,7 +780,7 @@ def execute_last(
     return context.invoke_statement()
 
 
-def matching(statement: Any, columns: Iterable[Column[Any]]) -> Select[Any]:
+def matching(statement: Any, columns: Iterable[Column[Any]] = ()) -> Select[Any]:
     """The query for the rows that an UPDATE or DELETE would write now.
 
     It has the tables of the statement itself: a condition on another one, even on that of a parent
@@ -776,6 +805,21 @@ def dml_table(statement: Any) -> Any:
     """The table that an UPDATE or DELETE writes, or the alias of it that it names."""
     entity = _dml_entity(statement)
     return entity.selectable if entity.is_aliased_class else entity.mapper.local_table
+
+
+def fetched(result: Result[Any]) -> int | None:
+    """Fetch all rows of a statement from the driver, for the result to give out; their number.
+
+    No instance is made of a row before the caller reads it, as without us. ``None`` if the rows
+    come from several cursors.
+    """
+    rows_of: Any = result if isinstance(result, CursorResult) else getattr(result, "raw", None)
+    if rows_of is None:
+        return None
+    # CursorResult._rewind() of engine/cursor.py does the same with rows that were processed.
+    rows = rows_of.cursor_strategy.fetchall(rows_of, rows_of.cursor)
+    rows_of.cursor_strategy = FullyBufferedCursorFetchStrategy(None, initial_buffer=rows)
+    return len(rows)
 
 
 def without_where(statement: Any) -> Any:

@@ -123,7 +123,7 @@ def installed(installation: Any) -> None:
 def check(signal: ModelSignal | SpecialSignal, receiver: Receiver) -> None:
     """Raise :class:`ReceiverOptionError` if the classes mapped so far show an option to be wrong.
 
-    That is when ``fields`` names what a matching class lacks, when a string sender names two
+    That is when ``fields`` names what the class of the sender lacks, when a string sender names two
     classes of one registry, or when a durable receiver's class has no outbox or cannot be written
     into a message.
     """
@@ -135,8 +135,7 @@ def check(signal: ModelSignal | SpecialSignal, receiver: Receiver) -> None:
             continue
         if mapper.configured:
             try:
-                if receiver.fields is not None:
-                    receiver.columns(mapper)
+                receiver.check_fields(mapper)
                 if receiver.durable:
                     outbox_of(mapper, receiver).check(mapper, receiver)
             except ReceiverOptionError as error:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from weakref import WeakKeyDictionary
 
 from blinker import ANY
-from sqlalchemy.orm import QueryableAttribute
+from sqlalchemy.orm import QueryableAttribute, class_mapper
 from sqlalchemy.schema import Table
 
 from ._sqlalchemy import column_keys, is_mapped, state_of
@@ -148,28 +148,41 @@ class Receiver:
 
     def matches(self, sender: Any) -> bool:
         """Whether an event that ``sender`` sends is for this receiver."""
-        return matches(self._sender(), sender, self.propagate)
+        if not matches(self._sender(), sender, self.propagate):
+            return False
+        if self.fields is None or not is_mapped(sender) or self._names(sender):
+            return True
+        mapper = class_mapper(sender, configure=False)
+        return not mapper.configured or bool(self.columns(mapper))
 
     def columns(self, mapper: Mapper[Any]) -> frozenset[str]:
-        """The column attributes of ``mapper`` that ``fields`` names.
-
-        Raises :class:`ReceiverOptionError` for a name that the class does not have.
-        """
+        """The column attributes of ``mapper`` that ``fields`` names, as far as it has them."""
         assert self.fields is not None
         found = self._columns.get(mapper)
         if found is None:
-            keys: set[str] = set()
-            for field in sorted(self.fields):
-                columns = column_keys(mapper, field)
-                if not columns:
-                    raise ReceiverOptionError(
-                        f"receiver {self}: {mapper.class_.__name__} has no column attribute "
-                        f"{field!r} to watch with fields=. Use one of: "
-                        f"{', '.join(sorted(prop.key for prop in mapper.column_attrs))}"
-                    )
-                keys |= columns
-            found = self._columns[mapper] = frozenset(keys)
+            keys = (column_keys(mapper, field) for field in self.fields)
+            found = self._columns[mapper] = frozenset[str]().union(*keys)
         return found
+
+    def check_fields(self, mapper: Mapper[Any]) -> None:
+        """Raise :class:`ReceiverOptionError` if the class lacks what ``fields`` names.
+
+        A class that the receiver was not connected to by name may lack it.
+        """
+        if not self._names(mapper.class_):
+            return
+        for field in sorted(self.fields or ()):
+            if not column_keys(mapper, field):
+                raise ReceiverOptionError(
+                    f"receiver {self}: {mapper.class_.__name__} has no column attribute "
+                    f"{field!r} to watch with fields=. Use one of: "
+                    f"{', '.join(sorted(prop.key for prop in mapper.column_attrs))}"
+                )
+
+    def _names(self, cls: type) -> bool:
+        """Whether the sender is this very class, or its name."""
+        sender = self._sender()
+        return sender is cls or (isinstance(sender, str) and is_named(cls, sender))
 
     def merged(self, other: Receiver) -> Receiver:
         """This receiver, with ``fields`` that let through what either of the two would."""

@@ -263,6 +263,8 @@ ELSEWHERE = (
     "_events_todo",
     "_is_criteria_option",
     "_ordered_values",
+    "_post_criteria_clause",
+    "_prefixes",
     "_where_criteria",
 )
 
@@ -640,6 +642,32 @@ def test_what_an_update_sets_and_asks_for():
     ]
     assert statement.table._annotations["parententity"] is sa_inspect(Parent)
     assert "parententity" not in update(Parent.__table__).where(Parent.id == 1).table._annotations
+
+
+def test_what_stands_before_and_behind_a_statement():
+    """``_prefixes``, and from SQLAlchemy 2.1 on ``_post_criteria_clause``."""
+    statement = update(Parent).prefix_with("OR REPLACE")
+    assert [str(text) for text, _ in statement._prefixes] == ["OR REPLACE"]
+    assert _sqlalchemy.is_replacing(statement)
+    assert not _sqlalchemy.is_replacing(update(Parent).prefix_with("OR IGNORE"))
+    if hasattr(mysql, "limit"):
+        assert _sqlalchemy.is_extended(update(Parent).ext(mysql.limit(1)))
+    assert not _sqlalchemy.is_extended(update(Parent))
+
+
+def test_what_a_statement_returned_can_be_fetched_and_given_out_later():
+    """``CursorResult.cursor_strategy``, and the one that has its rows already."""
+    assert update(Parent)._returning == ()
+    engine = create_engine("sqlite://")
+    Base.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add_all([Parent(id=1, name="a"), Parent(id=2, name="b")])
+        session.flush()
+        statement = update(Parent).values(name="c").returning(Parent)
+        assert statement._returning
+        result: Any = session.execute(statement)
+        assert _sqlalchemy.fetched(result) == 2
+        assert [parent.name for parent in result.scalars()] == ["c", "c"]
 
 
 def test_a_listener_for_statements_can_be_added_as_the_last_one():

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from sqlalchemy.exc import ResourceClosedError
+from sqlalchemy import Table
 from sqlalchemy.orm import FromStatement
 
 from .._sqlalchemy import (
@@ -21,8 +22,11 @@ from .._sqlalchemy import (
     execute_last,
     execution_options_of,
     fail_transaction,
+    fetched,
     frames_outwards,
+    is_replacing,
     may_skip_rows,
+    returns_rows,
 )
 from ..dispatch import active_mutes, audible
 from ..errors import BulkBypassError, BulkBypassWarning, BulkOptionError
@@ -74,34 +78,34 @@ def do_orm_execute(
         )
     if mode == "skip":
         return None
-    operation = dml_operation(context.statement)
-    has_bulk = any(signal.has_receivers_for(mapper.class_) for signal in (pre_bulk, post_bulk))
-    if mode is None and not has_bulk:
+    if mode is None and not _has_bulk(mapper):
+        operation = dml_operation(context.statement)
         _bypassed(context, mapper, operation, policy_for(context.session))
         return None
-    wants_rows = mode == "rows" and bool(_row_receivers(mapper, operation))
-    if wants_rows:
-        _refuse_rows(context, operation)
-    elif not has_bulk:
-        return None
-
-    def execute(last: ORMExecuteState) -> Result[Any]:
-        return _execute(last, mapper, operation, wants_rows)
-
-    token = object()
-    _open.add(token)
-    try:
-        # A ShardedSession executes the statement from a listener, once for each shard.
-        return execute(context) if is_sharded(context.session) else execute_last(context, execute)
-    finally:
-        _open.discard(token)
+    execute = partial(_execute, sends_rows=mode == "rows")
+    # A ShardedSession executes the statement from a listener, once for each shard.
+    return execute(context) if is_sharded(context.session) else execute_last(context, execute)
 
 
-def _refuse_rows(context: ORMExecuteState, operation: str) -> None:
+def _has_bulk(mapper: Mapper[Any]) -> bool:
+    return any(signal.has_receivers_for(mapper.class_) for signal in (pre_bulk, post_bulk))
+
+
+def _refuse_rows(context: ORMExecuteState, mapper: Mapper[Any], operation: str) -> None:
     if isinstance(context.statement, FromStatement):
         raise BulkOptionError(
             'execution option signals="rows" does not work with from_statement(): execute the '
             "statement itself, with returning()"
+        )
+    if is_replacing(context.statement):
+        raise BulkOptionError(
+            f'execution option signals="rows": which rows {operation.upper()} OR REPLACE deletes '
+            f"is not known. Use on_conflict_do_update(), or delete them before"
+        )
+    if not isinstance(mapper.local_table, Table):
+        raise BulkOptionError(
+            f'execution option signals="rows" does not work with {mapper.class_.__name__}, which '
+            f"is mapped to several tables at once. Name the class of the table that is written"
         )
     if is_sharded(context.session):
         raise BulkOptionError(
@@ -113,7 +117,7 @@ def _refuse_rows(context: ORMExecuteState, operation: str) -> None:
 
 
 def _refuse_rows_of_table(context: ORMExecuteState) -> None:
-    """No class, no receivers: not what somebody expects who has asked for the signals of rows."""
+    """Refuse the signals of rows for a statement on a ``Table``, which has no instances."""
     if execution_options_of(context).get("signals") != "rows":
         return
     # From SQLAlchemy 2.1 on, a session may ask so for whatever it executes.
@@ -127,23 +131,22 @@ def _refuse_rows_of_table(context: ORMExecuteState) -> None:
     )
 
 
-_open: set[object] = set()
-
-
-def in_progress() -> bool:
-    """Whether any statement is being executed whose receivers are called."""
-    return bool(_open)
-
-
-def _execute(
-    context: ORMExecuteState, mapper: Mapper[Any], operation: str, wants_rows: bool
-) -> Result[Any]:
-    session, cls = context.session, mapper.class_
-    calls = Calls(session)
+def _execute(context: ORMExecuteState, *, sends_rows: bool) -> Result[Any]:
+    session = context.session
+    # Another listener may have put a statement of its own in place of the first.
+    mapper = dml_mapper(context.statement)
+    operation = dml_operation(context.statement) if mapper is not None else ""
+    wants_rows = sends_rows and mapper is not None and bool(_row_receivers(mapper, operation))
+    if mapper is None or not (wants_rows or _has_bulk(mapper)):
+        with own_choice_of_bind(session):
+            return context.invoke_statement()
+    if wants_rows:
+        _refuse_rows(context, mapper, operation)
+    cls, calls = mapper.class_, Calls(session)
     rows = None
     if wants_rows:
         rows = (inserted_rows if context.is_insert else changed_rows)(context, mapper, calls)
-    arguments = {
+    arguments: dict[str, Any] = {
         "operation": operation,
         "statement": context.statement,
         "parameters": context.parameters,
@@ -164,7 +167,8 @@ def _execute(
     else:
         with own_choice_of_bind(session):
             # Of an INSERT, SQLAlchemy keeps the count of rows only if told to.
-            result = context.invoke_statement(execution_options={"preserve_rowcount": True})
+            keep = {"preserve_rowcount": True} if operation == "insert" else None
+            result = context.invoke_statement(execution_options=keep)
         result, rowcount = counted(result, context)
     arguments["rowcount"] = rowcount
     receivers = audible(post_bulk, cls, post_bulk.table.lookup(cls))
@@ -187,27 +191,23 @@ def _execute(
 
 def counted(result: Result[Any], context: ORMExecuteState) -> tuple[Result[Any], int]:
     """A result, and how many rows the statement has changed; -1 if the database does not tell."""
+    if returns_rows(context.statement):
+        # Some databases count the rows only once all were fetched.
+        rowcount = fetched(result)
+        if rowcount is None:
+            frozen = result.freeze()
+            result, rowcount = frozen(), len(frozen.data)
+        return result, rowcount
     rowcount = getattr(result, "rowcount", None)
     if rowcount is not None:
         return result, rowcount
-    if _has_rows(result):
-        # RETURNING: some databases count the rows only once all were fetched.
-        frozen = result.freeze()
-        return frozen(), len(frozen.data)
     parameters = context.parameters
     many = parameters if isinstance(parameters, list) else [parameters]
     return result, -1 if may_skip_rows(context.statement) else len(many)
 
 
-def _has_rows(result: Result[Any]) -> bool:
-    try:
-        return bool(result.keys())
-    except ResourceClosedError:  # of statements without RETURNING
-        return False
-
-
 def _row_receivers(mapper: Mapper[Any], operation: str) -> list[Any]:
-    """Who would hear of the rows, were they written by a flush; muted ones not."""
+    """The receivers that a flush would call for such rows, without the muted ones."""
     mappers = [mapper] if operation == "insert" else mapper.self_and_descendants
     return [
         receiver

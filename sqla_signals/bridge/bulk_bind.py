@@ -40,7 +40,7 @@ def own_choice_of_bind(session: Session) -> Iterator[None]:
     """Let the session choose the bind of an invoked statement as it does for any other."""
     choose = session.get_bind
 
-    def get_bind(*arguments: Any, **options: Any) -> Bind:
+    def get_bind(*arguments: Any, **options: Any) -> Any:
         options.pop(BIND_ARGUMENT, None)
         return choose(*arguments, **options)
 
@@ -75,7 +75,7 @@ def one_bind(session: Session, written: Mapper[Any], bind: Bind) -> Iterator[Non
 
 
 @contextmanager
-def _replaced(session: Session, get_bind: Callable[..., Bind]) -> Iterator[None]:
+def _replaced(session: Session, get_bind: Callable[..., Any]) -> Iterator[None]:
     attributes = session.__dict__
     before = {name: attributes[name] for name in ("get_bind",) if name in attributes}
     attributes["get_bind"] = get_bind

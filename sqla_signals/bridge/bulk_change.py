@@ -20,7 +20,8 @@ from .._sqlalchemy import (
     by_column,
     dml_strategy,
     dml_table,
-    key_columns_of,
+    is_beyond_its_condition,
+    is_extended,
     matching,
     set_deleted,
     set_values,
@@ -55,7 +56,7 @@ def changed_rows(context: ORMExecuteState, mapper: Mapper[Any], calls: Calls) ->
 
 
 def _refuse_unknown(context: ORMExecuteState, mapper: Mapper[Any], is_by_key: bool) -> None:
-    parts = list(iterate(matching(context.statement, key_columns_of(mapper))))
+    parts = list(iterate(matching(context.statement)))
     if isinstance(context.parameters, list) and not (
         is_by_key and all(one.unique for one in parts if isinstance(one, BindParameter))
     ):
@@ -78,6 +79,16 @@ class ChangedRows(Rows):
     """The attributes that it sets."""
     _count = -1
     """How many rows it has changed, where the database tells no more than that."""
+
+    def __init__(self, context: ORMExecuteState, mapper: Mapper[Any], calls: Calls) -> None:
+        super().__init__(context, mapper, calls)
+        is_mysql = self._dialect.name in ("mysql", "mariadb")
+        if is_extended(self._statement) or (is_mysql and is_beyond_its_condition(self._statement)):
+            raise BulkOptionError(
+                'execution option signals="rows": which rows a LIMIT picks, and which rows of a '
+                "second table are set, is not known before. Say in where() which rows they are, "
+                "and update one table at a time"
+            )
 
     @property
     def _synchronizes(self) -> bool:
@@ -150,7 +161,7 @@ class ChangedRows(Rows):
         dialect, is_update = self._dialect, self._context.is_update
         if not self._mapper.local_table.implicit_returning:  # type: ignore[attr-defined]
             return False
-        if len(matching(self._statement, self._key_columns).get_final_froms()) > 1:
+        if len(matching(self._statement).get_final_froms()) > 1:
             return bool(
                 dialect.update_returning_multifrom
                 if is_update

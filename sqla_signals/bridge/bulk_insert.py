@@ -232,7 +232,13 @@ class UpsertedRows(InsertedRows):
         """The attributes that tell which row is in the way; none if the statement does not say."""
         self._target_key = KeyColumns(map(self._column, self._target), self._dialect)
         self._fields = self._written_with(self._updates, [self._table], ("server_onupdate",))
-        if self._dialect.name == "postgresql":
+        if self._updates and self._dialect.name == "postgresql":
+            if self._table.dialect_options["postgresql"]["partition_by"]:
+                raise BulkOptionError(
+                    f'execution option signals="rows": {self._table!s} is partitioned, and of such '
+                    f"a table PostgreSQL does not tell which rows an upsert has inserted. Name the "
+                    f"class of a partition, or connect to post_bulk"
+                )
             self._tells_new = [literal_column("xmax = 0", Boolean)]
         self._check_key(self._updates.difference(self._target))
         self._in_the_way: dict[Hashable, Row] = {}
@@ -278,7 +284,9 @@ class UpsertedRows(InsertedRows):
         self._instances = self._load(row.key for row in self._in_the_way.values())
 
     def _is_new(self, identity: Hashable, told: Sequence[bool]) -> bool:
-        return told[0] if told else identity not in self._instances
+        if told:
+            return told[0]
+        return not self._updates or identity not in self._instances
 
     def _rows_with(self, keys: list[Key]) -> dict[Hashable, Row]:
         columns, names = list(map(self._column, self._target)), list(self._fields)

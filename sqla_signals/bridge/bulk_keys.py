@@ -1,10 +1,12 @@
-"""The columns that tell rows apart: their values in Python, and how a query asks for many of them.
+"""The columns that identify rows: when two keys are the same, and how a query asks for many keys.
 
-Values are compared as the database gets them: what a column type makes of one may be equal to
-nothing, or not hashable. A list of a thousand parameters is too long for a statement: drivers for
-PostgreSQL and SQLite allow some ten thousands, and PostgreSQL compares a list of tuples in a
-recursion that is as deep as the list is long. There the keys travel as one array for each column,
-or as one JSON document.
+Keys are compared as the database gets them, because what a column type makes of a value may be
+equal to nothing, or not hashable.
+
+A query cannot bind any number of keys one by one. PostgreSQL takes 65,535 parameters, SQLite 32,766
+by default, and PostgreSQL compares a list of tuples in a recursion as deep as the list is long.
+There, many keys travel as one array for each column, or as one JSON document. The drivers for
+MariaDB write parameters into the statement themselves and know no such limit.
 """
 
 from __future__ import annotations
@@ -97,20 +99,15 @@ class KeyColumns:
             bound = key if self._is_plain else self._bound(key)
             places = tuple(i for i, value in enumerate(bound) if value is not None)
             groups.setdefault(places, []).append(key)
-        return or_(
-            false(),
-            *(
-                and_(
-                    *(one.is_(None) for i, one in enumerate(expressions) if i not in places),
-                    *(
-                        [self._among([expressions[i] for i in places], places, group)]
-                        if places
-                        else []
-                    ),
-                )
-                for places, group in groups.items()
-            ),
-        )
+        return or_(false(), *(self._alike(expressions, *group) for group in groups.items()))
+
+    def _alike(
+        self, expressions: Sequence[Any], places: tuple[int, ...], keys: list[Key]
+    ) -> ColumnElement[bool]:
+        """The same for keys that have values in these places, and NULL in all others."""
+        nulls = [one.is_(None) for i, one in enumerate(expressions) if i not in places]
+        values = [self._among([expressions[i] for i in places], places, keys)] if places else []
+        return and_(*nulls, *values)
 
     def _among(
         self, expressions: list[Any], places: tuple[int, ...], keys: list[Key]
@@ -122,12 +119,21 @@ class KeyColumns:
             elif self._dialect.name == "sqlite":
                 found, expressions = self._from_json(expressions, places, keys)
         values = [tuple(key[place] for place in places) for key in keys]
+        types = [self._types[place] for place in places]
         if len(places) == 1:
             only: ColumnElement[Any] = expressions[0]
-            return only.in_([value for (value,) in values] if found is None else found)
+            # Of the column's type: SQLAlchemy 2.0.36 sends text to an INET as a VARCHAR.
+            one_by_one = bindparam(
+                None, [value for (value,) in values], types[0], unique=True, expanding=True
+            )
+            return only.in_(one_by_one if found is None else found)
         if found is None and (self._wraps or self._holds_arrays):
             # The values of a tuple get neither what their type puts around them, nor a cast.
-            return or_(*(and_(*map(eq, expressions, value)) for value in values))
+            bound = (
+                [bindparam(None, *pair, unique=True) for pair in zip(value, types, strict=True)]
+                for value in values
+            )
+            return or_(*(and_(*map(eq, expressions, value)) for value in bound))
         return tuple_(*expressions).in_(values if found is None else found)
 
     def _unnested(self, places: tuple[int, ...], keys: list[Key]) -> Any:
@@ -143,8 +149,9 @@ class KeyColumns:
     def _from_json(
         self, expressions: list[Any], places: tuple[int, ...], keys: list[Key]
     ) -> tuple[Select[Any] | None, list[Any]]:
+        processors = _bind_processors(self._types, self._dialect)
         rows = [
-            [_json_value(value) for value in map(self._bound(key).__getitem__, places)]
+            [_json_value(_processed(processors[place], key[place])) for place in places]
             for key in keys
         ]
         try:

@@ -110,9 +110,8 @@ class Rows:
 
     def _lock(self) -> None:
         if self._dialect.name == "sqlite":
-            table: Any = self._mapper.local_table
-            column = next(iter(table.primary_key))
-            nothing = update(table).values({column: column}).where(false())
+            column = self._key_columns[0]
+            nothing = update(column.table).values({column: column}).where(false())
             self._connection.execute(
                 with_options_of(nothing, self._statement), execution_options=self._schema
             )

@@ -166,11 +166,29 @@ class Columns:
         """A diff of values that are known by name."""
         return diff_of(pairs, self._shapes[tuple(pairs)].exotic)
 
+    def update_of(self, state: InstanceState[Any], pairs: Pairs) -> Diff:
+        """A diff of what the UPDATE changed that has just been emitted for a row."""
+        diff = self.diff_of(pairs)
+        version = self._version
+        if (
+            version is not None
+            and version in diff[0].along
+            and state.dict.get(version, UNSET) is None
+        ):
+            # _collect_update_commands of orm/persistence.py: a row without a version gets none, and
+            # no UPDATE of the version's table for its sake.
+            written = self.written_along(pairs, of_one_table=True)
+            unknown = self.may_change(written).difference(pairs)
+            return diff_of(pairs, Shape(pairs, written, unknown))
+        return diff
+
     def shape(self, keys: tuple[str, ...]) -> Shape:
         """The shape of an UPDATE that changes these attributes."""
         written = self.written_along(keys)
         unknown = self.may_change(written) - set(keys)
-        is_plain = self._delicate.union(self.filled_in).isdisjoint(keys)
+        is_plain = self._delicate.union(self.filled_in).isdisjoint(keys) and (
+            self._version is None or any(self._version_table in self._tables[key] for key in keys)
+        )
         return Shape(keys, written, unknown, is_plain and self.watched.isdisjoint(unknown))
 
     def will_write(self, state: InstanceState[Any], foreseen: Values) -> bool:

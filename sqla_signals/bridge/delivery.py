@@ -115,12 +115,6 @@ _current: ContextVar[tuple[_Delivery, Cause] | None] = ContextVar(
     "sqla_signals_delivery", default=None
 )
 """The delivery around us, and the call it is making. A task inherits it, and may outlive it."""
-_open: set[_Delivery] = set()
-
-
-def in_progress() -> bool:
-    """Whether anything is being delivered anywhere."""
-    return bool(_open)
 
 
 def keep_values(session: Session, frame: Frame) -> None:
@@ -175,7 +169,6 @@ def committed(
     if delivery is not None and is_waiting and delivery.add(batch):
         return
     delivery = _Delivery(batch)
-    _open.add(delivery)
     following: Batch | None = batch
     try:
         while following is not None:
@@ -183,7 +176,6 @@ def committed(
             following = delivery.next()
     finally:
         delivery.end()
-        _open.discard(delivery)
 
 
 def follows(session: Session, fn: Callable[[], Any]) -> bool:

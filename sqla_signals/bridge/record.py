@@ -150,7 +150,7 @@ class Record:
         if not columns.still_stands(state, diff):
             expired = self._expired.pop(state, NOTHING_EXPIRED)
             pairs = columns.updated(state, diff, expired, self._context)
-            diff = columns.diff_of(pairs)
+            diff = columns.update_of(state, pairs)
             if columns.watched and pairs:
                 diff = columns.filled(state, pairs, diff[0].written, self._watched.get(state, {}))
             self.keys_before.setdefault(state, state.key)

@@ -17,7 +17,7 @@ from .. import mapping
 from .._sqlalchemy import all_mappers, writes_rows
 from ..bridge.m2m import association_of
 from ..dispatch import audible
-from ..receivers import Receiver
+from ..receivers import Receiver, matches
 from ..special import AssociationSignal
 from .explanation import Notice, place_of, printable
 
@@ -71,6 +71,9 @@ def _never_matched(receiver: Receiver, mappers: list[Mapper[Any]]) -> str | None
         if not any(mapper.configured for mapper in mappers):
             return f"SQLAlchemy cannot configure {_names(mappers)}. configure_mappers() says why"
         return None
+    if any(matches(sender, mapper.class_, receiver.propagate) for mapper in all_mappers()):
+        fields = ", ".join(map(repr, sorted(receiver.fields or ())))
+        return f"no class that it is for has a column attribute {fields}. Mend fields="
     if sender is ANY:
         return "no class is mapped. Import the models"
     if isinstance(sender, str):

@@ -17,7 +17,7 @@ __all__ = ["async_engine", "statements"]
 @pytest.fixture
 def shop(engine: Engine) -> Engine:
     """The engine, with the tables of the shop and their triggers."""
-    Base.metadata.create_all(engine)
+    Base.metadata.create_all(engine, checkfirst=False)
     with engine.begin() as connection:
         create_triggers(connection, Base.metadata)
     return engine

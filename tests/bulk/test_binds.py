@@ -425,6 +425,66 @@ def test_a_listener_that_executes_the_statement_several_times(leader: Engine):
         ]
 
 
+@pytest.mark.parametrize("signals", ["rows", None])
+def test_a_listener_that_executes_another_statement_in_its_place(leader: Engine, signals: Any):
+    """What is told of is what is executed: here a row is marked instead of deleted."""
+    maker = sessionmaker(leader)
+    heard = Heard().connect(Order)
+
+    @event.listens_for(maker, "do_orm_execute")
+    def mark(state: Any) -> Any:
+        if state.is_delete:
+            marked = update(Order).where(state.statement.whereclause).values(status="deleted")
+            return state.invoke_statement(marked)
+        return None
+
+    with maker() as session:
+        options = {"signals": signals} if signals else {}
+        session.execute(delete(Order).where(Order.id == 1), execution_options=options)
+        assert witnessed(session) == updates(1)
+        assert heard.rows("post") == heard.rows("pre") == (updates(1) if signals else [])
+        assert heard.statements == ["pre_bulk update Order", "post_bulk update Order 1"]
+
+
+def test_a_listener_that_executes_what_somebody_listens_to_in_its_place(leader: Engine):
+    """The receivers are those of the statement that is executed, not of the one it replaced."""
+    maker = sessionmaker(leader)
+    saved: list[Any] = []
+    post_save.connect(lambda sender, instance, **_: saved.append(instance.id), Order, weak=False)
+
+    @event.listens_for(maker, "do_orm_execute")
+    def mark(state: Any) -> Any:
+        if state.is_delete:
+            marked = update(Order).where(state.statement.whereclause).values(status="deleted")
+            return state.invoke_statement(marked)
+        return None
+
+    with maker() as session:
+        session.execute(delete(Order).where(Order.id == 1), execution_options=ROWS)
+        assert witnessed(session) == updates(1)
+        assert saved == [1]
+
+
+@pytest.mark.parametrize("signals", ["rows", None])
+def test_a_listener_that_executes_a_statement_on_a_table_in_its_place(leader: Engine, signals: Any):
+    """No class is named by it, so nothing is sent."""
+    maker = sessionmaker(leader)
+    heard = Heard().connect(Order)
+
+    @event.listens_for(maker, "do_orm_execute")
+    def mark(state: Any) -> Any:
+        if state.is_delete:
+            marked = update(Order.__table__).where(Order.__table__.c.id == 1).values(state="x")
+            return state.invoke_statement(marked)
+        return None
+
+    with maker() as session:
+        options = {"signals": signals} if signals else {}
+        session.execute(delete(Order).where(Order.id == 1), execution_options=options)
+        assert witnessed(session) == updates(1)
+        assert heard.calls == heard.statements == []
+
+
 # -- schemas -------------------------------------------------------------------------------------
 
 

@@ -5,14 +5,30 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from sqlalchemy import ForeignKey, bindparam, delete, exists, func, insert, select, update
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_column
+from sqlalchemy import (
+    Column,
+    ForeignKey,
+    Integer,
+    String,
+    Table,
+    bindparam,
+    delete,
+    exists,
+    func,
+    insert,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.dialects import mysql
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, column_property, mapped_column
 from sqlalchemy.orm import with_loader_criteria as criteria
 from sqlalchemy.orm.exc import StaleDataError
 
 from sqla_signals import BulkOptionError, Change, post_save
 from tests.contract.observing import rows
 
+from ..conftest import before_sqlalchemy
 from .shop import (
     Clerk,
     Customer,
@@ -343,3 +359,113 @@ def test_updates_by_key_with_a_condition_that_changes_its_mind(session: Session)
         execution_options={**ROWS, "synchronize_session": None},
     )
     assert heard.rows("post") == witnessed(session) == updates(1, 3)
+
+
+@pytest.mark.skipif(before_sqlalchemy("2.1"), reason="statements have no extensions there")
+@pytest.mark.parametrize("statement", [update(Order).values(total=7), delete(Order)], ids=str)
+def test_what_follows_the_condition_is_refused(session: Session, statement: Any):
+    """A LIMIT chooses among the rows, and who knows what an extension of somebody else does."""
+    fill(session)
+    heard = Heard().connect(Order)
+    with pytest.raises(BulkOptionError, match=r"Say in where\(\) which rows"):
+        session.execute(statement.ext(mysql.limit(1)), execution_options=ROWS)
+    assert heard.calls == []
+    assert rows(session, Order.total) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("prefix", ["OR REPLACE", "or replace", text("OR  REPLACE")], ids=str)
+@pytest.mark.parametrize("operation", ["insert", "inserts", "update"])
+def test_or_replace_is_refused(session: Session, operation: str, prefix: Any):
+    """SQLite deletes the rows that are in the way and says nothing about them."""
+    if session.get_bind().dialect.name != "sqlite":
+        pytest.skip("only SQLite has it")
+    fill(session)
+    heard = Heard().connect(Order)
+    statement, parameters = {
+        "insert": (insert(Order).values(number=10), None),
+        "inserts": (insert(Order), [{"number": 10}]),
+        "update": (update(Order).where(Order.id == 2).values(number=10), None),
+    }[operation]
+    with pytest.raises(BulkOptionError, match=r"OR REPLACE.*on_conflict_do_update"):
+        session.execute(statement.prefix_with(prefix), parameters, execution_options=ROWS)
+    assert heard.calls == []
+    assert rows(session, Order.id) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("operation", ["insert", "update", "by key"])
+def test_or_ignore_tells_of_the_rows_that_it_wrote(session: Session, operation: str):
+    """RETURNING names them."""
+    if session.get_bind().dialect.name != "sqlite":
+        pytest.skip("only SQLite has it")
+    fill(session)
+    heard = Heard().connect(Order)
+    statement, parameters, changed = {
+        "insert": (insert(Order), [{"id": 7, "number": 10}, {"id": 8}], [("insert", "8")]),
+        "update": (
+            update(Order).where(Order.id < 3).values(number=Order.number + 40),
+            None,
+            updates(2),
+        ),
+        "by key": (update(Order), [{"id": 1, "number": 10}], updates(1)),
+    }[operation]
+    options = {**ROWS, "synchronize_session": False}
+    session.execute(statement.prefix_with("OR IGNORE"), parameters, execution_options=options)
+    assert heard.rows("post") == witnessed(session) == changed
+
+
+def test_a_table_without_a_primary_key(session: Session):
+    """The mapper says which columns are the key."""
+
+    class OwnBase(DeclarativeBase):
+        pass
+
+    class Log(OwnBase):
+        __table__ = Table(
+            "log", OwnBase.metadata, Column("id", Integer), Column("text", String(10))
+        )
+        __mapper_args__: Any = {"primary_key": [__table__.c.id]}
+
+    OwnBase.metadata.create_all(session.connection())
+    heard = Heard().connect(Log)
+    session.execute(insert(Log), [{"id": 1, "text": "a"}, {"id": 2}], execution_options=ROWS)
+    session.execute(update(Log).where(Log.id == 1).values(text="b"), execution_options=ROWS)
+    session.execute(update(Log), [{"id": 2, "text": "c"}], execution_options=ROWS)
+    assert rows(session, Log.id, Log.text) == [(1, "b"), (2, "c")]
+    session.execute(delete(Log), execution_options=ROWS)
+    changed = [("delete", "1"), ("delete", "2"), ("insert", "1"), ("insert", "2"), *updates(1, 2)]
+    assert heard.rows("post") == heard.rows("pre") == changed
+
+
+@pytest.mark.parametrize("operation", ["insert", "update", "by key", "delete"])
+def test_a_class_that_is_mapped_to_a_join_is_refused(session: Session, operation: str):
+    """SQLAlchemy itself can do little with it, and returns nothing."""
+
+    class OwnBase(DeclarativeBase):
+        pass
+
+    class Left(OwnBase):
+        __tablename__ = "lefts"
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    class Right(OwnBase):
+        __tablename__ = "rights"
+        id: Mapped[int] = mapped_column(ForeignKey("lefts.id"), primary_key=True)
+        size: Mapped[int | None]
+
+    left, right = Left.__table__, Right.__table__
+
+    class Both(OwnBase):
+        __table__ = left.join(right)
+        id = column_property(left.c.id, right.c.id)
+
+    OwnBase.metadata.create_all(session.connection())
+    heard = Heard().connect(Both)
+    statement, parameters = {
+        "insert": (insert(Both), [{"id": 1, "size": 1}]),
+        "update": (update(Both).values(size=1), None),
+        "by key": (update(Both), [{"id": 1, "size": 1}]),
+        "delete": (delete(Both), None),
+    }[operation]
+    with pytest.raises(BulkOptionError, match="Both, which is mapped to several tables"):
+        session.execute(statement, parameters, execution_options=ROWS)
+    assert heard.calls == rows(session, left.c.id) == []

@@ -47,7 +47,7 @@ class Sum(Base):
     __tablename__ = "sums"
     id: Mapped[int] = mapped_column(primary_key=True)
     number: Mapped[int | None] = mapped_column()
-    twice: Mapped[int | None] = mapped_column(Integer, Computed("number * 2"))
+    twice: Mapped[int | None] = mapped_column(Integer, Computed("number * 2", persisted=True))
     thrice: Mapped[int | None] = column_property(number * 3)
 
 

@@ -14,6 +14,7 @@ from sqlalchemy import (
     event,
     func,
     insert,
+    inspect,
     select,
     text,
     update,
@@ -48,7 +49,6 @@ from .shop import (
     Point,
     Seat,
     Stamped,
-    inserted,
     witnessed,
 )
 
@@ -231,6 +231,43 @@ def test_update_of_an_alias(session: Session):
         execution_options={**ROWS, "synchronize_session": False},
     )
     assert told(session, heard) == updates(2)
+
+
+@pytest.mark.parametrize("how", ["values", "ordered", "expression", "column", "name"])
+def test_an_update_of_an_alias_tells_what_it_sets(session: Session, how: str):
+    """By attributes of the alias, by columns of its table, or by name."""
+    fill(session)
+    heard = Heard().connect(Order)
+    chosen = Heard()
+    post_save.connect(chosen, Order, fields={"status"}, weak=False)
+    other = aliased(Order)
+    statement: Any = update(other).where(other.id == 2)
+    statement = {
+        "values": statement.values({other.status: "x"}),
+        "ordered": statement.ordered_values((other.status, "x")),
+        "expression": statement.values({other.status: func.substr("wxyz", 2, 1)}),
+        "column": statement.values({inspect(other).selectable.c.state: "x"}),
+        "name": statement.values(status="x"),
+    }[how]
+    options = {**ROWS, "synchronize_session": False}
+    session.execute(statement, execution_options=options)
+    assert told(session, heard) == updates(2)
+    assert heard.of("post_save")[0]["changes"] == {"status": Change("open", "x")}
+    assert heard.of("post_save")[0]["update_fields"] == {"status"}
+    assert len(chosen.calls) == 1
+    assert rows(session, Order.status) == ["open", "open", "open", "open", "x"]
+
+
+def test_an_update_of_the_primary_key_of_an_alias_is_refused(session: Session):
+    """As without an alias."""
+    fill(session)
+    heard = Heard().connect(Order)
+    other = aliased(Order)
+    with pytest.raises(BulkOptionError, match="primary key"):
+        session.execute(
+            update(other).where(other.id == 1).values({other.id: 99}), execution_options=ROWS
+        )
+    assert witnessed(session) == heard.rows("pre") == []
 
 
 def test_update_of_a_part_of_a_value(session: Session):
@@ -682,7 +719,7 @@ def test_insert_with_values(session: Session, statement: Any):
     """However the values are given."""
     heard = Heard().connect(Order)
     result = session.execute(statement, execution_options=ROWS)
-    assert result.rowcount == inserted(session, 1)
+    assert result.rowcount == 1
     assert told(session, heard) == [("insert", "1")]
     assert heard.of("post_save")[0]["changes"]["status"] == Change(UNSET, "a")
 

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, delete, event, insert, select, text, update
+from sqlalchemy import (
+    Engine,
+    String,
+    TypeDecorator,
+    delete,
+    event,
+    insert,
+    literal_column,
+    select,
+    text,
+    type_coerce,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import IntegrityError, PendingRollbackError
+from sqlalchemy.exc import IntegrityError, PendingRollbackError, ResourceClosedError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
@@ -32,6 +45,7 @@ from sqla_signals import (
 )
 from tests.contract.observing import asynchronous, rows
 
+from ..conftest import before_sqlalchemy
 from .shop import Base, Clerk, Customer, Employee, Heard, Manager, Order, inserted, witnessed
 
 SKIP: Any = {"signals": "skip"}
@@ -138,20 +152,109 @@ def test_each_kind_of_statement(session: Session, name: str):
 
 
 def test_a_statement_keeps_the_execution_options_that_it_was_given(session: Session, shop: Engine):
-    """Besides them there is one of SQLAlchemy's, where somebody is told the number of rows."""
+    """An INSERT has one of SQLAlchemy's besides, where somebody is told the number of rows."""
     fill(session)
     listen(Order)
     seen = []
 
     @event.listens_for(shop, "before_cursor_execute")
     def look(conn, cursor, statement, parameters, context, executemany):
-        if statement.startswith("UPDATE"):
+        if statement.startswith(("UPDATE", "INSERT", "DELETE")):
             seen.append({key for key in context.execution_options if not key.startswith("_")})
 
     for given in ({"mine": 1, "signals": "skip"}, {"mine": 1}):
         session.execute(update(Order).values(status="sent"), execution_options=given)
-    assert seen == [{"mine", "signals"}, {"mine", "preserve_rowcount"}]
+        session.execute(delete(Order).where(Order.id == 3), execution_options=given)
+        session.execute(insert(Order).values(id=3, status="sent"), execution_options=given)
+    assert seen == [*[{"mine", "signals"}] * 3, *[{"mine"}] * 2, {"mine", "preserve_rowcount"}]
     assert rows(session, Order.status) == ["sent"] * 3
+
+
+@pytest.mark.parametrize("operation", ["update", "upsert", "upserts"])
+def test_a_returned_row_touches_its_instance_when_it_is_read(session: Session, operation: str):
+    """The rows are counted before, but nothing is made of them."""
+    if operation == "update" and before_sqlalchemy("2.0.36"):
+        pytest.skip("an UPDATE does not populate existing instances there")
+    fill(session)
+    heard = listen(Order)
+    order: Any = session.get(Order, 1)
+    upserted = upsert(session).on_conflict_do_update(index_elements=["id"], set_={"state": "sent"})
+    statement: Any = {
+        "update": update(Order).where(Order.id == 1).values(status="sent"),
+        "upsert": upserted.values(id=1),
+        "upserts": upserted,
+    }[operation]
+    result = session.execute(
+        statement.returning(Order),
+        [{"id": 1}] if operation == "upserts" else None,
+        execution_options={"populate_existing": True, "synchronize_session": False},
+    )
+    assert heard.statements[1].endswith(" Order 1")
+    assert order.status == "open"
+    assert result.raw.context is not None
+    assert result.all() == [(order,)]
+    assert order.status == "sent"
+    assert rows(session, Order.id, Order.status)[0] == (1, "sent")
+
+
+READ: dict[str, Callable[[Any], Any]] = {
+    "all": lambda result: result.all(),
+    "fetchmany": lambda result: [*result.fetchmany(2), *result.fetchmany(2)],
+    "iteration": list,
+    "partitions": lambda result: [row for part in result.partitions(2) for row in part],
+    "unique": lambda result: result.unique().all(),
+    "yield_per": lambda result: list(result.yield_per(1)),
+    "columns": lambda result: result.columns(0, 1).all(),
+    "mappings": lambda result: [tuple(row.values()) for row in result.mappings()],
+    "scalars": lambda result: [(number, "x") for number in result.scalars()],
+    "frozen": lambda result: result.freeze()().all(),
+}
+
+
+@pytest.mark.parametrize("how", READ)
+@pytest.mark.parametrize("returned", ["attributes", "star"])
+def test_returned_rows_are_read_in_any_way(session: Session, how: str, returned: str):
+    """With values that its column type has made of what the driver gave, each once."""
+
+    class Marked(TypeDecorator[str]):
+        impl = String
+        cache_ok = True
+
+        def process_result_value(self, value: Any, dialect: Any) -> Any:
+            return f"<{value}>"
+
+    fill(session)
+    heard = listen(Order)
+    marked = type_coerce(Order.status, Marked())
+    statement = update(Order).where(Order.id > 1).values(status="x")
+    if returned == "star":
+        statement = statement.returning(literal_column("*"))
+        result = session.execute(statement, execution_options={"synchronize_session": False})
+        assert heard.statements[1] == "post_bulk update Order 2"
+        assert sorted(row[0] for row in READ[how](result)) == [2, 3]
+    else:
+        result = session.execute(statement.returning(Order.id, marked))
+        assert heard.statements[1] == "post_bulk update Order 2"
+        status = "x" if how == "scalars" else "<x>"
+        assert sorted(map(tuple, READ[how](result))) == [(2, status), (3, status)]
+    assert rows(session, Order.status) == ["open", "x", "x"]
+
+
+@pytest.mark.parametrize("how", ["first", "close", "not read"])
+def test_returned_rows_need_not_be_read(session: Session, how: str):
+    """The connection can be used for something else."""
+    fill(session)
+    heard = listen(Order)
+    result = session.execute(update(Order).values(status="x").returning(Order.id))
+    if how == "first":
+        assert result.first() is not None
+    elif how == "close":
+        result.close()
+        with pytest.raises(ResourceClosedError):
+            result.all()
+    assert heard.statements[1] == "post_bulk update Order 3"
+    assert rows(session, Order.status) == ["x"] * 3
+    session.rollback()
 
 
 def test_query_update_and_delete(session: Session):

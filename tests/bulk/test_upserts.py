@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from sqlalchemy import func, insert, inspect, literal, select
+from sqlalchemy import delete, func, insert, inspect, literal, select, update
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sqla_signals import UNSET, BulkOptionError, Change, pre_save
@@ -186,3 +187,84 @@ def test_pending_changes_of_a_row_in_the_way_are_kept(session: Session):
     session.commit()
     found = session.execute(select(Order.status, Order.total, Order.customer_id).filter_by(id=2))
     assert found.one() == ("x", 99, 2)
+
+
+class PartBase(DeclarativeBase):
+    """The base of classes whose tables PostgreSQL keeps no ``xmax`` for."""
+
+
+class Reading(PartBase):
+    """In partitions."""
+
+    __tablename__ = "readings"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    text: Mapped[str | None]
+    __table_args__ = {"postgresql_partition_by": "RANGE (id)"}
+
+
+class Viewed(PartBase):
+    """A view of a table."""
+
+    __tablename__ = "viewed"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    text: Mapped[str | None]
+
+
+@pytest.fixture
+def partitions(session: Session) -> Session:
+    """A session with both, each with the rows 1 and 11."""
+    if session.get_bind().dialect.name != "postgresql":
+        pytest.skip("only PostgreSQL has them")
+    connection = session.connection()
+    Reading.__table__.create(connection)  # type: ignore[attr-defined]
+    for statement in (
+        "CREATE TABLE early PARTITION OF readings FOR VALUES FROM (0) TO (10)",
+        "CREATE TABLE late PARTITION OF readings FOR VALUES FROM (10) TO (100)",
+        "CREATE TABLE seen (id INTEGER PRIMARY KEY, text VARCHAR)",
+        "CREATE VIEW viewed AS SELECT id, text FROM seen",
+    ):
+        connection.exec_driver_sql(statement)
+    for cls in (Reading, Viewed):
+        connection.execute(insert(cls.__table__), [{"id": 1, "text": "a"}, {"id": 11, "text": "a"}])
+    session.commit()
+    return session
+
+
+@pytest.mark.parametrize("cls", [Reading, Viewed])
+@pytest.mark.parametrize("target", [None, ["id"]])
+def test_do_nothing_on_a_partitioned_table_or_a_view(partitions: Session, cls: Any, target: Any):
+    """What is returned was inserted, so nothing else has to be asked."""
+    heard = Heard().connect(cls)
+    statement = postgresql.insert(cls).on_conflict_do_nothing(
+        index_elements=target if cls is Reading else None
+    )
+    values = [{"id": 1, "text": "b"}, {"id": 12, "text": "b"}]
+    partitions.execute(statement, values, execution_options=ROWS)
+    assert heard.rows("post") == [("insert", "12")]
+    assert rows(partitions, cls.id, cls.text) == [(1, "a"), (11, "a"), (12, "b")]
+
+
+@pytest.mark.parametrize("cls", [Reading, Viewed])
+def test_other_statements_on_a_partitioned_table_or_a_view(partitions: Session, cls: Any):
+    """They are about rows as elsewhere."""
+    heard = Heard().connect(cls)
+    partitions.execute(insert(cls), [{"id": 2}, {"id": 12}], execution_options=ROWS)
+    partitions.execute(update(cls).where(cls.id > 2).values(text="b"), execution_options=ROWS)
+    partitions.execute(update(cls), [{"id": 1, "text": "c"}], execution_options=ROWS)
+    partitions.execute(delete(cls).where(cls.id > 11), execution_options=ROWS)
+    changed = [("delete", "12"), ("insert", "12"), ("insert", "2"), *updates(1, 11, 12)]
+    assert heard.rows("post") == heard.rows("pre") == changed
+    assert rows(partitions, cls.id, cls.text) == [(1, "c"), (11, "b"), (2, None)]
+
+
+@pytest.mark.parametrize("values", [[{"id": 1, "text": "b"}], [{"id": 1}, {"id": 12}]], ids=str)
+def test_an_upsert_that_updates_a_partitioned_table_is_refused(partitions: Session, values: Any):
+    """PostgreSQL does not tell which rows of it were new."""
+    heard = Heard().connect(Reading)
+    statement = postgresql.insert(Reading).on_conflict_do_update(
+        index_elements=["id"], set_={"text": "z"}
+    )
+    with pytest.raises(BulkOptionError, match=r"readings is partitioned.*post_bulk"):
+        partitions.execute(statement, values, execution_options=ROWS)
+    assert heard.calls == []
+    assert rows(partitions, Reading.id, Reading.text) == [(1, "a"), (11, "a")]

@@ -18,7 +18,7 @@ from .observing import Log, listen
 @pytest.fixture
 def library(engine: Engine) -> Engine:
     """The engine, with the tables of the library in it."""
-    Base.metadata.create_all(engine)
+    Base.metadata.create_all(engine, checkfirst=False)
     return engine
 
 

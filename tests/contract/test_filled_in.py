@@ -6,7 +6,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import Computed, Engine, FetchedValue, ForeignKey, Integer, literal, update
+from sqlalchemy import (
+    Computed,
+    Engine,
+    FetchedValue,
+    ForeignKey,
+    Integer,
+    insert,
+    literal,
+    select,
+    update,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
 from sqla_signals import UNSET, Change, post_save, pre_save
@@ -53,6 +63,25 @@ class Truck(Car):
     id: Mapped[int] = mapped_column(ForeignKey("cars.id"), primary_key=True)
     load: Mapped[int | None]
     __mapper_args__ = {"polymorphic_identity": "truck"}
+
+
+class Draft(Base):
+    """Some rows are older than the version column."""
+
+    __tablename__ = "drafts"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    version: Mapped[int | None] = mapped_column()
+    stamp: Mapped[int | None] = mapped_column(onupdate=99)
+    __mapper_args__ = {"version_id_col": version}
+
+
+class Letter(Draft):
+    """In two tables."""
+
+    __tablename__ = "letters"
+    id: Mapped[int] = mapped_column(ForeignKey("drafts.id"), primary_key=True)
+    text: Mapped[str | None]
+    sent: Mapped[int | None] = mapped_column(onupdate=98)
 
 
 class Program(Base):
@@ -186,6 +215,46 @@ def test_so_does_the_update_that_repeats_a_version_of_the_program(session: Sessi
     assert dict(log.one("post_save")["changes"]) == {"name": Change("a", "b")}
     table = Program.__table__.c
     assert rows(session, table.token, table.stamp) == [(1, 99)]
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+@pytest.mark.parametrize("on", ["flush", "commit"])
+def test_a_row_without_a_version_is_given_none(session: Session, on: Phase, loaded: bool):
+    """SQLAlchemy leaves the table of the version alone then, and so the stamps in it."""
+    told: list[Any] = []
+    post_save.connect(
+        lambda sender, changes, update_fields, **kwargs: told.append((update_fields, changes)),
+        Letter,
+        on=on,
+        weak=False,
+    )
+    counted: list[Any] = []
+    post_save.connect(
+        lambda sender, **kwargs: counted.append(sender),
+        Letter,
+        on=on,
+        fields={"version", "stamp"},
+        weak=False,
+    )
+    connection = session.connection()
+    connection.execute(
+        insert(Draft.__table__), [{"id": 1, "version": None}, {"id": 2, "version": 1}]
+    )
+    connection.execute(insert(Letter.__table__), [{"id": 1, "text": "a"}, {"id": 2, "text": "a"}])
+    session.commit()
+    old, new = session.scalars(select(Letter).order_by(Letter.id)).all()
+    if not loaded:
+        session.expire_all()
+    old.text = new.text = "b"
+    session.commit()
+    assert [fields for fields, _ in told] == [
+        {"text", "sent"},
+        {"text", "sent", "version", "stamp"},
+    ]
+    assert counted == [Letter]
+    table = Draft.__table__.c
+    assert rows(session, table.id, table.version, table.stamp) == [(1, None, None), (2, 2, 99)]
+    assert rows(session, Letter.__table__.c.sent) == [98, 98]
 
 
 @pytest.mark.parametrize("read", [True, False])

@@ -77,7 +77,7 @@ from ..conftest import create_sqlite_engine
 from .models import Author, Book, Page, Tag
 from .observing import Log, asynchronous, both, listen, rows
 
-ROUNDS = 60
+ROUNDS = 12
 """How many models to map: some get the address of another one by then."""
 
 # -- special shapes --------------------------------------------------------------------------------

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from blinker import ANY
-from sqlalchemy import Column, ForeignKey, Integer, String, Table
+from sqlalchemy import Column, Engine, ForeignKey, Integer, String, Table, insert, update
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
@@ -31,7 +33,7 @@ from sqla_signals import (
 )
 
 from .models import Author, Base, Book, Named, Tag
-from .observing import FLUSH_SIGNALS, listen, rows
+from .observing import FLUSH_SIGNALS, both, listen, rows
 
 # -- sender: mapped classes, lists, any ----------------------------------------------------------
 
@@ -507,16 +509,21 @@ def test_fields_with_an_unknown_attribute_is_an_error_at_once_for_a_mapped_class
     assert not post_save.receivers
 
 
-@pytest.mark.parametrize("by", ["class", "name", "base"])
+@pytest.mark.parametrize("by", ["class", "name", "name_to_propagate"])
 def test_fields_with_an_unknown_attribute_is_an_error_when_the_class_is_mapped(by: str, installed):
     """If the class was not mapped when the receiver was connected."""
 
     class LaterBase(DeclarativeBase):
         pass
 
-    senders = {"name": "Misspelt_name", "base": LaterBase}
     if by != "class":
-        receiver(post_save, sender=senders[by], fields={"statos"})(lambda sender, **kwargs: None)
+        connect = receiver(
+            post_save,
+            sender=f"Misspelt_{by}",
+            fields={"statos"},
+            propagate=by == "name_to_propagate",
+        )
+        connect(lambda sender, **kwargs: None)
 
     columns = {"id": mapped_column(Integer, primary_key=True), "status": mapped_column(String)}
     # A name for each parameter: the class of the one before may not be garbage yet.
@@ -527,6 +534,110 @@ def test_fields_with_an_unknown_attribute_is_an_error_when_the_class_is_mapped(b
         configure_mappers()
     post_save._clear_state()
     configure_mappers()
+
+
+class Dated:
+    """A mixin, above and below a mapped class."""
+
+    due: Mapped[int | None] = mapped_column(use_existing_column=True)
+
+
+class FieldsBase(DeclarativeBase):
+    """The declarative base of classes with and without what receivers ask for."""
+
+
+class Bill(Dated, FieldsBase):
+    """Has what is asked for."""
+
+    __tablename__ = "bills"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str | None]
+
+
+class Party(FieldsBase):
+    """Lacks it, while a subclass has it."""
+
+    __tablename__ = "parties"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    name: Mapped[str | None]
+    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "party"}
+
+
+class Debtor(Dated, Party):
+    """In the same table."""
+
+    __mapper_args__ = {"polymorphic_identity": "debtor"}
+
+
+WIDE_SENDERS = [None, ANY, FieldsBase, Dated, [Dated, FieldsBase], [None]]
+
+
+@pytest.mark.parametrize("sender", WIDE_SENDERS, ids=str)
+@pytest.mark.parametrize("when", ["before they are configured", "afterwards"])
+def test_fields_pass_over_a_class_that_lacks_them(
+    engine: Engine, installed, sender: Any, when: str
+):
+    """Whoever asks for no class by name hears of those that have the attribute, and of no other."""
+    if when == "afterwards":
+        configure_mappers()
+    log = listen(sender=sender, fields={"due", "nobody has this"})
+    FieldsBase.metadata.create_all(engine)
+    with Session(engine) as session:
+        bill, party, debtor = Bill(name="a"), Party(name="b"), Debtor(name="c")
+        session.add_all([bill, party, debtor])
+        session.flush()
+        created = [*both("save created Bill(a)"), *both("save created Debtor(c)")]
+        assert sorted(log.lines) == sorted(created)
+        log.clear()
+        bill.name, party.name, debtor.name = "d", "e", "f"
+        session.flush()
+        assert log.lines == []
+        bill.due = debtor.due = 1
+        party.name = "g"
+        session.flush()
+        updated = [*both("save updated Bill(d)"), *both("save updated Debtor(f)")]
+        assert sorted(log.lines) == sorted(updated)
+        log.clear()
+        for one in (bill, party, debtor):
+            session.delete(one)
+        session.flush()
+        assert sorted(log.lines) == sorted([*both("delete Bill(d)"), *both("delete Debtor(f)")])
+        assert rows(session, Bill.id) == rows(session, Party.id) == []
+
+
+@pytest.mark.parametrize("on", ["commit", "rollback"])
+def test_fields_pass_over_a_class_that_lacks_them_at_the_end_too(
+    engine: Engine, installed, on: Any
+):
+    """Each phase has the same rule, and a statement about many rows too."""
+    told: list[Any] = []
+    for signal in (post_save, post_delete):
+        signal.connect(
+            lambda sender, instance, **_: told.append(sender), weak=False, on=on, fields={"due"}
+        )
+    FieldsBase.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add_all([Bill(), Party(), Debtor()])
+        session.flush()
+        session.execute(insert(Party), [{"name": "x"}], execution_options={"signals": "rows"})
+        session.execute(update(Party).values(name="y"), execution_options={"signals": "rows"})
+        session.execute(update(Bill).values(due=1), execution_options={"signals": "rows"})
+        session.commit() if on == "commit" else session.rollback()
+    assert sorted(told, key=str) == [Bill, Debtor]
+    assert len(rows(engine, Party.id)) == (3 if on == "commit" else 0)
+
+
+@pytest.mark.parametrize("sender", [Party, "Party", [Party, Bill], [None, Party]], ids=str)
+def test_fields_of_a_subclass_are_unknown_to_the_class_that_is_named(sender: Any):
+    """With ``propagate`` too: name the subclass."""
+    configure_mappers()
+
+    def fn(sender, **kwargs): ...
+
+    with pytest.raises(ReceiverOptionError, match=r"Party.*'due'.*name"):
+        post_save.connect(fn, sender=sender, propagate=True, fields={"due"})
+    assert not post_save.receivers
 
 
 @pytest.mark.parametrize("fields", [set(), [], {3}, {None}])

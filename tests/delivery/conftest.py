@@ -12,7 +12,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import Session
 
 import sqla_signals
-from sqla_signals.bridge import delivery
 
 from ..conftest import clear_postgresql, create_sqlite_engine
 from ..contract.models import Base
@@ -28,16 +27,9 @@ from .observing import (
 )
 
 
-@pytest.fixture(autouse=True)
-def nothing_in_progress() -> Iterator[None]:
-    """However a test ends, the library believes in no delivery any more."""
-    yield
-    assert not delivery.in_progress()
-
-
 def create_tables(engine: Engine) -> None:
-    Base.metadata.create_all(engine)
-    Record.metadata.create_all(engine)
+    Base.metadata.create_all(engine, checkfirst=False)
+    Record.metadata.create_all(engine, checkfirst=False)
 
 
 @pytest.fixture

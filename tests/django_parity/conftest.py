@@ -19,7 +19,7 @@ __all__ = ["async_engine"]
 @pytest.fixture
 def database(engine: Engine) -> Engine:
     """The engine, with the tables in it."""
-    Base.metadata.create_all(engine)
+    Base.metadata.create_all(engine, checkfirst=False)
     return engine
 
 

@@ -90,7 +90,7 @@ def engine_for(url: str) -> Engine:
 def shop(url: str, installed: sqla_signals.Installation) -> Iterator[Engine]:
     """An engine on the shop, with its tables created; all its connections must come back."""
     engine = engine_for(url)
-    Base.metadata.create_all(engine)
+    Base.metadata.create_all(engine, checkfirst=False)
     yield engine
     assert engine.pool.checkedout() == 0
     engine.dispose()

@@ -129,12 +129,17 @@ def _order(post: list[Sent], flush: Flush) -> Iterator[str]:
 
 
 def _class(sent: Sent, fate: Fate) -> Iterator[str]:
-    mapper = inspect(sent.instance).mapper
+    state = inspect(sent.instance)
+    mapper = state.mapper
     base = BASES[mapper.local_table.name]
     row = fate.new.get(base.name) or fate.old.get(base.name)
     if mapper.polymorphic_on is not None and row:
         discriminator = row[mapper.polymorphic_on.name]
-        if discriminator != mapper.polymorphic_identity:
+        # Merging an instance of another class into this one assigns that one's discriminator.
+        # SQLAlchemy warns and writes it (_validate_polymorphic_identity of orm/mapper.py), and the
+        # instance stays what it is, in Python and for the mapper that emits the UPDATE.
+        assigned = state.dict.get(mapper.get_property_by_column(mapper.polymorphic_on).key)
+        if discriminator not in (mapper.polymorphic_identity, assigned):
             yield f"the row is a {discriminator}: {sent}"
 
 

@@ -31,7 +31,7 @@ def run(url: str, programs: int) -> CommitTally:
 
 def test_what_is_told_after_the_end_is_the_net_effect_of_the_transaction():
     """One call for each row that differs, with its columns; and callbacks, in order."""
-    tally = run("sqlite://", 300)
+    tally = run("sqlite://", 100)
     assert min(tally.compared[f"commit {kind}"] for kind in ("created", "updated", "deleted")) > 5
     assert min(tally.compared[f"rollback {kind}"] for kind in ("created", "updated")) > 5
     assert sum(tally.savepoints.values()) > 20

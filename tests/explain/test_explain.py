@@ -278,6 +278,14 @@ def test_fields_that_no_update_writes_are_found(installed):
     assert partly.endswith("it is called for new rows and when 'weight' changes")
 
 
+def test_fields_that_no_class_has_are_found(installed):
+    """Without a class by name nothing is an error, because others are passed over."""
+    connect(post_save, name="mistaken", fields={"wieght"})
+    connect(post_save, name="right", fields={"wieght", "weight"})
+    assert never() == ["mistaken"]
+    assert notices()[0].endswith("has a column attribute 'wieght'. Mend fields=")
+
+
 def test_an_association_table_of_no_relationship_is_found(installed):
     """Nothing writes to it but statements, which send nothing."""
     connect(m2m_changed, name="mistaken", sender=clinic.unused)

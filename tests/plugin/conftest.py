@@ -101,7 +101,7 @@ def engine():
     def _on_begin(connection):
         connection.exec_driver_sql("BEGIN")
 
-    Base.metadata.create_all(engine)
+    Base.metadata.create_all(engine, checkfirst=False)
     yield engine
     engine.dispose()
 

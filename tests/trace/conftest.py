@@ -27,7 +27,7 @@ def nobody_looks_on() -> Iterator[None]:
 def shop(tmp_path: Path, installed: sqla_signals.Installation) -> Iterator[Engine]:
     """An engine on the shop; all its connections must come back."""
     engine = create_sqlite_engine(tmp_path / "shop.db")
-    Base.metadata.create_all(engine)
+    Base.metadata.create_all(engine, checkfirst=False)
     yield engine
     assert engine.pool.checkedout() == 0
     engine.dispose()
