@@ -61,7 +61,7 @@ MAX_BATCH_BYTES: Final = 16_000_000
 """Events that are handed over together are read up to here, or one if that is larger."""
 
 _MAX_ATTEMPTS: Final = 1_000_000_000
-_MAX_NOTES: Final = 1000
+_MAX_NOTES: Final = 500
 """Notes of other relays that are looked at, at once."""
 
 
@@ -123,6 +123,7 @@ class Claims:
             count = self._handle(connection, notes, keys, publish)
             left = connection.execute(
                 select(started.attempts, started.sequence)
+                .join(self._events, sequence == started.sequence)
                 .order_by(started.attempts, started.sequence)
                 .limit(_MAX_NOTES)
             ).all()
@@ -214,8 +215,8 @@ class Claims:
             self._hand_over(self._read(connection, claims), publish, handled)
         except BaseException as error:
             raised = error
-        # A receiver raises SystemExit, and has begun. After anything else nothing has.
-        ended = handled if isinstance(raised, SystemExit) else claims
+        # A publisher raises an Exception if it can take nothing; anything else ends the process.
+        ended = claims if raised is None or isinstance(raised, Exception) else handled
         try:
             self._settle(connection, claims, handled, ended)
         except DBAPIError as error:
@@ -243,11 +244,12 @@ class Claims:
                 _, failed, size = locked[key]
                 failed = max(failed, 0) if isinstance(failed, int) else 0
                 claim = Claim(key, row, size, failed, begun.get(key, 0))
-            if claim is None or (claim.begun and not alone):
-                stuck.add(row)  # somebody else has it, and what comes behind it waits for that
-            elif claim.attempt < self._max_attempts or not claims:
-                claims.append(claim)
-            if claims and claims[-1].attempt >= self._max_attempts:
+            is_last = claim is not None and claim.attempt >= self._max_attempts
+            if claim is None or (claim.begun and not alone) or (is_last and claims):
+                stuck.add(row)  # what comes behind it waits for it
+                continue
+            claims.append(claim)
+            if is_last:
                 break
         self._let_go(connection, locked.keys() - {claim.sequence for claim in claims})
         if begun and claims and claims[0].begun:
