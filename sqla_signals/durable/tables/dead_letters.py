@@ -124,7 +124,10 @@ def reason(failures: Mapping[Message, Exception]) -> str:
 
     What an error says is anybody's, and must not keep its event from being put off or given up.
     """
-    lines = [f"{message.receiver}: {said(error)}" for message, error in failures.items()]
+    lines = [
+        f"{message.receiver}: {said(error)}" if message.receiver else said(error)
+        for message, error in failures.items()
+    ]
     return _kept("\n".join(lines))[:MAX_ERRORS]
 
 
