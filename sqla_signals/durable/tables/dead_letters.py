@@ -69,7 +69,7 @@ def no_message(text: object) -> Message:
         sequence=0,
         occurred_at=datetime.now(UTC),
         source="",
-        model="",
+        model="(no message)",
         subject="",
         kind="",
         data={"text": kept[:_MAX_KEPT]},
