@@ -1,4 +1,4 @@
-"""How a relay gets hold of events that no other relay has, one way for each kind of database.
+"""How a relay gets hold of events that no other relay has, and what becomes of them.
 
 A batch goes through these steps, each with a statement or two for all of it: keys are claimed; a
 note that they have begun is written into ``started`` and committed; only then the events are read
@@ -18,8 +18,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import datetime
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,19 +30,19 @@ from sqlalchemy import (
     delete,
     func,
     insert,
-    literal_column,
     select,
     tuple_,
     update,
 )
 from sqlalchemy.exc import DBAPIError
 
-from ...errors import InstallError, printable
+from ...errors import printable
 from ...signal import logger
-from ..message.envelope import MAX_BYTES, BusyError, MalformedMessageError, Message
+from ..message.envelope import BusyError, Message
 from .clock import database_time
 from .dead_letters import bury, reason, said
-from .raw import as_json, from_json, raw, size
+from .raw import as_json
+from .reading import Claim, read
 from .tables import MYSQL
 
 if TYPE_CHECKING:
@@ -58,45 +56,8 @@ Publish = Callable[[Sequence[Message]], Failures]
 FIRST_RETRY, LAST_RETRY = 1.0, 3600.0
 """Seconds before a failed event is tried again; twice as long each time."""
 
-MAX_BATCH_BYTES: Final = 16_000_000
-"""Events that are handed over together are read up to here, or one if that is larger."""
-
-_MAX_ATTEMPTS: Final = 1_000_000_000
 _MAX_NOTES: Final = 500
 """Notes of other relays that are looked at, at once."""
-
-
-class RelayKilledError(Exception):
-    """Stands for the error that a killed relay could not tell."""
-
-
-@dataclass(slots=True, eq=False)
-class Claim:
-    """An event that is ours for now."""
-
-    sequence: int
-    row: Any
-    """With ``ordered=True``, what is equal for the events of one row."""
-    size: int
-    """Bytes of what is read of it."""
-    failed: int
-    """Attempts that have failed."""
-    begun: int = 0
-    """Attempts that have begun and were never ended."""
-    messages: Sequence[Message] = ()
-    failures: dict[Message, Exception] = field(default_factory=dict)
-    unread: MalformedMessageError | None = None
-    """Why it cannot be read."""
-
-    @property
-    def attempt(self) -> int:
-        """Which attempt this is."""
-        return min(self.failed + self.begun, _MAX_ATTEMPTS) + 1
-
-    @property
-    def is_done(self) -> bool:
-        """Whether nothing has failed, as far as anybody knows."""
-        return not self.failures and self.unread is None
 
 
 class Claims:
@@ -311,92 +272,8 @@ class Claims:
                     stuck.add(claim.row)
             handled += ready
 
-    # -- reading -----------------------------------------------------------------------------------
-
     def _read(self, connection: Connection, claims: Sequence[Claim]) -> list[Claim]:
-        """Read events, as many as there is room for; the others wait."""
-        room = MAX_BATCH_BYTES
-        found: list[Claim] = []
-        for claim in claims:
-            if found and claim.size > room:
-                break
-            found.append(claim)
-            room -= claim.size
-            if claim.size > MAX_BYTES:
-                claim.unread = MalformedMessageError(
-                    f"the event has {claim.size:,} bytes, and what has more than {MAX_BYTES:,} is "
-                    f"not read. Keep large columns out of messages with info=SECRET"
-                )
-        rows = self._rows(connection, [claim for claim in found if claim.unread is None])
-        for claim in found:
-            if row := rows.get(claim.sequence):
-                try:
-                    claim.messages = self._messages(claim, row)
-                except MalformedMessageError as error:
-                    claim.unread = error
-            if claim.attempt > self._max_attempts:
-                self._give_up(connection, claim)
-        return found
-
-    def _rows(self, connection: Connection, claims: Sequence[Claim]) -> dict[int, Any]:
-        """What the database holds for events."""
-        if not claims:
-            return {}
-        columns = [raw(connection, column) for column in self._events.columns]
-        where = self._events.c.sequence.in_([claim.sequence for claim in claims])
-        try:
-            rows = connection.execute(select(*columns).where(where)).all()
-        except DBAPIError as error:
-            # SQLite takes any bytes for a text, and its driver does not.
-            if connection.dialect.name != "sqlite" or error.connection_invalidated:
-                raise
-            if len(claims) > 1:
-                each = [self._rows(connection, [claim]) for claim in claims]
-                return {key: row for found in each for key, row in found.items()}
-            claims[0].unread = MalformedMessageError(said(error))
-            return {}
-        return {row.sequence: row._mapping for row in rows}
-
-    def _messages(self, claim: Claim, row: Mapping[Any, Any]) -> list[Message]:
-        """One for each receiver that has not done it yet."""
-        receivers = from_json(row["receivers"])
-        if type(receivers) is not list or not receivers or {str} != {*map(type, receivers)}:
-            raise MalformedMessageError("the receivers of the event are no list of names")
-        occurred_at = row["occurred_at"]
-        if isinstance(occurred_at, datetime):
-            occurred_at = occurred_at.isoformat()
-        if isinstance(occurred_at, str) and "+" not in occurred_at:
-            occurred_at += "+00:00"
-        data, headers = from_json(row["payload"]), from_json(row["headers"])
-        return [
-            Message.checked(
-                id=str(row["id"]),
-                sequence=claim.sequence,
-                occurred_at=occurred_at,
-                source=self._outbox.source,
-                model=row["aggregate_type"],
-                subject=row["aggregate_id"],
-                kind=row["event_type"],
-                data=data,
-                receiver=receiver,
-                attempt=claim.attempt,
-                headers=headers,
-                outbox=self._outbox,
-            )
-            for receiver in dict.fromkeys(receivers)
-        ]
-
-    def _give_up(self, connection: Connection, claim: Claim) -> None:
-        """Do not begin with an event again: it has failed for those that have not noted it done."""
-        killed = RelayKilledError("each relay that began with this was killed")
-        if not claim.messages:
-            claim.unread = claim.unread or MalformedMessageError(str(killed))
-            return
-        inbox = self._outbox.inbox.c
-        noted = select(inbox.receiver).where(inbox.event_id == claim.messages[0].id)
-        done = {*connection.scalars(noted)}
-        claim.failures = {one: killed for one in claim.messages if one.receiver not in done}
-        claim.messages = ()
+        return read(connection, self._outbox, claims, self._max_attempts)
 
     # -- what becomes of them ----------------------------------------------------------------------
 
@@ -472,113 +349,3 @@ class Claims:
             )
         )
         return False
-
-
-class Locks(Claims):
-    """PostgreSQL, MariaDB, MySQL: the rows are locked until they are published and deleted.
-
-    What dies lets go of its locks, so nothing has to run out first. What has begun is noted on a
-    connection of its own, since the transaction with the locks goes on.
-    """
-
-    def __init__(self, engine: Engine, outbox: Outbox, max_attempts: int) -> None:
-        # MySQL's default locks the gaps between rows too, and so the end of the table, where the
-        # application wants to insert. Under PostgreSQL's stricter ones, SKIP LOCKED raises errors.
-        committed = engine.execution_options(isolation_level="READ COMMITTED")
-        super().__init__(committed, outbox, max_attempts)
-        self._at_once = engine.execution_options(isolation_level="AUTOCOMMIT")
-
-    @contextmanager
-    def _notes(self, connection: Connection) -> Iterator[Connection]:
-        with self._at_once.connect() as notes:
-            yield notes
-
-    def _lock(
-        self, connection: Connection, keys: Sequence[int], limit: int | None
-    ) -> Sequence[Any]:
-        events = self._events.c
-        columns: list[Any] = [events.sequence, events.attempts, _size(connection, events)]
-        if connection.dialect.name == "postgresql":
-            # The end of this transaction need not wait for the disk: what is lost when the server
-            # crashes is handed over again, which harms nobody.
-            columns.append(func.set_config("synchronous_commit", "off", literal_column("true")))
-        statement = (
-            select(*columns)
-            .where(events.sequence.in_(keys), events.available_at <= database_time())
-            .order_by(events.sequence)
-            .limit(limit)
-            .with_for_update(of=self._events, skip_locked=True)
-        )
-        return connection.execute(statement).all()
-
-
-class Leases(Claims):
-    """SQLite, which has no row locks: the rows are put off for a while, and published meanwhile.
-
-    A lease that has run out, because its relay died or was too slow, is given to the next one.
-    """
-
-    seconds: float = 300.0
-    """How long a lease lasts: longer than a batch takes that is handed over."""
-
-    def _claim(
-        self, connection: Connection, notes: Connection, keys: Mapping[int, Any], alone: bool
-    ) -> list[Claim]:
-        claims = super()._claim(connection, notes, keys, alone)
-        connection.commit()
-        return claims
-
-    def _lock(
-        self, connection: Connection, keys: Sequence[int], limit: int | None
-    ) -> Sequence[Any]:
-        events = self._events.c
-        # Its first statement is a write, so the transaction has the lock before it reads, as after
-        # BEGIN IMMEDIATE; which cannot be emitted, since engines begin in several ways.
-        statement = (
-            update(self._events)
-            .where(events.sequence.in_(keys[:limit]), events.available_at <= database_time())
-            .values(available_at=database_time(self.seconds))
-            .returning(events.sequence, raw(connection, events.attempts), _size(connection, events))
-        )
-        return connection.execute(statement).all()
-
-    def _let_go(self, connection: Connection, keys: Collection[int]) -> None:
-        if keys:
-            where = self._events.c.sequence.in_(keys)
-            connection.execute(
-                update(self._events).where(where).values(available_at=database_time())
-            )
-
-    def _read(self, connection: Connection, claims: Sequence[Claim]) -> list[Claim]:
-        found = super()._read(connection, claims)
-        connection.rollback()  # receivers want to write
-        return found
-
-    def _end(self, connection: Connection, claims: Sequence[Claim]) -> set[int]:
-        """Whoever has got hold of an event after its lease has counted another attempt."""
-        if not claims:
-            return set()
-        started = self._started.c
-        keys = [claim.sequence for claim in claims]
-        ours = started.sequence.in_(keys) & (started.attempts == claims[0].begun + 1)
-        return {*connection.scalars(delete(self._started).where(ours).returning(started.sequence))}
-
-
-def _size(connection: Connection, events: Any) -> ColumnElement[Any]:
-    return size(connection, events.payload, events.headers, events.receivers)
-
-
-def claims_for(engine: Engine, outbox: Outbox, max_attempts: int) -> Claims:
-    """The way for the database of this engine.
-
-    :raises InstallError: there is none.
-    """
-    name = engine.dialect.name
-    if name in ("postgresql", *MYSQL):
-        return Locks(engine, outbox, max_attempts)
-    if name == "sqlite":
-        return Leases(engine, outbox, max_attempts)
-    raise InstallError(
-        f"a relay works on PostgreSQL, MariaDB, MySQL and SQLite, not on {name}. Let change data "
-        f"capture read the outbox there"
-    )
