@@ -18,7 +18,7 @@ from ..durable import BusyError, MalformedMessageError, Message, UnknownModelErr
 from ..durable.message.naming import find_mapper
 from ..durable.relay import at_least_one, known_outboxes, the_outbox
 from ..durable.sessions import bind_for_writing, engines_of
-from ..durable.tables.dead_letters import bury_message, bury_text
+from ..durable.tables.dead_letters import bury_message, no_message
 from ..errors import InstallError, ReceiverOptionError, SignalsError, printable
 from ..mapping import known_outbox
 from ..signal import logger
@@ -228,10 +228,7 @@ class CeleryPublisher:
 
             def bury() -> None:
                 with engine.begin() as connection:
-                    if message is None:
-                        bury_text(connection, outbox, text, error)
-                    else:
-                        bury_message(connection, outbox, message, error, attempts)
+                    bury_message(connection, outbox, message or no_message(text), error, attempts)
 
             sessions.run(bury)
         except Exception:

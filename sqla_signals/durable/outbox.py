@@ -5,16 +5,17 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import MetaData
+from sqlalchemy import MetaData, bindparam, insert
 
 from ..errors import ReceiverOptionError
 from ..mapping import OUTBOX
 from .message.codec import check_columns
+from .tables.clock import database_time
 from .tables.tables import make_tables
 from .writing import insert_events
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Table
+    from sqlalchemy import Connection, Insert, Table
     from sqlalchemy.orm import Mapper
 
     from ..bridge.owed import Events
@@ -53,6 +54,12 @@ class Outbox:
         self.started: Table = tables.started
         self.inbox: Table = tables.inbox
         self.dead_letters: Table = tables.dead_letters
+        self.note_done: Insert = insert(tables.inbox).values(
+            event_id=bindparam("event_id"),
+            receiver=bindparam("receiver"),
+            done_at=database_time(),
+        )
+        """Made once, because each message needs it."""
 
     @property
     def channel(self) -> str:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import event, insert
+from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError
 
 from .. import watching
@@ -42,7 +42,6 @@ from .message.envelope import (
 )
 from .message.naming import find_mapper, find_origin, find_receiver
 from .sessions import Sessions, bind_for_writing
-from .tables.clock import database_time
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Dialect, Engine
@@ -176,7 +175,7 @@ class _Call:
         row = {"event_id": self.message.id, "receiver": self.message.receiver}
         try:
             # Waits for another worker that is doing the same, and learns what became of it.
-            connection.execute(insert(self.outbox.inbox).values(done_at=database_time(), **row))
+            connection.execute(self.outbox.note_done, row)
         except IntegrityError:
             session.rollback()
             return False

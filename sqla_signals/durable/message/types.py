@@ -65,8 +65,7 @@ def form_of(kind: TypeEngine[Any], dialect: Dialect) -> Form | None:
         if isinstance(impl, base):
             if make is not None and _is_overridden(impl):
                 break
-            found: Form | None = None if make is None else make(impl, dialect)
-            return found
+            return make(impl, dialect) if callable(make) else make
     if isinstance(impl, types.TypeDecorator) and not _is_overridden(impl):
         return _decorated(impl, dialect)
     if _is_overridden(impl):
@@ -138,8 +137,7 @@ def _write_text(value: Any) -> str:
     return str.__str__(value)
 
 
-def _text(impl: Any, dialect: Dialect) -> Form:
-    return _nullable(_write_text, partial(_checked, str), str)
+_TEXT: Final = _nullable(_write_text, partial(_checked, str), str)
 
 
 def _write_bool(value: Any) -> bool:
@@ -148,18 +146,10 @@ def _write_bool(value: Any) -> bool:
     return bool(value)
 
 
-def _boolean(impl: Any, dialect: Dialect) -> Form:
-    return _nullable(_write_bool, partial(_checked, bool), bool)
-
-
 def _read_int(value: Any) -> int:
     if not -(2**63) <= _checked(int, value) < 2**64:
         raise ValueError("not an integer of a database")
     return int(value)
-
-
-def _integer(impl: Any, dialect: Dialect) -> Form:
-    return _nullable(lambda value: _read_int(int(index(value))), _read_int, int)
 
 
 _LONGEST_NUMBER: Final = 150_000
@@ -200,20 +190,12 @@ def _number(impl: Any, dialect: Dialect) -> Form:
 _LONGEST_MOMENT: Final = 64
 
 
-def _moment(impl: Any, dialect: Dialect) -> Form:
-    return _nullable(datetime.isoformat, _read_text(datetime.fromisoformat, _LONGEST_MOMENT))
+def _read_moment(read: Callable[[str], Any]) -> Turn:
+    return _read_text(read, _LONGEST_MOMENT)
 
 
 def _write_day(value: date) -> str:
     return date(value.year, value.month, value.day).isoformat()
-
-
-def _day(impl: Any, dialect: Dialect) -> Form:
-    return _nullable(_write_day, _read_text(date.fromisoformat, _LONGEST_MOMENT))
-
-
-def _time(impl: Any, dialect: Dialect) -> Form:
-    return _nullable(time.isoformat, _read_text(time.fromisoformat, _LONGEST_MOMENT))
 
 
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -225,26 +207,18 @@ def _write_span(value: Any) -> int:
     return value // _MICROSECOND
 
 
-def _span(impl: Any, dialect: Dialect) -> Form:
-    return _nullable(_write_span, lambda value: _checked(int, value) * _MICROSECOND)
-
-
 def _write_uuid(value: Any) -> str:
     return str(value if isinstance(value, UUID) else UUID(value))
 
 
 def _uuid(impl: Any, dialect: Dialect) -> Form:
     if not impl.as_uuid:
-        return _text(impl, dialect)
-    return _nullable(_write_uuid, _read_text(UUID, _LONGEST_MOMENT))
+        return _TEXT
+    return _nullable(_write_uuid, _read_moment(UUID))
 
 
 def _write_bytes(value: Any) -> str:
     return b64encode(memoryview(value)).decode("ascii")
-
-
-def _binary(impl: Any, dialect: Dialect) -> Form:
-    return _nullable(_write_bytes, lambda value: b64decode(_checked(str, value), validate=True))
 
 
 _MARGIN: Final = 32
@@ -266,14 +240,18 @@ def _document(impl: Any, dialect: Dialect) -> Form:
     return _nullable(encode, lambda value: read(json.dumps(value)), mutable=True)
 
 
+def _read_bytes(value: Any) -> bytes:
+    return b64decode(_checked(str, value), validate=True)
+
+
+def _write_texts(value: Any) -> dict[str, str | None]:
+    return _read_texts(dict(value))
+
+
 def _read_texts(value: Any) -> dict[str, str | None]:
     if not all(one is None or type(one) is str for one in _checked(dict, value).values()):
         raise TypeError("not texts by name")
     return dict(value)
-
-
-def _texts(impl: Any, dialect: Dialect) -> Form:
-    return _nullable(lambda value: _read_texts(dict(value)), _read_texts, mutable=True)
 
 
 def _address(impl: Any, dialect: Dialect) -> Form:
@@ -286,7 +264,7 @@ def _address(impl: Any, dialect: Dialect) -> Form:
                 found = ip_address(found.ip)
         return found if loads_addresses(dialect) else str(found)
 
-    return _nullable(str, _read_text(read, _LONGEST_MOMENT))
+    return _nullable(str, _read_moment(read))
 
 
 _DEEPEST: Final = 6
@@ -361,25 +339,25 @@ def _named(impl: Any, dialect: Dialect) -> Form:
     )
 
 
-_FORMS: Final[tuple[tuple[Any, Callable[[Any, Dialect], Form | None] | None], ...]] = (
+_FORMS: Final[tuple[tuple[Any, Form | Callable[[Any, Dialect], Form | None] | None], ...]] = (
     (types.PickleType, None),
     (AbstractRange, None),
     (types.Enum, _named),
     (mysql.SET, _named),
-    (types.String, _text),
-    (types.Boolean, _boolean),
-    (types.Integer, _integer),
+    (types.String, _TEXT),
+    (types.Boolean, _nullable(_write_bool, partial(_checked, bool), bool)),
+    (types.Integer, _nullable(lambda value: _read_int(int(index(value))), _read_int, int)),
     ((types.Numeric, types.Float), _number),
-    (types.DateTime, _moment),
-    (types.Date, _day),
-    (types.Time, _time),
-    (IntervalType, _span),
+    (types.DateTime, _nullable(datetime.isoformat, _read_moment(datetime.fromisoformat))),
+    (types.Date, _nullable(_write_day, _read_moment(date.fromisoformat))),
+    (types.Time, _nullable(time.isoformat, _read_moment(time.fromisoformat))),
+    (IntervalType, _nullable(_write_span, lambda value: _checked(int, value) * _MICROSECOND)),
     (types.Uuid, _uuid),
-    (BinaryType, _binary),
+    (BinaryType, _nullable(_write_bytes, _read_bytes)),
     (types.JSON, _document),
     (types.ARRAY, _array),
-    (postgresql.HSTORE, _texts),
+    (postgresql.HSTORE, _nullable(_write_texts, _read_texts, mutable=True)),
     ((postgresql.INET, postgresql.CIDR), _address),
-    ((postgresql.MACADDR, postgresql.MACADDR8), _text),
+    ((postgresql.MACADDR, postgresql.MACADDR8), _TEXT),
 )
 """By the class of the type; the first one that fits."""

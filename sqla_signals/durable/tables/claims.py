@@ -1,4 +1,4 @@
-"""How a relay gets hold of events that no other relay has, one way for each kind of database.
+"""How a relay gets hold of events that no other relay has, and what becomes of them.
 
 A batch goes through these steps, each with a statement or two for all of it: keys are claimed; a
 note that they have begun is written into ``started`` and committed; only then the events are read
@@ -18,20 +18,31 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import datetime
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import ColumnElement, LargeBinary, bindparam, cast, delete, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    LargeBinary,
+    Select,
+    bindparam,
+    cast,
+    delete,
+    func,
+    insert,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.exc import DBAPIError
 
-from ...errors import InstallError, printable
+from ...errors import printable
 from ...signal import logger
-from ..message.envelope import MAX_BYTES, BusyError, MalformedMessageError, Message
+from ..message.envelope import BusyError, Message
 from .clock import database_time
 from .dead_letters import bury, reason, said
-from .raw import as_json, from_json, raw, size
+from .raw import as_json
+from .reading import Claim, read
 from .tables import MYSQL
 
 if TYPE_CHECKING:
@@ -45,45 +56,8 @@ Publish = Callable[[Sequence[Message]], Failures]
 FIRST_RETRY, LAST_RETRY = 1.0, 3600.0
 """Seconds before a failed event is tried again; twice as long each time."""
 
-MAX_BATCH_BYTES: Final = 16_000_000
-"""Events that are handed over together are read up to here, or one if that is larger."""
-
-_MAX_ATTEMPTS: Final = 1_000_000_000
-_MAX_NOTES: Final = 1000
+_MAX_NOTES: Final = 500
 """Notes of other relays that are looked at, at once."""
-
-
-class RelayKilledError(Exception):
-    """Stands for the error that a killed relay could not tell."""
-
-
-@dataclass(slots=True, eq=False)
-class Claim:
-    """An event that is ours for now."""
-
-    sequence: int
-    row: Any
-    """With ``ordered=True``, what is equal for the events of one row."""
-    size: int
-    """Bytes of what is read of it."""
-    failed: int
-    """Attempts that have failed."""
-    begun: int = 0
-    """Attempts that have begun and were never ended."""
-    messages: Sequence[Message] = ()
-    failures: dict[Message, Exception] = field(default_factory=dict)
-    unread: MalformedMessageError | None = None
-    """Why it cannot be read."""
-
-    @property
-    def attempt(self) -> int:
-        """Which attempt this is."""
-        return min(self.failed + self.begun, _MAX_ATTEMPTS) + 1
-
-    @property
-    def is_done(self) -> bool:
-        """Whether nothing has failed, as far as anybody knows."""
-        return not self.failures and self.unread is None
 
 
 class Claims:
@@ -111,6 +85,7 @@ class Claims:
             count = self._handle(connection, notes, keys, publish)
             left = connection.execute(
                 select(started.attempts, started.sequence)
+                .join(self._events, sequence == started.sequence)
                 .order_by(started.attempts, started.sequence)
                 .limit(_MAX_NOTES)
             ).all()
@@ -132,36 +107,50 @@ class Claims:
         self, connection: Connection, which: ColumnElement[bool], limit: int | None
     ) -> dict[int, Any]:
         """The keys of what is due, in order, and the row that each tells of where that matters."""
-        events, started = self._events.c, self._started.c
+        events = self._events.c
         due = (
             select(events.sequence)
             .where(events.available_at <= database_time(), which)
             .order_by(events.sequence)
             .limit(limit)
         )
-        if not self._outbox.ordered:
-            found = dict.fromkeys(connection.scalars(due))
-            connection.rollback()
+        try:
+            if not self._outbox.ordered:
+                return dict.fromkeys(connection.scalars(due))
+            found = self._in_order(connection, due)
+            if not found:
+                # What is due first waits for something; what is behind that must not wait with it.
+                heads = select(func.min(events.sequence))
+                heads = heads.group_by(events.aggregate_type, events.aggregate_id)
+                found = self._in_order(connection, due.where(events.sequence.in_(heads)))
             return found
-        earlier = self._events.alias("earlier")
-        has_begun = select(started.sequence).where(started.sequence == earlier.c.sequence)
-        waits = select(earlier.c.sequence).where(
-            earlier.c.aggregate_type == events.aggregate_type,
-            earlier.c.aggregate_id == events.aggregate_id,
-            earlier.c.sequence < events.sequence,
-            (earlier.c.available_at > database_time()) | has_begun.exists(),
-        )
-        if connection.dialect.name == "postgresql":
-            # Else it is made a join, which compares each event of a row with each other:
-            # convert_EXISTS_sublink_to_join (optimizer/plan/subselect.c) refuses an OFFSET.
-            waits = waits.offset(0)
-        names: list[Any] = [events.aggregate_type, events.aggregate_id]
+        finally:
+            connection.rollback()
+
+    def _in_order(self, connection: Connection, due: Select[Any]) -> dict[int, Any]:
+        """Of what is due, that before which nothing of the same row waits for anything else."""
+        events = self._events.c
+        row: list[Any] = [events.aggregate_type, events.aggregate_id]
         if connection.dialect.name == "sqlite":  # any bytes may be a text there
-            names = [cast(name, LargeBinary) for name in names]
-        rows: Any = connection.execute(due.add_columns(*names).where(~waits.exists()))
-        found = {key: (model, subject) for key, model, subject in rows}
-        connection.rollback()
-        return found
+            row = [cast(name, LargeBinary) for name in row]
+        found: Any = connection.execute(due.add_columns(*row)).all()
+        keys = {key for key, *_ in found}
+        if not keys:
+            return {}
+        rows: Any = connection.execute(
+            select(events.sequence, *row)
+            .where(tuple_(*row).in_({(model, subject) for _, model, subject in found}))
+            .where(events.sequence <= max(keys))
+            .order_by(events.sequence)
+        )
+        ready: dict[int, Any] = {}
+        waiting: set[Any] = set()
+        for key, *names in rows:
+            if key in keys and tuple(names) not in waiting:
+                ready[key] = tuple(names)
+            else:
+                waiting.add(tuple(names))
+        return ready
 
     # -- one batch ---------------------------------------------------------------------------------
 
@@ -188,8 +177,8 @@ class Claims:
             self._hand_over(self._read(connection, claims), publish, handled)
         except BaseException as error:
             raised = error
-        # A receiver raises SystemExit, and has begun. After anything else nothing has.
-        ended = handled if isinstance(raised, SystemExit) else claims
+        # A publisher raises an Exception if it can take nothing; anything else ends the process.
+        ended = claims if raised is None or isinstance(raised, Exception) else handled
         try:
             self._settle(connection, claims, handled, ended)
         except DBAPIError as error:
@@ -207,21 +196,22 @@ class Claims:
         self, connection: Connection, notes: Connection, keys: Mapping[int, Any], alone: bool
     ) -> list[Claim]:
         """Get hold of what nobody else has, and note that it has begun."""
-        locked = {row[0]: row for row in self._lock(connection, [*keys], 1 if alone else None)}
+        locked = {row[0]: row[1:3] for row in self._lock(connection, [*keys], 1 if alone else None)}
         begun = self._noted(notes, [*locked])
         claims: list[Claim] = []
         stuck: set[Any] = set()
         for key, row in keys.items():
             claim = None
             if key in locked and (row is None or row not in stuck):
-                _, failed, size = locked[key]
+                failed, size = locked[key]
                 failed = max(failed, 0) if isinstance(failed, int) else 0
                 claim = Claim(key, row, size, failed, begun.get(key, 0))
-            if claim is None or (claim.begun and not alone):
-                stuck.add(row)  # somebody else has it, and what comes behind it waits for that
-            elif claim.attempt < self._max_attempts or not claims:
-                claims.append(claim)
-            if claims and claims[-1].attempt >= self._max_attempts:
+            is_last = claim is not None and claim.attempt >= self._max_attempts
+            if claim is None or (claim.begun and not alone) or (is_last and claims):
+                stuck.add(row)  # what comes behind it waits for it
+                continue
+            claims.append(claim)
+            if is_last:
                 break
         self._let_go(connection, locked.keys() - {claim.sequence for claim in claims})
         if begun and claims and claims[0].begun:
@@ -282,92 +272,8 @@ class Claims:
                     stuck.add(claim.row)
             handled += ready
 
-    # -- reading -----------------------------------------------------------------------------------
-
     def _read(self, connection: Connection, claims: Sequence[Claim]) -> list[Claim]:
-        """Read events, as many as there is room for; the others wait."""
-        room = MAX_BATCH_BYTES
-        found: list[Claim] = []
-        for claim in claims:
-            if found and claim.size > room:
-                break
-            found.append(claim)
-            room -= claim.size
-            if claim.size > MAX_BYTES:
-                claim.unread = MalformedMessageError(
-                    f"the event has {claim.size:,} bytes, and what has more than {MAX_BYTES:,} is "
-                    f"not read. Keep large columns out of messages with info=SECRET"
-                )
-        rows = self._rows(connection, [claim for claim in found if claim.unread is None])
-        for claim in found:
-            if row := rows.get(claim.sequence):
-                try:
-                    claim.messages = self._messages(claim, row)
-                except MalformedMessageError as error:
-                    claim.unread = error
-            if claim.attempt > self._max_attempts:
-                self._give_up(connection, claim)
-        return found
-
-    def _rows(self, connection: Connection, claims: Sequence[Claim]) -> dict[int, Any]:
-        """What the database holds for events."""
-        if not claims:
-            return {}
-        columns = [raw(connection, column) for column in self._events.columns]
-        where = self._events.c.sequence.in_([claim.sequence for claim in claims])
-        try:
-            rows = connection.execute(select(*columns).where(where)).all()
-        except DBAPIError as error:
-            # SQLite takes any bytes for a text, and its driver does not.
-            if connection.dialect.name != "sqlite" or error.connection_invalidated:
-                raise
-            if len(claims) > 1:
-                each = [self._rows(connection, [claim]) for claim in claims]
-                return {key: row for found in each for key, row in found.items()}
-            claims[0].unread = MalformedMessageError(said(error))
-            return {}
-        return {row.sequence: row._mapping for row in rows}
-
-    def _messages(self, claim: Claim, row: Mapping[Any, Any]) -> list[Message]:
-        """One for each receiver that has not done it yet."""
-        receivers = from_json(row["receivers"])
-        if type(receivers) is not list or not receivers or {str} != {*map(type, receivers)}:
-            raise MalformedMessageError("the receivers of the event are no list of names")
-        occurred_at = row["occurred_at"]
-        if isinstance(occurred_at, datetime):
-            occurred_at = occurred_at.isoformat()
-        if isinstance(occurred_at, str) and "+" not in occurred_at:
-            occurred_at += "+00:00"
-        data, headers = from_json(row["payload"]), from_json(row["headers"])
-        return [
-            Message.checked(
-                id=str(row["id"]),
-                sequence=claim.sequence,
-                occurred_at=occurred_at,
-                source=self._outbox.source,
-                model=row["aggregate_type"],
-                subject=row["aggregate_id"],
-                kind=row["event_type"],
-                data=data,
-                receiver=receiver,
-                attempt=claim.attempt,
-                headers=headers,
-                outbox=self._outbox,
-            )
-            for receiver in dict.fromkeys(receivers)
-        ]
-
-    def _give_up(self, connection: Connection, claim: Claim) -> None:
-        """Do not begin with an event again: it has failed for those that have not noted it done."""
-        killed = RelayKilledError("each relay that began with this was killed")
-        if not claim.messages:
-            claim.unread = claim.unread or MalformedMessageError(str(killed))
-            return
-        inbox = self._outbox.inbox.c
-        noted = select(inbox.receiver).where(inbox.event_id == claim.messages[0].id)
-        done = {*connection.scalars(noted)}
-        claim.failures = {one: killed for one in claim.messages if one.receiver not in done}
-        claim.messages = ()
+        return read(connection, self._outbox, claims, self._max_attempts)
 
     # -- what becomes of them ----------------------------------------------------------------------
 
@@ -443,108 +349,3 @@ class Claims:
             )
         )
         return False
-
-
-class Locks(Claims):
-    """PostgreSQL, MariaDB, MySQL: the rows are locked until they are published and deleted.
-
-    What dies lets go of its locks, so nothing has to run out first. What has begun is noted on a
-    connection of its own, since the transaction with the locks goes on.
-    """
-
-    def __init__(self, engine: Engine, outbox: Outbox, max_attempts: int) -> None:
-        # MySQL's default locks the gaps between rows too, and so the end of the table, where the
-        # application wants to insert. Under PostgreSQL's stricter ones, SKIP LOCKED raises errors.
-        committed = engine.execution_options(isolation_level="READ COMMITTED")
-        super().__init__(committed, outbox, max_attempts)
-        self._at_once = engine.execution_options(isolation_level="AUTOCOMMIT")
-
-    @contextmanager
-    def _notes(self, connection: Connection) -> Iterator[Connection]:
-        with self._at_once.connect() as notes:
-            yield notes
-
-    def _lock(
-        self, connection: Connection, keys: Sequence[int], limit: int | None
-    ) -> Sequence[Any]:
-        events = self._events.c
-        statement = (
-            select(events.sequence, events.attempts, _size(connection, events))
-            .where(events.sequence.in_(keys), events.available_at <= database_time())
-            .order_by(events.sequence)
-            .limit(limit)
-            .with_for_update(of=self._events, skip_locked=True)
-        )
-        return connection.execute(statement).all()
-
-
-class Leases(Claims):
-    """SQLite, which has no row locks: the rows are put off for a while, and published meanwhile.
-
-    A lease that has run out, because its relay died or was too slow, is given to the next one.
-    """
-
-    seconds: float = 300.0
-    """How long a lease lasts: longer than a batch takes that is handed over."""
-
-    def _claim(
-        self, connection: Connection, notes: Connection, keys: Mapping[int, Any], alone: bool
-    ) -> list[Claim]:
-        claims = super()._claim(connection, notes, keys, alone)
-        connection.commit()
-        return claims
-
-    def _lock(
-        self, connection: Connection, keys: Sequence[int], limit: int | None
-    ) -> Sequence[Any]:
-        events = self._events.c
-        # Its first statement is a write, so the transaction has the lock before it reads, as after
-        # BEGIN IMMEDIATE; which cannot be emitted, since engines begin in several ways.
-        statement = (
-            update(self._events)
-            .where(events.sequence.in_(keys[:limit]), events.available_at <= database_time())
-            .values(available_at=database_time(self.seconds))
-            .returning(events.sequence, raw(connection, events.attempts), _size(connection, events))
-        )
-        return connection.execute(statement).all()
-
-    def _let_go(self, connection: Connection, keys: Collection[int]) -> None:
-        if keys:
-            where = self._events.c.sequence.in_(keys)
-            connection.execute(
-                update(self._events).where(where).values(available_at=database_time())
-            )
-
-    def _read(self, connection: Connection, claims: Sequence[Claim]) -> list[Claim]:
-        found = super()._read(connection, claims)
-        connection.rollback()  # receivers want to write
-        return found
-
-    def _end(self, connection: Connection, claims: Sequence[Claim]) -> set[int]:
-        """Whoever has got hold of an event after its lease has counted another attempt."""
-        if not claims:
-            return set()
-        started = self._started.c
-        keys = [claim.sequence for claim in claims]
-        ours = started.sequence.in_(keys) & (started.attempts == claims[0].begun + 1)
-        return {*connection.scalars(delete(self._started).where(ours).returning(started.sequence))}
-
-
-def _size(connection: Connection, events: Any) -> ColumnElement[Any]:
-    return size(connection, events.payload, events.headers, events.receivers)
-
-
-def claims_for(engine: Engine, outbox: Outbox, max_attempts: int) -> Claims:
-    """The way for the database of this engine.
-
-    :raises InstallError: there is none.
-    """
-    name = engine.dialect.name
-    if name in ("postgresql", *MYSQL):
-        return Locks(engine, outbox, max_attempts)
-    if name == "sqlite":
-        return Leases(engine, outbox, max_attempts)
-    raise InstallError(
-        f"a relay works on PostgreSQL, MariaDB, MySQL and SQLite, not on {name}. Let change data "
-        f"capture read the outbox there"
-    )

