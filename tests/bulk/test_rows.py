@@ -233,6 +233,7 @@ def test_update_of_an_alias(session: Session):
     assert told(session, heard) == updates(2)
 
 
+@on_an_alias
 @pytest.mark.parametrize("how", ["values", "ordered", "expression", "column", "name"])
 def test_an_update_of_an_alias_tells_what_it_sets(session: Session, how: str):
     """By attributes of the alias, by columns of its table, or by name."""

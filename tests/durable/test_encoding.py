@@ -306,7 +306,7 @@ def test_what_only_the_engine_can_write_arrives_as_it_is_stored(shop: Engine):
     with Session(engine) as session:
         session.add(Values(id=KEY, document={"at": date(2024, 2, 29), "sum": 1.5}))
         session.commit()
-        stored = dict(session.get_one(Values, KEY).document or {})
+        stored = dict(session.get(Values, KEY).document or {})
     drain(Relay(engine, outbox=outbox))
     assert stored == found[0]["held"]["document"] == {"at": "2024-02-29", "sum": Decimal("1.5")}
     engine.dispose()
