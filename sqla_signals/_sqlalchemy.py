@@ -1200,8 +1200,10 @@ def keep_readable(state: State, key: str) -> None:
     kept = expired.difference(state.dict)
     try:
         state.manager[key].impl.get(state, state.dict, PASSIVE_OFF)
-    except ObjectDeletedError:
-        return  # gone already, by ON DELETE CASCADE or another transaction
+    except (ObjectDeletedError, KeyError):
+        # Gone already, by ON DELETE CASCADE or another transaction. If it is gone from one of
+        # several tables, orm/attributes.py, AttributeImpl.get(), raises a KeyError.
+        return
     needed = [*mapper.primary_key, mapper.version_id_col]
     if any(mapper.get_property_by_column(c).key in expired for c in needed if c is not None):
         return  # the DELETE needs it, so SQLAlchemy itself would have loaded them

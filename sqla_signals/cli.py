@@ -294,7 +294,7 @@ def _add_explain(commands: Any) -> None:
     )
     explain.add_argument(
         "--format",
-        choices=["text", "json", "mermaid", "dot", "svg"],
+        choices=["text", "json", "mermaid", "dot"],
         default="text",
         help="default text, in colour on a terminal where rich is installed",
     )

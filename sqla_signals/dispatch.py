@@ -11,18 +11,15 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from itertools import chain
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from blinker import ANY
+from blinker import ANY, NamedSignal
 
 from ._sqlalchemy import is_mapped
 from .blocks import block
 from .errors import AsyncReceiverError, ReceiverOptionError
 from .receivers import CALLS, Call, Receiver, describe_sender, identity, matches, sender_list
-
-if TYPE_CHECKING:
-    from .signal import Signal
 
 
 class Table:
@@ -104,11 +101,11 @@ def _by_call(receivers: Iterable[Receiver]) -> dict[Call, tuple[Receiver, ...]]:
 
 
 class _Mute(NamedTuple):
-    signal: Signal | None
+    signal: NamedSignal | None
     sender: Any
     receiver: Any
 
-    def silences(self, signal: Signal, sender: Any, receiver: Receiver) -> bool:
+    def silences(self, signal: NamedSignal, sender: Any, receiver: Receiver) -> bool:
         return (
             (self.signal is None or self.signal is signal)
             and matches(self.sender, sender)
@@ -121,7 +118,7 @@ _mutes: ContextVar[tuple[_Mute, ...]] = ContextVar("sqla_signals_mutes", default
 
 @block
 def mute(
-    signal: Signal | None = None,
+    signal: NamedSignal | None = None,
     sender: Any = None,
     receiver: Callable[..., Any] | str | None = None,
 ) -> Iterator[None]:
@@ -146,7 +143,9 @@ def mute(
         _mutes.reset(token)
 
 
-def audible(signal: Signal, sender: Any, receivers: tuple[Receiver, ...]) -> tuple[Receiver, ...]:
+def audible(
+    signal: NamedSignal, sender: Any, receivers: tuple[Receiver, ...]
+) -> tuple[Receiver, ...]:
     """``receivers`` without those that a :func:`mute` block around us silences."""
     mutes = _mutes.get()
     if not mutes:
@@ -161,7 +160,7 @@ active_mutes: Callable[[], tuple[Any, ...]] = _mutes.get
 
 
 def was_audible(
-    signal: Signal, sender: Any, receiver: Receiver, occasions: Collection[tuple[Any, ...]]
+    signal: NamedSignal, sender: Any, receiver: Receiver, occasions: Collection[tuple[Any, ...]]
 ) -> bool:
     """Whether the receiver was not silenced on every occasion.
 
@@ -174,14 +173,16 @@ def was_audible(
     )
 
 
-def is_muted(signal: Signal) -> bool:
+def is_muted(signal: NamedSignal) -> bool:
     """Whether everything that ``signal`` sends is silenced here and now."""
     return any(
         m.signal in (None, signal) and m.sender is ANY and m.receiver is None for m in _mutes.get()
     )
 
 
-def unawaitable(signal: Signal, receiver: Receiver, sender: Any, where: str) -> AsyncReceiverError:
+def unawaitable(
+    signal: NamedSignal, receiver: Receiver, sender: Any, where: str
+) -> AsyncReceiverError:
     """The error for an ``async def`` receiver that nothing here can await."""
     return AsyncReceiverError(
         f"{signal.name}: receiver {receiver} is async, but {describe_sender(sender)} was sent "

@@ -35,7 +35,6 @@ from .bridge.calls import RAW, async_session_of
 from .bridge.delivery_session import SessionSource
 from .bridge.flush import Flush
 from .errors import InstallError
-from .signal import Signal
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -96,7 +95,7 @@ class Installation:
             if signal.receivers:
                 self.listen_for(signal)
 
-    def listen_for(self, signal: Signal) -> None:
+    def listen_for(self, signal: mapping.ModelSignal) -> None:
         """Listen to statements from when there is a receiver that may have to do with them.
 
         Not before: that costs something for each ORM statement of the sessions, for a SELECT too.

@@ -24,8 +24,6 @@ from .errors import ReceiverOptionError, ReceiverTypeError
 if TYPE_CHECKING:
     from sqlalchemy.orm import Mapper
 
-    from .signal import Signal
-
 Phase = Literal["flush", "commit", "rollback"]
 PHASES: Final[tuple[Phase, ...]] = ("flush", "commit", "rollback")
 
@@ -340,20 +338,18 @@ def check_durable_name(name: str) -> None:
         )
 
 
-def check_callable(fn: Any, signal: Signal, more: tuple[str, ...] = ()) -> None:
-    """Raise :class:`ReceiverTypeError` if ``signal`` could not call ``fn``.
+def check_callable(fn: Any, signal: str, arguments: tuple[str, ...] | None) -> None:
+    """Raise :class:`ReceiverTypeError` if the signal of this name could not call ``fn``.
 
-    :param more: arguments that are sent besides those of the signal.
+    :param arguments: the names of what it sends; ``None`` if whoever sends it decides.
     """
     if not callable(fn):
-        raise ReceiverTypeError(
-            f"{signal.name}: {fn!r} is not callable, so it cannot be a receiver"
-        )
+        raise ReceiverTypeError(f"{signal}: {fn!r} is not callable, so it cannot be a receiver")
     try:
         signature = inspect.signature(fn)
     except ValueError:  # a builtin that does not tell
         return
-    who = f"{signal.name}: receiver {describe(fn)}"
+    who = f"{signal}: receiver {describe(fn)}"
     if inspect.isgeneratorfunction(unwrapped(fn)) or inspect.isasyncgenfunction(unwrapped(fn)):
         raise ReceiverTypeError(f"{who} is a generator: calling it would run nothing of its body")
     if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
@@ -361,14 +357,13 @@ def check_callable(fn: Any, signal: Signal, more: tuple[str, ...] = ()) -> None:
             f"{who} must accept **kwargs, because signals may send more in a later version. "
             f"Add it: def {getattr(fn, '__name__', 'receiver')}(sender, **kwargs)"
         )
-    sent = (*signal.arguments, *more) if signal.arguments is not None else None
     try:
-        if sent is None:
+        if arguments is None:
             signature.bind_partial(object())
         else:
-            signature.bind(object(), **dict.fromkeys(sent))
+            signature.bind(object(), **dict.fromkeys(arguments))
     except TypeError as error:
         raise ReceiverTypeError(
-            f"{who} cannot be called: {error}. {signal.name} sends the sender as the first "
-            f"argument, then by keyword {', '.join(sent or ('what send() is given',))}"
+            f"{who} cannot be called: {error}. {signal} sends the sender as the first "
+            f"argument, then by keyword {', '.join(arguments or ('what send() is given',))}"
         ) from None

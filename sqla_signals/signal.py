@@ -142,7 +142,10 @@ class Signal(blinker.NamedSignal):
 
         Connecting the same function for the same sender again has no effect.
         """
-        check_callable(receiver, self, ("event",) if durable else ())
+        sent = self.arguments
+        if durable and sent is not None:
+            sent = (*sent, "event")
+        check_callable(receiver, self.name, sent)
         who = f"{self.name}: receiver {describe(receiver)}"
         if on not in PHASES or on not in self._phases:
             raise ReceiverOptionError(
@@ -369,6 +372,10 @@ class Signal(blinker.NamedSignal):
 
     # -- bookkeeping ---------------------------------------------------------------------------
 
+    def forget_lookups(self) -> None:
+        """Let new mappings be seen by the next lookup."""
+        self._table = None
+
     def _check_sender(self, sender: Any, receiver: Callable[..., Any]) -> None:
         """Overridden where only some objects can be senders."""
 
@@ -470,7 +477,3 @@ class ModelSignal(Signal):
                     f"durable=True: {known} has the name {name!r} already, and a worker could not "
                     f"tell the two apart. Give one of them another name="
                 )
-
-    def forget_lookups(self) -> None:
-        """Let new mappings be seen by the next lookup."""
-        self._table = None

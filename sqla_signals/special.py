@@ -65,10 +65,6 @@ class SpecialSignal(Signal):
         super()._check_receivers(receivers)
         mapping.connected(self, receivers)
 
-    def forget_lookups(self) -> None:
-        """Let new mappings be seen by the next lookup."""
-        self._table = None
-
 
 class AssociationSignal(SpecialSignal):
     """Sent by the ``secondary`` table of a many-to-many relationship."""

@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from .durable.message.envelope import Message
     from .net import Effect, Executed
     from .receivers import Receiver
-    from .signal import Signal
 
 T = TypeVar("T")
 
@@ -56,7 +54,7 @@ class WatchedDelivery(Protocol):
 class Watcher(Protocol):
     """What is told."""
 
-    def watched(self, signal: Signal, receivers: Iterable[Receiver]) -> Iterable[Receiver]:
+    def watched(self, signal: Any, receivers: Iterable[Receiver]) -> Iterable[Receiver]:
         """The receivers for the table of a signal, those called at once so that it is seen."""
         ...
 
@@ -71,7 +69,7 @@ class Watcher(Protocol):
         """A transaction has ended, and what it leaves is delivered, now or later."""
         ...
 
-    def message(self, run: Callable[[], T], message: Message) -> T:
+    def message(self, run: Callable[[], T], message: Any) -> T:
         """Do ``run()``, which runs a durable message."""
         ...
 

@@ -17,7 +17,8 @@ from ..receivers import CALLS, Call, Receiver, describe_sender, unwrapped
 from ..signal import Signal, known_signals
 from ..signals import receiver_failed
 from ..special import AssociationSignal
-from .explanation import Entry, Explanation, Group, Step, place_of, printable
+from .explanation import Explanation
+from .parts import Entry, Group, Step, place_of, printable
 from .reasons import hears, is_meant, notices
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def explain(target: Any = None) -> Explanation:
         a signal; a module or package, for its models and what its receivers listen to; ``None`` for
         everything that somebody listens to, signals of your own included.
     :returns: an :class:`~sqla_signals.explaining.Explanation`: ``print()`` it, or call
-        ``to_json()``, ``to_mermaid()``, ``to_dot()`` or ``to_svg()``.
+        ``to_json()``, ``to_mermaid()`` or ``to_dot()``.
     :raises ReceiverOptionError: ``target`` is nothing of that; or a receiver turns out to be
         connected with wrong options, because mappers are configured by this.
 
@@ -39,7 +40,8 @@ def explain(target: Any = None) -> Explanation:
     is one that is listened to, is only known when something happens. Callbacks given to
     ``on_commit()`` and ``on_rollback()`` are not receivers.
     """
-    signals: list[Signal] = [*mapping.model_signals, receiver_failed]
+    sent = [*mapping.model_signals, receiver_failed]
+    signals = sorted((one for one in known_signals() if one in sent), key=sent.index)
     mappers = sorted(configured_mappers(), key=lambda mapper: _dotted(mapper.class_))
     asked: list[Mapper[Any]] = []
     others: list[Signal] = []  # may be sent by anything, installed or not

@@ -1,17 +1,17 @@
-"""An :class:`Explanation` as a graph, for Mermaid and for Graphviz."""
+"""An explanation as a graph, for Mermaid and for Graphviz."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from .explanation import NOT_INSTALLED, Entry, Explanation, Step
+from .parts import Entry, Group, Notice, Step
 
 
-def mermaid(explanation: Explanation) -> str:
+def mermaid(groups: Iterable[Group], notices: Iterable[Notice], warnings: Iterable[str]) -> str:
     """A flowchart: senders, then signals with their phase, then the receivers in order."""
     lines = ["flowchart LR"]
-    for group_id, senders, steps in _numbered(explanation):
+    for group_id, senders, steps in _numbered(groups):
         lines.append(f"  {group_id}[({_mermaid_text(*senders)})]")
         for step_id, step in steps:
             lines.append(f"  {group_id} --> {step_id}([{_mermaid_text(step.title)}])")
@@ -20,22 +20,22 @@ def mermaid(explanation: Explanation) -> str:
                 target = f"{step_id}r{place}"
                 text = _mermaid_text(f"{place}. {entry.receiver}", *_small(entry))
                 lines.append(f"  {source} --> {target}[{text}]")
-                if entry.muted or _is_never(explanation, step, entry):
+                if entry.muted or _is_never(notices, step, entry):
                     lines.append(f"  style {target} stroke-dasharray: 5 5")
                 source = target
-    for number, warning in enumerate(_warnings(explanation)):
+    for number, warning in enumerate(warnings):
         lines.append(f"  n{number}>{_mermaid_text(warning)}]")
     return "\n".join(lines) + "\n"
 
 
-def dot(explanation: Explanation) -> str:
+def dot(groups: Iterable[Group], notices: Iterable[Notice], warnings: Iterable[str]) -> str:
     """The same as a directed graph."""
     lines = [
         "digraph signals {",
         "  rankdir=LR;",
         '  node [shape=box, fontname="Helvetica", fontsize=11];',
     ]
-    for group_id, senders, steps in _numbered(explanation):
+    for group_id, senders, steps in _numbered(groups):
         lines.append(f"  {group_id} [shape=cylinder, label={_dot_text(*senders)}];")
         for step_id, step in steps:
             lines.append(f"  {step_id} [shape=oval, label={_dot_text(step.title)}];")
@@ -44,19 +44,19 @@ def dot(explanation: Explanation) -> str:
             for place, entry in enumerate(step.receivers, start=1):
                 target = f"{step_id}r{place}"
                 label = _dot_text(f"{place}. {entry.receiver}", *_small(entry))
-                dashed = entry.muted or _is_never(explanation, step, entry)
+                dashed = entry.muted or _is_never(notices, step, entry)
                 lines.append(f"  {target} [label={label}{', style=dashed' if dashed else ''}];")
                 lines.append(f"  {source} -> {target};")
                 source = target
-    for number, warning in enumerate(_warnings(explanation)):
+    for number, warning in enumerate(warnings):
         lines.append(f"  n{number} [shape=note, label={_dot_text(warning)}];")
     return "\n".join([*lines, "}"]) + "\n"
 
 
 def _numbered(
-    explanation: Explanation,
+    groups: Iterable[Group],
 ) -> Iterator[tuple[str, tuple[str, ...], list[tuple[str, Step]]]]:
-    for number, group in enumerate(explanation.groups):
+    for number, group in enumerate(groups):
         steps = [(f"g{number}s{place}", step) for place, step in enumerate(group.steps)]
         yield f"g{number}", group.senders, steps
 
@@ -65,16 +65,11 @@ def _small(entry: Entry) -> list[str]:
     return [entry.location, *([", ".join(entry.options)] if entry.options else [])]
 
 
-def _is_never(explanation: Explanation, step: Step, entry: Entry) -> bool:
+def _is_never(notices: Iterable[Notice], step: Step, entry: Entry) -> bool:
     return any(
         notice.never and (notice.signal, notice.receiver) == (step.signal, entry.receiver)
-        for notice in explanation.notices
+        for notice in notices
     )
-
-
-def _warnings(explanation: Explanation) -> list[str]:
-    missing = [NOT_INSTALLED] if explanation.not_installed else []
-    return missing + [str(notice) for notice in explanation.notices]
 
 
 def _mermaid_text(*lines: str) -> str:

@@ -19,7 +19,7 @@ from ..bridge.m2m import association_of
 from ..dispatch import audible
 from ..receivers import Receiver, matches
 from ..special import AssociationSignal
-from .explanation import Notice, place_of, printable
+from .parts import Notice, place_of, printable
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Mapper

@@ -106,7 +106,7 @@ class Wanted:
             for receiver in signal.table.receivers
         )
 
-    def _may_hear(self, signal: Signal, receiver: Receiver) -> bool:
+    def _may_hear(self, signal: object, receiver: Receiver) -> bool:
         """Whether what this sender sends may reach a receiver; not if it can send nothing."""
         if self.sender is ANY:
             return True

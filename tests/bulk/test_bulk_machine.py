@@ -379,6 +379,8 @@ class Program:
         statement, parameters = step.build(world.engine.dialect.name)
         options: dict[str, Any] = {}
         is_joined = len(mapper.tables) > 1
+        if is_joined and step.what in ("insert", "upsert", "from select", "delete"):
+            return None  # of one table alone, which leaves a part of a row
         returning = step.returning and step.what != "by key" and step.style != "alias"
         returning = returning and not (is_joined and step.what == "insert list")
         if returning:

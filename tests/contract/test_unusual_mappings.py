@@ -7,6 +7,7 @@ without signals first; with receivers of everything it must do the same, to the 
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,10 +20,12 @@ from sqlalchemy import (
     String,
     Table,
     case,
+    delete,
     insert,
     join,
     select,
 )
+from sqlalchemy.exc import SAWarning
 from sqlalchemy.ext.declarative import AbstractConcreteBase
 from sqlalchemy.orm import (
     DeclarativeBase,
@@ -359,6 +362,38 @@ def instances_of_the_wrong_class(base: Any) -> Program:
             for name in names
             for make in (new, known)
         ),
+    ]
+
+
+@shape
+def a_row_without_its_part_in_one_of_two_tables(base: Any) -> Program:
+    class Person(Named, base):
+        __tablename__ = "people"
+        kind: Mapped[str]
+        __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "person"}
+
+    class Boss(Person):
+        __tablename__ = "bosses"
+        id: Mapped[int] = mapped_column(ForeignKey("people.id"), primary_key=True)
+        budget: Mapped[int | None]
+        __mapper_args__ = {"polymorphic_identity": "boss"}
+
+    def create(session: Session) -> None:
+        session.add(Boss(id=1, name="a", budget=1))
+
+    def take_part_away(session: Session) -> None:
+        session.connection().execute(delete(Boss.__table__))
+
+    def remove(session: Session) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SAWarning)  # of the DELETE that matches no row
+            session.delete(session.get(Person, 1))
+            session.flush()
+
+    return [
+        (create, ["post_save created Boss(a)"]),
+        (take_part_away, []),
+        (remove, ["post_delete Boss(a)"]),
     ]
 
 

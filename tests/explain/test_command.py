@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from xml.etree import ElementTree
 
 import pytest
 
@@ -35,8 +34,6 @@ def test_each_format_is_what_it_says():
     assert json.loads(run(f"{APP}:Patient", "--format", "json").stdout)["installed"]
     assert run(f"{APP}:Patient", "--format", "mermaid").stdout.startswith("flowchart LR\n")
     assert run(f"{APP}:models", "--format", "dot").stdout.startswith("digraph")
-    svg = run(f"{APP}:post_save", "--format", "svg").stdout
-    assert ElementTree.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
 
 
 def test_what_an_application_prints_when_it_is_imported_is_not_in_the_way(tmp_path):
@@ -50,7 +47,7 @@ def test_what_an_application_prints_when_it_is_imported_is_not_in_the_way(tmp_pa
     paths = os.pathsep.join([str(tmp_path), os.getcwd()])
     env = {**os.environ, "PYTHONPATH": paths, "PYTHONIOENCODING": "ascii"}
     command = [sys.executable, "-m", "sqla_signals", "explain", "talking:Patient", "--format"]
-    for form in ("text", "json", "mermaid", "dot", "svg"):
+    for form in ("text", "json", "mermaid", "dot"):
         done = subprocess.run([*command, form], capture_output=True, env=env, timeout=60)
         assert (done.returncode, done.stderr.decode()) == (0, f"hello{os.linesep}")
         text = done.stdout.decode("utf-8")

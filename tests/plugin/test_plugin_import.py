@@ -30,6 +30,25 @@ def test_no_module_has_the_name_of_something_public():
     assert not modules.intersection(sqla_signals.__all__)
 
 
+FIRST = """
+import os, sys, blinker, celery, opentelemetry.trace, sqlalchemy.ext.asyncio, sqlalchemy.orm
+for module in sys.argv[1:]:
+    child = os.fork()
+    if not child:
+        __import__(module)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, module
+"""
+
+
+def test_each_module_can_be_imported_first():
+    """Whatever it needs of the others comes along."""
+    package = Path(sqla_signals.__file__).parent
+    files = [path.relative_to(package.parent).with_suffix("") for path in package.rglob("*.py")]
+    modules = [".".join(file.parts) for file in files if file.name not in ("__init__", "__main__")]
+    subprocess.run([sys.executable, "-W", "error", "-c", FIRST, *modules], check=True)
+
+
 def test_a_name_that_the_package_does_not_have_is_an_attribute_error():
     """As with any other module."""
     assert not hasattr(sqla_signals, "post_saved")
