@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import watching
+from ..errors import printable
 from ..net import CREATED, DELETED, Effect, Executed
 from ..receivers import Phase, Receiver
 from ..signal import Signal, logger
@@ -59,7 +60,7 @@ def failed(
         on,
         receiver,
         sender.__name__,
-        "" if key is None else f" {key[0] if len(key) == 1 else key}",
+        "" if key is None else f" {printable(key[0] if len(key) == 1 else key)}",
         exc_info=error,
         extra={
             "signal": signal.name,

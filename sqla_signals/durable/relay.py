@@ -22,8 +22,7 @@ from ..mapping import durable_receivers, known_outbox
 from ..signal import logger
 from .publishers import LocalPublisher, Publisher
 from .sessions import Sessions, keep_to_one_loop
-from .tables.claims import Claims
-from .tables.locks import claims_for
+from .tables.claims import Claims, claims_for
 from .waiting import Waiting, waiting_for
 from .worker import Worker
 

@@ -22,7 +22,7 @@ from sqla_signals import (
 
 from ..contract.models import Author, Tag
 from ..contract.observing import rows
-from .models import Box
+from .models import Box, Coin
 from .observing import Deliveries, Transaction, Unwanted
 
 
@@ -93,6 +93,19 @@ def test_a_failure_is_logged_once_with_the_receivers_name(
     assert isinstance(record.exc_info[1], Unwanted)
     assert "the reason" in caplog.text
     assert rows(committing.engine, Author.name) == ["a"]
+
+
+def test_a_key_forges_no_line_of_the_log(committing: Transaction, caplog: pytest.LogCaptureFixture):
+    """A primary key may be what a user has typed, with line breaks and escapes of terminals."""
+
+    @receiver(post_save, sender=Coin, on="commit")
+    def fails(sender, **kwargs):
+        raise Unwanted("the reason")
+
+    committing(lambda session: session.add(Coin(code="a\nERROR b\x1b[2J")))
+    (record,) = records(caplog)
+    assert r"Coin a\nERROR b\x1b[2J;" in record.getMessage()
+    assert rows(committing.engine, Coin.code) == ["a\nERROR b\x1b[2J"]
 
 
 def test_a_failure_is_sent_as_receiver_failed(committing: Transaction, failures):
