@@ -49,7 +49,7 @@ from .receivers import describe_sender
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from .durable import Message, Outbox
+    from .durable import Message
     from .observe import Around, Call
     from .receivers import Call as Way
 
@@ -124,7 +124,7 @@ class _Instrumentation(observe.Observer):
 
         return around
 
-    def headers(self, outbox: Outbox, events: int) -> Mapping[str, str]:
+    def headers(self, outbox: OutboxTables, events: int) -> Mapping[str, str]:
         """What the messages of a transaction carry: a span for their making."""
         name = outbox.table.fullname
         attributes = _messaging("create", name) | {"messaging.batch.message_count": events}

@@ -34,11 +34,13 @@ from .tables.clock import database_time
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Dialect
 
-    from .outbox import Outbox
-    from .writing import Row
+    from .tables.tables import OutboxTables
 
 COLUMNS: Final = ("aggregate_type", "aggregate_id", "event_type", "payload", "receivers")
 """What differs from event to event, besides its id."""
+
+Row = tuple[str, str, str, dict[str, Any], tuple[str, ...]]
+"""Their values."""
 
 _COLUMNS: Final = ("id", *COLUMNS)
 
@@ -46,7 +48,7 @@ as_json: Final[Callable[[Any], str]] = json.JSONEncoder(separators=(",", ":")).e
 
 
 def insert_lines(
-    outbox: Outbox,
+    outbox: OutboxTables,
     connection: Connection,
     rows: Iterable[Row],
     ids: list[str],
@@ -88,7 +90,7 @@ def _names(receivers: tuple[str, ...]) -> str:
     return as_json(receivers)
 
 
-def _execute(outbox: Outbox, connection: Connection, parameters: dict[str, str]) -> None:
+def _execute(outbox: OutboxTables, connection: Connection, parameters: dict[str, str]) -> None:
     """Execute the statement as it was compiled once, which costs half of what ``execute`` does."""
     if connection.get_execution_options().get("schema_translate_map"):
         connection.execute(_statement(outbox), parameters)
@@ -102,10 +104,10 @@ def _execute(outbox: Outbox, connection: Connection, parameters: dict[str, str])
 _Compiled = tuple[str, "list[str] | None"]
 """The text, and the order of its parameters if they have no names."""
 
-_known: WeakKeyDictionary[Outbox, WeakKeyDictionary[Dialect, _Compiled]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[OutboxTables, WeakKeyDictionary[Dialect, _Compiled]] = WeakKeyDictionary()
 
 
-def _compiled(outbox: Outbox, dialect: Dialect) -> _Compiled:
+def _compiled(outbox: OutboxTables, dialect: Dialect) -> _Compiled:
     try:
         return _known[outbox][dialect]
     except KeyError:
@@ -116,7 +118,7 @@ def _compiled(outbox: Outbox, dialect: Dialect) -> _Compiled:
         return found
 
 
-def _statement(outbox: Outbox) -> Insert:
+def _statement(outbox: OutboxTables) -> Insert:
     table = outbox.table.c
     line_break: Any = literal_column(r"E'\n'")
     lines = (

@@ -2,72 +2,29 @@
 
 from __future__ import annotations
 
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import MetaData, bindparam, insert
+from sqlalchemy import MetaData
 
 from ..errors import ReceiverOptionError
 from ..mapping import OUTBOX
 from .message.codec import check_columns
-from .tables.clock import database_time
-from .tables.tables import make_tables
+from .tables.tables import OutboxTables
 from .writing import insert_events
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Insert, Table
+    from sqlalchemy import Connection
     from sqlalchemy.orm import Mapper
 
     from ..bridge.owed import Events
     from ..receivers import Receiver
 
-_LONGEST_CHANNEL = 63
-"""Bytes of a name in PostgreSQL."""
 
-
-class Outbox:
+class Outbox(OutboxTables):
     """The tables of one metadata; made by :func:`outbox_table`.
 
     Its attributes ``table``, ``started``, ``inbox`` and ``dead_letters`` are the tables.
     """
-
-    def __init__(
-        self,
-        metadata: MetaData,
-        *,
-        prefix: str,
-        schema: str | None,
-        source: str,
-        notify: bool,
-        ordered: bool,
-    ) -> None:
-        self.metadata: MetaData = metadata
-        self.source: str = source
-        """The ``source`` of the messages."""
-        self.notify: bool = notify
-        """Whether writing an event wakes the relay."""
-        self.ordered: bool = ordered
-        """Whether the events of one row are published one after the other."""
-        self.options: tuple[object, ...] = (prefix, schema, source, notify, ordered)
-        tables = make_tables(metadata, prefix, schema, ordered)
-        self.table: Table = tables.table
-        self.started: Table = tables.started
-        self.inbox: Table = tables.inbox
-        self.dead_letters: Table = tables.dead_letters
-        self.note_done: Insert = insert(tables.inbox).values(
-            event_id=bindparam("event_id"),
-            receiver=bindparam("receiver"),
-            done_at=database_time(),
-        )
-        """Made once, because each message needs it."""
-
-    @property
-    def channel(self) -> str:
-        """The channel of PostgreSQL's ``NOTIFY``."""
-        name = self.table.fullname.replace(".", "_")
-        if len(name.encode()) > _LONGEST_CHANNEL:
-            name = f"sqla_signals_{sha256(name.encode()).hexdigest()[:40]}"
-        return name
 
     def check(self, mapper: Mapper[Any], receiver: Receiver) -> None:
         """Raise :class:`ReceiverOptionError` if a model can never be put into a message."""
@@ -76,9 +33,6 @@ class Outbox:
     def write(self, connection: Connection, events: Events) -> None:
         """Insert the events of a transaction."""
         insert_events(self, connection, events)
-
-    def __repr__(self) -> str:
-        return f"<Outbox {self.table.fullname}>"
 
 
 def outbox_table(

@@ -14,7 +14,7 @@ from sqlalchemy import Text, bindparam, func, insert, select, type_coerce
 from .._sqlalchemy import is_autocommit, state_of
 from ..errors import AutocommitError
 from ..net import CREATED, DELETED
-from .lines import COLUMNS, as_json, insert_lines
+from .lines import COLUMNS, Row, as_json, insert_lines
 from .message.codec import Codec, codec_of, tells_primary_key
 from .message.envelope import SCHEMA
 from .tables.clock import database_time
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Mapper
 
     from ..bridge.owed import Events
-    from .outbox import Outbox
+    from .tables.tables import OutboxTables
 
-Headers = Callable[["Outbox", int], Mapping[str, str]]
+Headers = Callable[["OutboxTables", int], Mapping[str, str]]
 
 header_sources: Final[list[Headers]] = []
 """Called for each transaction with the number of its events; what they return goes with these."""
@@ -35,7 +35,7 @@ header_sources: Final[list[Headers]] = []
 _MAX_SUBJECT: Final = 255
 
 
-def insert_events(outbox: Outbox, connection: Connection, events: Events) -> None:
+def insert_events(outbox: OutboxTables, connection: Connection, events: Events) -> None:
     """Insert the events.
 
     :raises UnserializableError: a primary key does not fit into a message.
@@ -75,10 +75,6 @@ def insert_events(outbox: Outbox, connection: Connection, events: Events) -> Non
     for row in parameters:
         row |= {"payload": as_json(row["payload"]), "receivers": as_json(row["receivers"])}
     connection.execute(statement, parameters)
-
-
-Row = tuple[str, str, str, dict[str, Any], tuple[str, ...]]
-"""The values of :data:`~.lines.COLUMNS`."""
 
 
 def _rows(events: Events, dialect: Dialect) -> Iterator[Row]:

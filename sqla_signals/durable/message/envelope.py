@@ -15,7 +15,7 @@ from uuid import UUID, uuid5
 from ...errors import SignalsError
 
 if TYPE_CHECKING:
-    from ..outbox import Outbox
+    from ..tables.tables import OutboxTables
 
 SCHEMA: Final = 1
 """The version of what is in ``data``."""
@@ -94,7 +94,7 @@ class Message:
     attempt: int = 1
     headers: Mapping[str, str] = field(default_factory=dict)
     """Further attributes of the CloudEvent, such as ``traceparent``."""
-    outbox: Outbox | None = None
+    outbox: OutboxTables | None = None
     """The outbox it was claimed from, in the process of the relay; no message says that."""
 
     @property

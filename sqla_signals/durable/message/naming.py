@@ -15,7 +15,7 @@ from .envelope import UnknownModelError, UnknownReceiverError
 
 if TYPE_CHECKING:
     from ...signal import ModelSignal
-    from ..outbox import Outbox
+    from ..tables.tables import OutboxTables
 
 
 def model_name(cls: type) -> str:
@@ -23,7 +23,7 @@ def model_name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def find_mapper(name: str, outbox: Outbox | None = None) -> Mapper[Any]:
+def find_mapper(name: str, outbox: OutboxTables | None = None) -> Mapper[Any]:
     """The mapper of the class with that name, or that had it, among those that have an outbox.
 
     :param outbox: among those of this outbox only.

@@ -7,6 +7,7 @@ up. Alembic's autogenerate creates and migrates them like any other table.
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy import (
@@ -21,18 +22,71 @@ from sqlalchemy import (
     Table,
     Text,
     Uuid,
+    bindparam,
+    insert,
 )
 from sqlalchemy.dialects import mysql
 
 from ...receivers import MAX_NAME
+from .clock import database_time
 
 if TYPE_CHECKING:
+    from sqlalchemy import Insert
     from sqlalchemy.types import TypeEngine
 
 MYSQL: Final = ("mysql", "mariadb")
 
 
-class Tables(NamedTuple):
+_LONGEST_CHANNEL: Final = 63
+"""Bytes of a name in PostgreSQL."""
+
+
+class OutboxTables:
+    """The tables of one metadata, and how they are used."""
+
+    def __init__(
+        self,
+        metadata: MetaData,
+        *,
+        prefix: str,
+        schema: str | None,
+        source: str,
+        notify: bool,
+        ordered: bool,
+    ) -> None:
+        self.metadata: MetaData = metadata
+        self.source: str = source
+        """The ``source`` of the messages."""
+        self.notify: bool = notify
+        """Whether writing an event wakes the relay."""
+        self.ordered: bool = ordered
+        """Whether the events of one row are published one after the other."""
+        self.options: tuple[object, ...] = (prefix, schema, source, notify, ordered)
+        tables = _make_tables(metadata, prefix, schema, ordered)
+        self.table: Table = tables.table
+        self.started: Table = tables.started
+        self.inbox: Table = tables.inbox
+        self.dead_letters: Table = tables.dead_letters
+        self.note_done: Insert = insert(tables.inbox).values(
+            event_id=bindparam("event_id"),
+            receiver=bindparam("receiver"),
+            done_at=database_time(),
+        )
+        """Made once, because each message needs it."""
+
+    @property
+    def channel(self) -> str:
+        """The channel of PostgreSQL's ``NOTIFY``."""
+        name = self.table.fullname.replace(".", "_")
+        if len(name.encode()) > _LONGEST_CHANNEL:
+            name = f"sqla_signals_{sha256(name.encode()).hexdigest()[:40]}"
+        return name
+
+    def __repr__(self) -> str:
+        return f"<Outbox {self.table.fullname}>"
+
+
+class _Tables(NamedTuple):
     """The tables of one metadata."""
 
     table: Table
@@ -41,7 +95,7 @@ class Tables(NamedTuple):
     dead_letters: Table
 
 
-def make_tables(metadata: MetaData, prefix: str, schema: str | None, ordered: bool) -> Tables:
+def _make_tables(metadata: MetaData, prefix: str, schema: str | None, ordered: bool) -> _Tables:
     """Add the tables to a metadata."""
     name = f"{prefix}_{{}}"
     outbox = Table(name.format("outbox"), metadata, *_event_columns(), **_options(schema))
@@ -53,7 +107,7 @@ def make_tables(metadata: MetaData, prefix: str, schema: str | None, ordered: bo
             columns.aggregate_id,
             columns.sequence,
         )
-    return Tables(
+    return _Tables(
         outbox,
         Table(
             name.format("started"),
