@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from .durable import Message
+    from .durable.tables.tables import OutboxTables
     from .observe import Around, Call
     from .receivers import Call as Way
 
