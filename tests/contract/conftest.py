@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 import sqla_signals
 
+from ..conftest import create_tables
 from .models import Base
 from .observing import Log, listen
 
@@ -18,7 +19,7 @@ from .observing import Log, listen
 @pytest.fixture
 def library(engine: Engine) -> Engine:
     """The engine, with the tables of the library in it."""
-    Base.metadata.create_all(engine, checkfirst=False)
+    create_tables(engine, Base.metadata)
     return engine
 
 

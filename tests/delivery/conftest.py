@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 import sqla_signals
 
+from .. import conftest as shared
 from ..conftest import clear_postgresql, create_sqlite_engine
 from ..contract.models import Base
 from .models import Record
@@ -28,8 +29,7 @@ from .observing import (
 
 
 def create_tables(engine: Engine) -> None:
-    Base.metadata.create_all(engine, checkfirst=False)
-    Record.metadata.create_all(engine, checkfirst=False)
+    shared.create_tables(engine, Base.metadata, Record.metadata)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 import sqla_signals
 
+from ..conftest import create_tables
 from ..contract.conftest import async_engine
 from .models import Base
 
@@ -19,7 +20,7 @@ __all__ = ["async_engine"]
 @pytest.fixture
 def database(engine: Engine) -> Engine:
     """The engine, with the tables in it."""
-    Base.metadata.create_all(engine, checkfirst=False)
+    create_tables(engine, Base.metadata)
     return engine
 
 

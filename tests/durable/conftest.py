@@ -15,7 +15,7 @@ import sqla_signals
 from sqla_signals.durable import Relay
 from sqla_signals.durable.tables import claims
 
-from ..conftest import IN_CI, clear_postgresql, create_sqlite_engine
+from ..conftest import IN_CI, clear_postgresql, create_sqlite_engine, create_tables
 from .models import Base, Ledger, outbox
 
 MARIADB_URL = os.environ.get("SQLA_SIGNALS_MARIADB_URL")
@@ -90,7 +90,7 @@ def engine_for(url: str) -> Engine:
 def shop(url: str, installed: sqla_signals.Installation) -> Iterator[Engine]:
     """An engine on the shop, with its tables created; all its connections must come back."""
     engine = engine_for(url)
-    Base.metadata.create_all(engine, checkfirst=False)
+    create_tables(engine, Base.metadata)
     yield engine
     assert engine.pool.checkedout() == 0
     engine.dispose()

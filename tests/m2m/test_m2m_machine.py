@@ -20,7 +20,7 @@ from .clubs import KINDS, Clubs, Heard, make_clubs, witnessed
 pytestmark = pytest.mark.timeout(1200)  # a loaded machine takes minutes, an idle one seconds
 
 USERS = GROUPS = 3
-EXAMPLES = int(os.environ.get("M2M_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("M2M_EXAMPLES", "30"))
 
 key = st.integers(0, USERS - 1)
 steps = st.lists(

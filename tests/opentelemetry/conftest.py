@@ -17,7 +17,7 @@ from sqla_signals import observe, watching
 from sqla_signals.durable.writing import header_sources
 from sqla_signals.opentelemetry import instrument, uninstrument
 
-from ..conftest import create_sqlite_engine
+from ..conftest import create_sqlite_engine, create_tables
 from ..durable.models import Base
 
 
@@ -72,7 +72,7 @@ def spans() -> Iterator[Spans]:
 def shop(tmp_path: Path, installed: sqla_signals.Installation) -> Iterator[Engine]:
     """An engine on the shop; all its connections must come back."""
     engine = create_sqlite_engine(tmp_path / "shop.db")
-    Base.metadata.create_all(engine, checkfirst=False)
+    create_tables(engine, Base.metadata)
     yield engine
     assert engine.pool.checkedout() == 0
     engine.dispose()

@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 import sqla_signals
 from sqla_signals import observe, watching
 
-from ..conftest import create_sqlite_engine
+from ..conftest import create_sqlite_engine, create_tables
 from .models import Base
 
 
@@ -27,7 +27,7 @@ def nobody_looks_on() -> Iterator[None]:
 def shop(tmp_path: Path, installed: sqla_signals.Installation) -> Iterator[Engine]:
     """An engine on the shop; all its connections must come back."""
     engine = create_sqlite_engine(tmp_path / "shop.db")
-    Base.metadata.create_all(engine, checkfirst=False)
+    create_tables(engine, Base.metadata)
     yield engine
     assert engine.pool.checkedout() == 0
     engine.dispose()
