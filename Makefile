@@ -30,6 +30,8 @@ demo: $(stamps)/demo ## Run the example shop on SQLite
 demo-durable: $(stamps)/demo-durable ## Run the durable shop: a relay and a Celery worker, no server needed
 	@$(bin)/python -m examples.durable_shop
 
+# The tests start many processes, and each would compile the package.
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(stamps)/test ## Run the whole suite: tests, documentation snippets, PostgreSQL included
 	$(bin)/python -m pytest -n auto $(PYTEST_ARGS)
 

@@ -201,6 +201,13 @@ class Scene:
         return found
 
 
+@pytest.fixture(autouse=True)
+def time_for_faults() -> None:
+    """Starting and killing all these processes takes as long as thousands of other tests."""
+    if not IN_CI and "SQLA_SIGNALS_FAULTS" not in os.environ:
+        pytest.skip("takes half a minute: .ci/run does it, and so does SQLA_SIGNALS_FAULTS=1")
+
+
 # -- servers ---------------------------------------------------------------------------------------
 
 
