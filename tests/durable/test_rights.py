@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import Engine, create_engine, select
@@ -39,28 +40,30 @@ pytestmark = pytest.mark.parametrize(
 
 @pytest.fixture
 def roles(shop: Engine) -> Iterator[dict[str, Engine]]:
-    """An engine for each role."""
+    """An engine for each role. Roles belong to the whole server, so each test has its own names."""
     engines = {}
+    names = {role: f"{role}_{uuid4().hex}" for role in RIGHTS}
     with shop.begin() as connection:
         for role, rights in RIGHTS.items():
-            connection.exec_driver_sql(f"CREATE ROLE least_{role} LOGIN")
+            name = names[role]
+            connection.exec_driver_sql(f"CREATE ROLE {name} LOGIN PASSWORD '{name}'")
             for right in [*rights, "USAGE ON SCHEMA public"]:
-                connection.exec_driver_sql(f"GRANT {right} TO least_{role}")
+                connection.exec_driver_sql(f"GRANT {right} TO {name}")
             if role != "relay":
                 connection.exec_driver_sql(
-                    f"GRANT SELECT, INSERT, UPDATE ON orders, ledger TO least_{role}"
+                    f"GRANT SELECT, INSERT, UPDATE ON orders, ledger TO {name}"
                 )
                 connection.exec_driver_sql(
-                    f"GRANT USAGE ON SEQUENCE orders_id_seq, ledger_id_seq TO least_{role}"
+                    f"GRANT USAGE ON SEQUENCE orders_id_seq, ledger_id_seq TO {name}"
                 )
-            engines[role] = create_engine(shop.url.set(username=f"least_{role}"))
+            engines[role] = create_engine(shop.url.set(username=name, password=name))
     yield engines
     for engine in engines.values():
         engine.dispose()
     with shop.begin() as connection:
-        for role in RIGHTS:
-            connection.exec_driver_sql(f"DROP OWNED BY least_{role}")
-            connection.exec_driver_sql(f"DROP ROLE least_{role}")
+        for name in names.values():
+            connection.exec_driver_sql(f"DROP OWNED BY {name}")
+            connection.exec_driver_sql(f"DROP ROLE {name}")
 
 
 @pytest.fixture(autouse=True)
