@@ -121,7 +121,7 @@ TARGETS: dict[str, tuple[Any, str, str]] = {
 
 STYLES = ["plain", "plain", "alias", "join", "bound"]
 """How a statement names what it changes."""
-if before_sqlalchemy("2.0.39"):
+if before_sqlalchemy("2.0.21"):
     # SQLAlchemy names the table beside its alias: each row of the one is changed for any of the
     # other, or the statement cannot be compiled.
     STYLES.remove("alias")

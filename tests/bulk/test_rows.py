@@ -214,9 +214,9 @@ def test_update_with_a_subquery(session: Session):
     assert told(session, heard) == updates(2, 4)
 
 
-# Before 2.0.39 SQLAlchemy names the table beside its alias, and warns of that.
+# Before 2.0.21 SQLAlchemy names the table beside its alias, and warns of that.
 on_an_alias = pytest.mark.skipif(
-    before_sqlalchemy("2.0.39"), reason="SQLAlchemy updates no alias without a warning"
+    before_sqlalchemy("2.0.21"), reason="SQLAlchemy updates no alias without a warning"
 )
 
 
