@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import pytest
 import sqlalchemy
@@ -56,7 +57,7 @@ def installed() -> Iterator[sqla_signals.Installation]:
 
 
 @pytest.fixture(scope="session")
-def postgresql_url(worker_id: str) -> Iterator[str]:
+def postgresql_url() -> Iterator[str]:
     """The URL of an empty PostgreSQL database of this worker's own, for two-phase commits too.
 
     It is on the server that the environment names, else on one that is started here. Without a
@@ -65,7 +66,7 @@ def postgresql_url(worker_id: str) -> Iterator[str]:
     if POSTGRESQL_URL is None:
         yield from started_postgresql()
         return
-    name = f"sqla_signals_{worker_id}_{os.getpid()}"
+    name = f"sqla_signals_{uuid4().hex}"
     server = create_engine(POSTGRESQL_URL, isolation_level="AUTOCOMMIT")
     with server.connect() as connection:
         connection.exec_driver_sql(f"CREATE DATABASE {name}")

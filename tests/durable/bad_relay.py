@@ -34,7 +34,7 @@ KINDS: dict[str, Callable[[], object]] = {
 def run(url: str, kind: str, file: str) -> None:
     """Run a relay until nothing is due.
 
-    :param file: gets a line with the attempt, for each call with the bad event.
+    :param file: gets a line with the attempt and the process, for each call with the bad event.
     """
     sqla_signals.install()
 
@@ -44,7 +44,7 @@ def run(url: str, kind: str, file: str) -> None:
         if instance.status == "bad":
             session.flush()
             with open(file, "a") as attempts:
-                attempts.write(f"{event.attempt}\n")
+                attempts.write(f"{event.attempt} {os.getpid()}\n")
             KINDS[kind]()
 
     options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import Engine, create_engine, make_url, select
@@ -35,7 +36,7 @@ def long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def mariadb_url(worker_id: str) -> Iterator[str]:
+def mariadb_url() -> Iterator[str]:
     """The URL of an empty MariaDB database of this worker's own."""
     if MARIADB_URL is None:
         reason = "no MariaDB server: SQLA_SIGNALS_MARIADB_URL is not set"
@@ -43,7 +44,7 @@ def mariadb_url(worker_id: str) -> Iterator[str]:
             pytest.fail(reason)
         pytest.skip(reason)
     server = create_engine(MARIADB_URL, isolation_level="AUTOCOMMIT")
-    name = f"sqla_signals_{worker_id}_{os.getpid()}"
+    name = f"sqla_signals_{uuid4().hex}"
     with server.connect() as connection:
         connection.exec_driver_sql(f"CREATE DATABASE {name}")
     yield make_url(MARIADB_URL).set(database=name).render_as_string(hide_password=False)
