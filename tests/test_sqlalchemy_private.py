@@ -668,6 +668,7 @@ def test_what_a_statement_returned_can_be_fetched_and_given_out_later():
         result: Any = session.execute(statement)
         assert _sqlalchemy.fetched(result) == 2
         assert [parent.name for parent in result.scalars()] == ["c", "c"]
+    engine.dispose()
 
 
 def test_a_listener_for_statements_can_be_added_as_the_last_one():
