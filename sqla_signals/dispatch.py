@@ -11,10 +11,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from itertools import chain
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
-from blinker import ANY, NamedSignal
+from blinker import ANY
 
 from ._sqlalchemy import is_mapped
 from .blocks import block
@@ -100,12 +100,32 @@ def _by_call(receivers: Iterable[Receiver]) -> dict[Call, tuple[Receiver, ...]]:
     return {call: tuple(unique.values()) for call, unique in found.items()}
 
 
+class AnySignal(Protocol):
+    """A ``Signal``, as far as those know it that a ``Signal`` is made of."""
+
+    name: str
+
+    @property
+    def table(self) -> Table:
+        """Its receivers, by sender."""
+        ...
+
+    @property
+    def receivers(self) -> Mapping[Any, Any]:
+        """Its receivers, as blinker has them."""
+        ...
+
+    def forget_lookups(self) -> None:
+        """Let new mappings be seen by the next lookup."""
+        ...
+
+
 class _Mute(NamedTuple):
-    signal: NamedSignal | None
+    signal: AnySignal | None
     sender: Any
     receiver: Any
 
-    def silences(self, signal: NamedSignal, sender: Any, receiver: Receiver) -> bool:
+    def silences(self, signal: AnySignal, sender: Any, receiver: Receiver) -> bool:
         return (
             (self.signal is None or self.signal is signal)
             and matches(self.sender, sender)
@@ -118,7 +138,7 @@ _mutes: ContextVar[tuple[_Mute, ...]] = ContextVar("sqla_signals_mutes", default
 
 @block
 def mute(
-    signal: NamedSignal | None = None,
+    signal: AnySignal | None = None,
     sender: Any = None,
     receiver: Callable[..., Any] | str | None = None,
 ) -> Iterator[None]:
@@ -144,7 +164,7 @@ def mute(
 
 
 def audible(
-    signal: NamedSignal, sender: Any, receivers: tuple[Receiver, ...]
+    signal: AnySignal, sender: Any, receivers: tuple[Receiver, ...]
 ) -> tuple[Receiver, ...]:
     """``receivers`` without those that a :func:`mute` block around us silences."""
     mutes = _mutes.get()
@@ -160,7 +180,7 @@ active_mutes: Callable[[], tuple[Any, ...]] = _mutes.get
 
 
 def was_audible(
-    signal: NamedSignal, sender: Any, receiver: Receiver, occasions: Collection[tuple[Any, ...]]
+    signal: AnySignal, sender: Any, receiver: Receiver, occasions: Collection[tuple[Any, ...]]
 ) -> bool:
     """Whether the receiver was not silenced on every occasion.
 
@@ -173,7 +193,7 @@ def was_audible(
     )
 
 
-def is_muted(signal: NamedSignal) -> bool:
+def is_muted(signal: AnySignal) -> bool:
     """Whether everything that ``signal`` sends is silenced here and now."""
     return any(
         m.signal in (None, signal) and m.sender is ANY and m.receiver is None for m in _mutes.get()
@@ -181,7 +201,7 @@ def is_muted(signal: NamedSignal) -> bool:
 
 
 def unawaitable(
-    signal: NamedSignal, receiver: Receiver, sender: Any, where: str
+    signal: AnySignal, receiver: Receiver, sender: Any, where: str
 ) -> AsyncReceiverError:
     """The error for an ``async def`` receiver that nothing here can await."""
     return AsyncReceiverError(

@@ -17,7 +17,7 @@ from sqlalchemy.orm import (
     sessionmaker,
 )
 
-from . import mapping, watching
+from . import dispatch, mapping, watching
 from ._sqlalchemy import (
     all_sessions,
     are_instances,
@@ -95,7 +95,7 @@ class Installation:
             if signal.receivers:
                 self.listen_for(signal)
 
-    def listen_for(self, signal: mapping.ModelSignal) -> None:
+    def listen_for(self, signal: dispatch.AnySignal) -> None:
         """Listen to statements from when there is a receiver that may have to do with them.
 
         Not before: that costs something for each ORM statement of the sessions, for a SELECT too.

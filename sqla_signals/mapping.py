@@ -8,45 +8,22 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final
 from weakref import WeakSet, WeakValueDictionary
 
 from sqlalchemy import Table, event
 from sqlalchemy.orm import Mapper, Session
 
 from ._sqlalchemy import all_mappers, listen_to_class, unlisten_to_class
+from .dispatch import AnySignal
 from .errors import ReceiverOptionError, SignalsNotInstalledWarning
 from .receivers import Receiver
-
-if TYPE_CHECKING:
-    from .dispatch import Table as ReceiversTable
-
-
-class ModelSignal(Protocol):
-    """A signal that an installation sends."""
-
-    name: str
-
-    @property
-    def table(self) -> ReceiversTable:
-        """Its receivers, by sender."""
-        ...
-
-    @property
-    def receivers(self) -> Mapping[Any, Any]:
-        """Its receivers, as blinker has them."""
-        ...
-
-    def forget_lookups(self) -> None:
-        """Let new mappings be seen by the next lookup."""
-        ...
-
 
 OUTBOX: Final = "sqla_signals.outbox"
 """Key in ``MetaData.info`` of what writes the durable messages of its models."""
 
-model_signals: list[ModelSignal] = []
+model_signals: list[AnySignal] = []
 """The signals that an installation sends."""
 
 
@@ -116,7 +93,7 @@ def outbox_of(mapper: Mapper[Any], receiver: Receiver) -> Any:
     )
 
 
-def connected(signal: ModelSignal, receivers: Iterable[Receiver]) -> None:
+def connected(signal: AnySignal, receivers: Iterable[Receiver]) -> None:
     """Check new receivers as far as their classes are mapped, and the rest when they are."""
     for receiver in receivers:
         check(signal, receiver)
@@ -140,7 +117,7 @@ def installed(installation: Any) -> None:
     unlisten_to_class(Session, "before_flush", _flushed_without_install)
 
 
-def check(signal: ModelSignal, receiver: Receiver) -> None:
+def check(signal: AnySignal, receiver: Receiver) -> None:
     """Raise :class:`ReceiverOptionError` if the classes mapped so far show an option to be wrong.
 
     That is when ``fields`` names what the class of the sender lacks, when a string sender names two

@@ -157,7 +157,7 @@ class Cleaner:
         )
         if self._made and self._present() == self._as_made:
             name = self._kept[self._made] = f"kept_{next(self._names)}"
-            self.connection.execute(DELETE_ALL)
+            self.connection.execute(EMPTY)
             self.connection.execute(f"ALTER SCHEMA public RENAME TO {name}")
         else:
             self.connection.execute("DROP SCHEMA public CASCADE")
@@ -180,7 +180,7 @@ PRESENT = """
 """
 """What is in the database, and the transactions that have made or altered it."""
 
-DELETE_ALL = """
+EMPTY = """
     DO $$ DECLARE one record; BEGIN
         FOR one IN SELECT oid, relkind FROM pg_class
             WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'S')
@@ -193,7 +193,7 @@ DELETE_ALL = """
         END LOOP;
     END $$
 """
-"""Not DELETE: what it leaves lets the rows of the next test lie in another order."""
+"""No DELETE: what that leaves lets the rows of the next test lie in another order."""
 
 _cleaners: dict[str, Cleaner] = {}
 
@@ -208,7 +208,7 @@ def cleaner_of(url: str | URL) -> Cleaner:
 
 
 def clear_postgresql(url: str) -> None:
-    """Drop everything in the database, and end the connections that a failed test left open."""
+    """Empty the database, and end the connections that a failed test left open."""
     cleaner_of(url).clear()
 
 

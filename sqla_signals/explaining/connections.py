@@ -40,14 +40,14 @@ def explain(target: Any = None) -> Explanation:
     is one that is listened to, is only known when something happens. Callbacks given to
     ``on_commit()`` and ``on_rollback()`` are not receivers.
     """
-    sent = [*mapping.model_signals, receiver_failed]
-    signals = sorted((one for one in known_signals() if one in sent), key=sent.index)
+    known, sent = known_signals(), [*mapping.model_signals, receiver_failed]
+    signals = sorted((one for one in known if one in sent), key=sent.index)
     mappers = sorted(configured_mappers(), key=lambda mapper: _dotted(mapper.class_))
     asked: list[Mapper[Any]] = []
     others: list[Signal] = []  # may be sent by anything, installed or not
     if target is None:
         subject = "everything"
-        others = [signal for signal in known_signals() if signal not in signals]
+        others = [signal for signal in known if signal not in signals]
     elif isinstance(target, Signal):
         subject = target.name
         if target not in signals:
@@ -60,7 +60,7 @@ def explain(target: Any = None) -> Explanation:
         own = [r for _, r in found if _is_in(target, _module_of(r))]
         others = [
             signal
-            for signal in known_signals()
+            for signal in known
             if signal not in signals
             and any(_is_in(target, _module_of(r)) for r in signal.table.receivers)
         ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -425,18 +425,24 @@ def test_a_listener_that_executes_the_statement_several_times(leader: Engine):
         ]
 
 
-@pytest.mark.parametrize("signals", ["rows", None])
-def test_a_listener_that_executes_another_statement_in_its_place(leader: Engine, signals: Any):
-    """What is told of is what is executed: here a row is marked instead of deleted."""
+def marking(leader: Engine, statement: Callable[[Any], Any]) -> Any:
+    """A sessionmaker whose listener executes another statement in place of each DELETE."""
     maker = sessionmaker(leader)
-    heard = Heard().connect(Order)
 
     @event.listens_for(maker, "do_orm_execute")
     def mark(state: Any) -> Any:
         if state.is_delete:
-            marked = update(Order).where(state.statement.whereclause).values(status="deleted")
-            return state.invoke_statement(marked)
+            return state.invoke_statement(statement(state.statement.whereclause))
         return None
+
+    return maker
+
+
+@pytest.mark.parametrize("signals", ["rows", None])
+def test_a_listener_that_executes_another_statement_in_its_place(leader: Engine, signals: Any):
+    """What is told of is what is executed: here a row is marked instead of deleted."""
+    heard = Heard().connect(Order)
+    maker = marking(leader, lambda where: update(Order).where(where).values(status="deleted"))
 
     with maker() as session:
         options = {"signals": signals} if signals else {}
@@ -448,16 +454,9 @@ def test_a_listener_that_executes_another_statement_in_its_place(leader: Engine,
 
 def test_a_listener_that_executes_what_somebody_listens_to_in_its_place(leader: Engine):
     """The receivers are those of the statement that is executed, not of the one it replaced."""
-    maker = sessionmaker(leader)
     saved: list[Any] = []
     post_save.connect(lambda sender, instance, **_: saved.append(instance.id), Order, weak=False)
-
-    @event.listens_for(maker, "do_orm_execute")
-    def mark(state: Any) -> Any:
-        if state.is_delete:
-            marked = update(Order).where(state.statement.whereclause).values(status="deleted")
-            return state.invoke_statement(marked)
-        return None
+    maker = marking(leader, lambda where: update(Order).where(where).values(status="deleted"))
 
     with maker() as session:
         session.execute(delete(Order).where(Order.id == 1), execution_options=ROWS)
@@ -468,15 +467,9 @@ def test_a_listener_that_executes_what_somebody_listens_to_in_its_place(leader: 
 @pytest.mark.parametrize("signals", ["rows", None])
 def test_a_listener_that_executes_a_statement_on_a_table_in_its_place(leader: Engine, signals: Any):
     """No class is named by it, so nothing is sent."""
-    maker = sessionmaker(leader)
+    orders = Order.__table__
     heard = Heard().connect(Order)
-
-    @event.listens_for(maker, "do_orm_execute")
-    def mark(state: Any) -> Any:
-        if state.is_delete:
-            marked = update(Order.__table__).where(Order.__table__.c.id == 1).values(state="x")
-            return state.invoke_statement(marked)
-        return None
+    maker = marking(leader, lambda _: update(orders).where(orders.c.id == 1).values(state="x"))
 
     with maker() as session:
         options = {"signals": signals} if signals else {}

@@ -8,7 +8,7 @@ up. Alembic's autogenerate creates and migrates them like any other table.
 from __future__ import annotations
 
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import (
     JSON,
@@ -35,14 +35,12 @@ if TYPE_CHECKING:
     from sqlalchemy.types import TypeEngine
 
 MYSQL: Final = ("mysql", "mariadb")
-
-
 _LONGEST_CHANNEL: Final = 63
 """Bytes of a name in PostgreSQL."""
 
 
 class OutboxTables:
-    """The tables of one metadata, and how they are used."""
+    """The tables, added to a metadata, and how they are used."""
 
     def __init__(
         self,
@@ -62,12 +60,41 @@ class OutboxTables:
         self.ordered: bool = ordered
         """Whether the events of one row are published one after the other."""
         self.options: tuple[object, ...] = (prefix, schema, source, notify, ordered)
-        tables = _make_tables(metadata, prefix, schema, ordered)
-        self.table: Table = tables.table
-        self.started: Table = tables.started
-        self.inbox: Table = tables.inbox
-        self.dead_letters: Table = tables.dead_letters
-        self.note_done: Insert = insert(tables.inbox).values(
+        name = f"{prefix}_{{}}"
+        self.table: Table = Table(
+            name.format("outbox"), metadata, *_event_columns(), **_options(schema)
+        )
+        if ordered:
+            columns = self.table.c
+            Index(
+                name.format("outbox_in_order"),
+                columns.aggregate_type,
+                columns.aggregate_id,
+                columns.sequence,
+            )
+        self.started: Table = Table(
+            name.format("started"),
+            metadata,
+            Column("sequence", _number(), primary_key=True, autoincrement=False),
+            Column("attempts", Integer(), nullable=False),
+            schema=schema,
+        )
+        self.inbox: Table = Table(
+            name.format("inbox"),
+            metadata,
+            Column("event_id", Uuid(), primary_key=True),
+            Column("receiver", _name(), primary_key=True),
+            Column("done_at", _timestamp(), nullable=False),
+            schema=schema,
+        )
+        self.dead_letters: Table = Table(
+            name.format("dead_letters"),
+            metadata,
+            *_event_columns(),
+            Column("dead_at", _timestamp(), nullable=False),
+            **_options(schema),
+        )
+        self.note_done: Insert = insert(self.inbox).values(
             event_id=bindparam("event_id"),
             receiver=bindparam("receiver"),
             done_at=database_time(),
@@ -84,54 +111,6 @@ class OutboxTables:
 
     def __repr__(self) -> str:
         return f"<Outbox {self.table.fullname}>"
-
-
-class _Tables(NamedTuple):
-    """The tables of one metadata."""
-
-    table: Table
-    started: Table
-    inbox: Table
-    dead_letters: Table
-
-
-def _make_tables(metadata: MetaData, prefix: str, schema: str | None, ordered: bool) -> _Tables:
-    """Add the tables to a metadata."""
-    name = f"{prefix}_{{}}"
-    outbox = Table(name.format("outbox"), metadata, *_event_columns(), **_options(schema))
-    if ordered:
-        columns = outbox.c
-        Index(
-            name.format("outbox_in_order"),
-            columns.aggregate_type,
-            columns.aggregate_id,
-            columns.sequence,
-        )
-    return _Tables(
-        outbox,
-        Table(
-            name.format("started"),
-            metadata,
-            Column("sequence", _number(), primary_key=True, autoincrement=False),
-            Column("attempts", Integer(), nullable=False),
-            schema=schema,
-        ),
-        Table(
-            name.format("inbox"),
-            metadata,
-            Column("event_id", Uuid(), primary_key=True),
-            Column("receiver", _name(), primary_key=True),
-            Column("done_at", _timestamp(), nullable=False),
-            schema=schema,
-        ),
-        Table(
-            name.format("dead_letters"),
-            metadata,
-            *_event_columns(),
-            Column("dead_at", _timestamp(), nullable=False),
-            **_options(schema),
-        ),
-    )
 
 
 def _options(schema: str | None) -> dict[str, Any]:
