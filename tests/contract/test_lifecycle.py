@@ -713,7 +713,10 @@ def prepared(installed) -> list[str]:
 
 
 def make_models() -> tuple[Any, Any]:
-    """Two classes with a backref between them, not configured yet."""
+    """Two classes with a backref between them, not configured yet.
+
+    Keep what it returns: a class that is collected before is not configured.
+    """
 
     class OwnBase(DeclarativeBase):
         pass
@@ -733,11 +736,11 @@ def make_models() -> tuple[Any, Any]:
 
 def test_class_prepared_is_sent_once_for_each_class_in_the_order_of_mapping(prepared: list[str]):
     """When mappers are configured; not again when others are."""
-    make_models()
+    _models = [make_models()]
     assert prepared == []
     configure_mappers()
     assert prepared == ["Ship", "Sailor"]
-    make_models()
+    _models.append(make_models())
     configure_mappers()
     assert prepared == ["Ship", "Sailor"] * 2
 
@@ -759,7 +762,7 @@ def test_relationships_and_backrefs_are_there_when_a_class_is_prepared(installed
     def inspect_it(sender, **kwargs):
         found.append(sorted(sender.__mapper__.relationships.keys()))
 
-    make_models()
+    _models = make_models()
     configure_mappers()
     assert found == [["crew"]]
 
@@ -783,7 +786,7 @@ def test_class_prepared_takes_the_senders_of_other_signals_and_mute(prepared: li
 
 def test_a_late_receiver_is_not_told_of_the_past(installed):
     """As in Django: connect before the classes are used."""
-    make_models()
+    _models = make_models()
     configure_mappers()
     heard = []
     class_prepared.connect(lambda sender, **kwargs: heard.append(sender), weak=False)
@@ -805,7 +808,7 @@ def test_an_exception_in_class_prepared_reaches_whoever_configured(prepared: lis
     assert prepared == ["Ship"]
     assert sailor(id=1).id == 1
     class_prepared.disconnect(refuse)
-    make_models()
+    _models = make_models()
     configure_mappers()
     assert prepared == ["Ship", "Sailor", "Ship", "Sailor"]
 
@@ -823,7 +826,7 @@ def test_a_receiver_of_class_prepared_may_remove_the_installation(installed):
     configure_mappers()
     assert heard == ["Ship"]
     assert ship.__mapper__.configured
-    make_models()
+    _models = make_models()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SignalsNotInstalledWarning)
         configure_mappers()
@@ -845,11 +848,11 @@ def install_when_configured() -> Iterator[None]:
 
 def test_installing_in_a_listener_for_after_configured_is_possible(install_when_configured):
     """What is mapped later is announced."""
-    make_models()
+    _models = make_models()
     configure_mappers()
     heard = []
     class_prepared.connect(lambda sender, **kwargs: heard.append(sender.__name__), weak=False)
-    make_models()
+    _models = make_models()
     configure_mappers()
     assert heard == ["Ship", "Sailor"]
 
@@ -858,7 +861,7 @@ def test_class_prepared_without_an_install_gives_the_warning():
     """When the mappers are configured."""
     heard = []
     class_prepared.connect(lambda sender, **kwargs: heard.append(sender), weak=False)
-    make_models()
+    _models = make_models()
     with pytest.warns(SignalsNotInstalledWarning, match=r"sqla_signals\.install\(\)"):
         configure_mappers()
     assert heard == []
