@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from sqlalchemy import MetaData
 from sqlalchemy.orm import Session
 
-from .blocks import block
-from .bridge.calls import Calls
-from .dispatch import audible, unawaitable
+from .bridge.calling.calls import Calls
 from .errors import SignalsError
-from .signals import post_migrate, pre_migrate
+from .receivers.blocks import block
+from .receivers.dispatch import audible, unawaitable
+from .signals.builtin import post_migrate, pre_migrate
 
 if TYPE_CHECKING:
     from alembic.runtime.migration import MigrationContext, MigrationInfo
     from sqlalchemy import Connection
 
-    from .receivers import Receiver
-    from .signal import Signal
+    from .receivers.receiver import Receiver
+    from .signals.signal import Signal
 
 __all__ = ["migration_signals"]
 

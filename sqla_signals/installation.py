@@ -17,24 +17,22 @@ from sqlalchemy.orm import (
     sessionmaker,
 )
 
-from . import dispatch, mapping, watching
-from ._sqlalchemy import (
-    all_sessions,
-    are_instances,
-    is_listener,
-    listen_to,
-    listen_to_class,
-    unlisten,
-    unlisten_to_class,
-)
-from .bridge import autocommit, instances, mapper_events, owed, transactions
-from .bridge import bulk as statements
-from .bridge import flush as flushes
-from .bridge.bulk import POLICIES, Policy
-from .bridge.calls import RAW, async_session_of
-from .bridge.delivery_session import SessionSource
-from .bridge.flush import Flush
+from ._sqlalchemy.events import is_listener, listen_to, listen_to_class, unlisten, unlisten_to_class
+from ._sqlalchemy.instances import are_instances
+from ._sqlalchemy.sessions import all_sessions
+from .bridge import instances
+from .bridge.calling.calls import RAW, async_session_of
+from .bridge.delivery.session import SessionSource
+from .bridge.flush import autocommit
+from .bridge.flush import flush as flushes
+from .bridge.flush import listening as mapper_events
+from .bridge.flush.flush import Flush
+from .bridge.statements import statement as statements
+from .bridge.statements.statement import POLICIES, Policy
+from .bridge.transaction import durable as owed
+from .bridge.transaction import frames as transactions
 from .errors import InstallError
+from .receivers import dispatch, mapping, watching
 
 if TYPE_CHECKING:
     from types import TracebackType

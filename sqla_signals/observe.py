@@ -16,20 +16,20 @@ from dataclasses import dataclass, field
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from ._sqlalchemy import state_of
-from .blocks import block
-from .bridge.effect_calls import signal_of
-from .net import CREATED, DELETED, Effect, Executed
-from .receivers import Receiver, default_name
-from .signal import watch
+from ._sqlalchemy.instances import state_of
+from .bridge.delivery.effect_calls import signal_of
+from .changes.effects import CREATED, DELETED, Effect, Executed
+from .receivers.blocks import block
+from .receivers.receiver import Receiver, default_name
+from .signals.signal import watch
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from .durable.message.envelope import Message
-    from .receivers import Call as Way
-    from .signal import Signal
-    from .watching import Moment
+    from .receivers.receiver import Call as Way
+    from .receivers.watching import Moment
+    from .signals.signal import Signal
 
 T = TypeVar("T")
 Around = AbstractContextManager[object]

@@ -39,12 +39,12 @@ except ModuleNotFoundError as _error:
     raise
 
 from . import __version__, observe
-from .blocks import block
 from .durable.message.envelope import UnknownModelError
 from .durable.message.naming import find_mapper
 from .durable.writing import header_sources
-from .mapping import known_outbox, model_signals
-from .receivers import describe_sender
+from .receivers.blocks import block
+from .receivers.mapping import known_outbox, model_signals
+from .receivers.receiver import describe_sender
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from .durable import Message
     from .durable.tables.tables import OutboxTables
     from .observe import Around, Call
-    from .receivers import Call as Way
+    from .receivers.receiver import Call as Way
 
 Attributes = dict[str, str | int]
 

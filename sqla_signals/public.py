@@ -2,10 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from .bridge.transactions import on_commit, on_rollback
-from .changes import UNSET, Change
-from .decorator import receiver
-from .dispatch import mute
+from .bridge.transaction.frames import on_commit, on_rollback
+from .changes.change import UNSET, Change
 from .errors import (
     AsyncReceiverError,
     AutocommitError,
@@ -22,8 +20,8 @@ from .errors import (
 )
 from .explaining import explain
 from .installation import Installation, install, raw
-from .signal import Signal
-from .signals import (
+from .receivers.dispatch import mute
+from .signals.builtin import (
     class_prepared,
     m2m_changed,
     post_bulk,
@@ -38,6 +36,8 @@ from .signals import (
     pre_save,
     receiver_failed,
 )
+from .signals.decorator import receiver
+from .signals.signal import Signal
 from .tracing.recording import Trace
 from .tracing.trace import trace
 

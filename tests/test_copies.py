@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy.ext.mutable import Mutable, MutableDict, MutableList, MutableSet
 
-from sqla_signals.copies import copies_of, copy_of, have_same_content
+from sqla_signals.bridge.columns.copies import copies_of, copy_of, have_same_content
 
 
 @dataclasses.dataclass

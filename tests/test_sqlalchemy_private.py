@@ -40,13 +40,13 @@ from sqlalchemy.orm import (
 from sqlalchemy.sql import sqltypes
 
 import sqla_signals
-from sqla_signals import _sqlalchemy
+from sqla_signals._sqlalchemy import dry_run, events, instances, mappers, statements, types
 
 # ``sqlalchemy.orm.mapper`` is also the name of a function.
 mapper_module = importlib.import_module("sqlalchemy.orm.mapper")
 
 PACKAGE = Path(sqla_signals.__file__).parent
-WHERE = "sqla_signals/_sqlalchemy.py relies on it; settle the difference there"
+WHERE = "sqla_signals/_sqlalchemy/ relies on it; settle the difference there"
 
 
 class Base(DeclarativeBase):
@@ -278,7 +278,7 @@ def test_the_mapper_module_has(name: str):
 @pytest.mark.parametrize("name", EVENTS)
 def test_the_registry_of_listeners_has(name: str):
     """``event.registry``, and the keys by which ``event.contains`` finds a listener there."""
-    require(_sqlalchemy.event_registry, "event.registry", name)
+    require(events.event_registry, "event.registry", name)
 
 
 def test_listeners_of_a_class_of_sessions_are_in_three_places():
@@ -292,7 +292,7 @@ def test_listeners_of_a_class_of_sessions_are_in_three_places():
     for session in (plain, own):
         assert not session.dispatch.after_commit.parent_listeners
     listener: Callable[..., Any] = print
-    _sqlalchemy.listen_to_class(OwnSession, "after_commit", listener)
+    events.listen_to_class(OwnSession, "after_commit", listener)
     assert event.contains(OwnSession, "after_commit", listener), WHERE
     of_classes = OwnSession.dispatch.after_commit._clslevel
     assert list(of_classes[OwnSession]) == [listener], WHERE
@@ -300,7 +300,7 @@ def test_listeners_of_a_class_of_sessions_are_in_three_places():
     assert list(of_instances[OwnSession]["after_commit"].parent_listeners) == [listener], WHERE
     for session in (plain, own, OwnSession()):
         assert list(session.dispatch.after_commit.parent_listeners) == [listener], WHERE
-    _sqlalchemy.unlisten_to_class(OwnSession, "after_commit", listener)
+    events.unlisten_to_class(OwnSession, "after_commit", listener)
     assert not event.contains(OwnSession, "after_commit", listener), WHERE
     for session in (plain, own, OwnSession()):
         assert not session.dispatch.after_commit.parent_listeners, WHERE
@@ -330,7 +330,7 @@ def test_a_mapped_class_has_its_manager_under_sa_class_manager():
 def test_the_manager_of_a_mapped_class_is_found_by_the_class():
     """``orm.attributes.manager_of_class``."""
     manager = sa_inspect(Parent).class_manager
-    assert _sqlalchemy.manager_of_class(Parent) is manager, WHERE
+    assert mappers.manager_of_class(Parent) is manager, WHERE
 
 
 def test_the_column_attributes_of_a_mapper_are_counted_in_their_data():
@@ -342,7 +342,7 @@ def test_the_column_attributes_of_a_mapper_are_counted_in_their_data():
 def test_an_instance_keeps_its_state_among_its_values():
     """Under ``DEFAULT_STATE_ATTR``."""
     parent = Parent(name="x")
-    assert parent.__dict__[_sqlalchemy.DEFAULT_STATE_ATTR] is sa_inspect(parent), WHERE
+    assert parent.__dict__[instances.DEFAULT_STATE_ATTR] is sa_inspect(parent), WHERE
 
 
 @pytest.mark.parametrize("name", MANAGERS)
@@ -648,11 +648,11 @@ def test_what_stands_before_and_behind_a_statement():
     """``_prefixes``, and from SQLAlchemy 2.1 on ``_post_criteria_clause``."""
     statement = update(Parent).prefix_with("OR REPLACE")
     assert [str(text) for text, _ in statement._prefixes] == ["OR REPLACE"]
-    assert _sqlalchemy.is_replacing(statement)
-    assert not _sqlalchemy.is_replacing(update(Parent).prefix_with("OR IGNORE"))
+    assert statements.is_replacing(statement)
+    assert not statements.is_replacing(update(Parent).prefix_with("OR IGNORE"))
     if hasattr(mysql, "limit"):
-        assert _sqlalchemy.is_extended(update(Parent).ext(mysql.limit(1)))
-    assert not _sqlalchemy.is_extended(update(Parent))
+        assert statements.is_extended(update(Parent).ext(mysql.limit(1)))
+    assert not statements.is_extended(update(Parent))
 
 
 def test_what_a_statement_returned_can_be_fetched_and_given_out_later():
@@ -666,7 +666,7 @@ def test_what_a_statement_returned_can_be_fetched_and_given_out_later():
         statement = update(Parent).values(name="c").returning(Parent)
         assert statement._returning
         result: Any = session.execute(statement)
-        assert _sqlalchemy.fetched(result) == 2
+        assert statements.fetched(result) == 2
         assert [parent.name for parent in result.scalars()] == ["c", "c"]
     engine.dispose()
 
@@ -683,7 +683,7 @@ def test_a_listener_for_statements_can_be_added_as_the_last_one():
             if "again" in state.execution_options:
                 return None
             state.update_execution_options(again=True)
-            return _sqlalchemy.execute_last(state, last)
+            return statements.execute_last(state, last)
 
         @event.listens_for(session, "do_orm_execute")
         def second(state: Any) -> None:
@@ -704,14 +704,14 @@ def test_the_conditions_that_options_and_inheritance_add():
     require(option, "orm.with_loader_criteria()", "_is_criteria_option", "get_global_criteria")
     criteria: dict[Any, Any] = {}
     option.get_global_criteria(criteria)
-    found = _sqlalchemy._BulkUDCompileState._adjust_for_extra_criteria(criteria, sa_inspect(Parent))
+    found = statements._BulkUDCompileState._adjust_for_extra_criteria(criteria, sa_inspect(Parent))
     assert [str(one) for one in found] == ["parents.name = :name_1"], WHERE
 
 
 def test_a_list_of_values_is_taken_apart_by_columns_in_place():
     """``bulk_persistence._expand_other_attrs``; ``_expand_composites`` in 2.0."""
     values = [{"id": 1, "place": Place(2, 3)}]
-    _sqlalchemy._expand(sa_inspect(Spot), values)
+    statements._expand(sa_inspect(Spot), values)
     assert values == [{"id": 1, "x": 2, "y": 3}]
 
 
@@ -762,13 +762,13 @@ def test_the_dependency_module_has(name: str):
 @pytest.mark.parametrize("name", KEY_SWITCHES)
 def test_detect_key_switch_has(name: str):
     """``DetectKeySwitch``."""
-    require(_sqlalchemy.DetectKeySwitch, "orm.dependency.DetectKeySwitch", name)
+    require(dry_run.DetectKeySwitch, "orm.dependency.DetectKeySwitch", name)
 
 
 def test_the_directions_of_a_relationship_have_their_processors(flushed: Flushed):
     """``OneToManyDP`` and ``ManyToOneDP`` are what they say."""
     kinds = {type(action.dependency_processor) for action in flushed.actions}
-    assert {_sqlalchemy.OneToManyDP, _sqlalchemy.ManyToOneDP} <= kinds
+    assert {dry_run.OneToManyDP, dry_run.ManyToOneDP} <= kinds
 
 
 @pytest.mark.parametrize(
@@ -803,8 +803,8 @@ def test_the_listeners_of_a_mapper_are_a_sequence_with_the_last_one_last():
         event.listen(mapper, "before_update", fn, raw=True, retval=True)
     try:
         assert list(mapper.dispatch.before_update.listeners)[-2:] == [first, last]
-        assert _sqlalchemy.is_last_listener(mapper, "before_update", last)
-        assert not _sqlalchemy.is_last_listener(mapper, "before_update", first)
+        assert events.is_last_listener(mapper, "before_update", last)
+        assert not events.is_last_listener(mapper, "before_update", first)
     finally:
         for fn in (first, last):
             event.remove(mapper, "before_update", fn)
@@ -823,11 +823,11 @@ def test_what_a_class_manager_has_as_original_init_is_called_by_the_outermost_co
         return construct
 
     before = mapper.class_manager.original_init
-    _sqlalchemy.wrap_init(mapper, wrap)
+    events.wrap_init(mapper, wrap)
     try:
         child = Child(id=1)
     finally:
-        _sqlalchemy.unwrap_init(mapper)
+        events.unwrap_init(mapper)
     assert made == [((child,), {"id": 1})]
     assert child.id == 1
     assert mapper.class_manager.original_init is before
@@ -841,12 +841,12 @@ def test_a_class_manager_dispatches_load():
     def on_load(state, context):
         loaded.append((state, context))
 
-    _sqlalchemy.listen_to(manager, "load", on_load, first=False)
+    events.listen_to(manager, "load", on_load, first=False)
     try:
-        child = _sqlalchemy.detached_copy(manager.mapper, (Child, (1,), None), {"id": 1})
+        child = instances.detached_copy(manager.mapper, (Child, (1,), None), {"id": 1})
     finally:
-        _sqlalchemy.unlisten(manager, "load", on_load)
-    assert loaded == [(_sqlalchemy.state_of(child), None)]
+        events.unlisten(manager, "load", on_load)
+    assert loaded == [(instances.state_of(child), None)]
     assert not manager.dispatch.load
 
 
@@ -866,7 +866,7 @@ TYPES = {
 
 def test_a_type_of_json_asks_its_dialect_for_a_serializer():
     """One that has none serializes as the standard library does."""
-    dialect = _sqlalchemy.PlainDialect()
+    dialect = types.PlainDialect()
     kind = JSON().dialect_impl(dialect)
     write, read = kind.bind_processor(dialect), kind.result_processor(dialect, None)
     assert write is not None
@@ -877,15 +877,15 @@ def test_a_type_of_json_asks_its_dialect_for_a_serializer():
 def test_a_dialect_knows_the_functions_of_its_engine_for_json():
     """One that has none uses the standard library."""
     assert {"_json_serializer", "_json_deserializer"} <= vars(sqlite.dialect()).keys()
-    write, read = _sqlalchemy.json_functions(sqlite.dialect())
+    write, read = types.json_functions(sqlite.dialect())
     assert read(write({"a": (1, 2)})) == {"a": [1, 2]}
 
 
 def test_a_dialect_of_postgresql_knows_what_addresses_are_loaded_as():
     """Unless that is turned off, as objects of ipaddress."""
     assert "_native_inet_types" in vars(postgresql.dialect())
-    assert _sqlalchemy.loads_addresses(postgresql.psycopg.dialect())
-    assert not _sqlalchemy.loads_addresses(postgresql.psycopg.dialect(native_inet_types=False))
+    assert types.loads_addresses(postgresql.psycopg.dialect())
+    assert not types.loads_addresses(postgresql.psycopg.dialect(native_inet_types=False))
 
 
 def test_types_have_bases_and_say_whether_they_put_sql_around_values():
@@ -900,6 +900,11 @@ def test_types_have_bases_and_say_whether_they_put_sql_around_values():
 def sources() -> list[Path]:
     """The modules of the package."""
     return sorted(PACKAGE.rglob("*.py"))
+
+
+def is_for_them(path: Path) -> bool:
+    """Whether a module is there for the private names of SQLAlchemy."""
+    return path.parent.name == "_sqlalchemy"
 
 
 @cache
@@ -939,7 +944,7 @@ OF_OTHERS = {"_async_wrapper", "_sync_wrapper", "_mapping", "_replace", "_migrat
 """What blinker and Alembic call private, and the public names of named tuples."""
 
 
-def test_every_private_name_in_the_module_for_them_is_asserted_above():
+def test_every_private_name_in_the_modules_for_them_is_asserted_above():
     """A new one must be added here."""
     asserted = {
         *MAPPER_MODULE,
@@ -954,14 +959,15 @@ def test_every_private_name_in_the_module_for_them_is_asserted_above():
         *IDENTITY_MAPS,
     }
     asserted |= {*ASYNC_SESSIONS, *EVENTS, *ELSEWHERE, *TYPES}
-    assert private_names(PACKAGE / "_sqlalchemy.py") <= asserted
+    used = set().union(*(private_names(path) for path in sources() if is_for_them(path)))
+    assert used <= asserted
 
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in sources() if path.name != "_sqlalchemy.py"],
+    [path for path in sources() if not is_for_them(path)],
     ids=lambda path: path.relative_to(PACKAGE).as_posix(),
 )
 def test_no_other_module_uses_a_private_name_of_sqlalchemy(path: Path):
-    """They go through ``_sqlalchemy.py``."""
+    """They go through ``_sqlalchemy/``."""
     assert private_names(path) == set()

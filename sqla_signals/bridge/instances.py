@@ -14,9 +14,7 @@ from weakref import WeakSet
 
 from sqlalchemy.orm import Mapper
 
-from .. import mapping
-from .._sqlalchemy import (
-    all_mappers,
+from .._sqlalchemy.events import (
     listen_to,
     listen_to_class,
     unlisten,
@@ -24,14 +22,16 @@ from .._sqlalchemy import (
     unwrap_init,
     wrap_init,
 )
-from ..dispatch import audible
-from ..signals import class_prepared, post_init, pre_init
-from .calls import send
+from .._sqlalchemy.mappers import all_mappers
+from ..receivers import mapping
+from ..receivers.dispatch import audible
+from ..signals.builtin import class_prepared, post_init, pre_init
+from .calling.calls import send
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, QueryContext
 
-    from ..special import InstanceSignal
+    from ..signals.kinds import InstanceSignal
 
 _lock = threading.Lock()
 _constructing: WeakSet[Mapper[Any]] = WeakSet()

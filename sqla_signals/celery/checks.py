@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import InstallError
-from ..signal import logger
+from ..signals.signal import logger
 
 if TYPE_CHECKING:
     from celery import Celery

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import MetaData
 
 from ..errors import ReceiverOptionError
-from ..mapping import OUTBOX
+from ..receivers.mapping import OUTBOX
 from .message.codec import check_columns
 from .tables.tables import OutboxTables
 from .writing import insert_events
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.orm import Mapper
 
-    from ..bridge.owed import Events
-    from ..receivers import Receiver
+    from ..bridge.transaction.durable import Events
+    from ..receivers.receiver import Receiver
 
 
 class Outbox(OutboxTables):

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import Engine
 from sqlalchemy.orm import configure_mappers
 
-from .._sqlalchemy import all_mappers
+from .._sqlalchemy.mappers import all_mappers
 from ..errors import InstallError, ReceiverOptionError
-from ..mapping import durable_receivers, known_outbox
-from ..signal import logger
+from ..receivers.mapping import durable_receivers, known_outbox
+from ..signals.signal import logger
 from .publishers import LocalPublisher, Publisher
 from .sessions import Sessions, keep_to_one_loop
 from .tables.claims import Claims, claims_for

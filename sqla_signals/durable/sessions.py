@@ -15,10 +15,10 @@ from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.util import greenlet_spawn
 
-from .. import mapping
-from .._sqlalchemy import all_mappers
-from ..bridge.calls import is_sharded
+from .._sqlalchemy.mappers import all_mappers
+from ..bridge.calling.calls import is_sharded
 from ..errors import InstallError
+from ..receivers import mapping
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..signal import logger
+from ..signals.signal import logger
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine

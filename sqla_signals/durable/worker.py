@@ -16,21 +16,16 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError
 
-from .. import watching
-from .._sqlalchemy import (
-    attached_copy,
-    current_task,
-    detached_copy,
-    is_autocommit,
-    is_committing,
-)
-from ..bridge.calls import Calls
-from ..changes import UNSET, Change, Changes, diff_of
+from .._sqlalchemy.instances import attached_copy, detached_copy
+from .._sqlalchemy.sessions import current_task, is_autocommit, is_committing
+from ..bridge.calling.calls import Calls
+from ..changes.change import UNSET, Change, Changes, diff_of
 from ..errors import AsyncReceiverError, AutocommitError, SignalsError, printable
-from ..mapping import outbox_of
-from ..receivers import Receiver
-from ..signal import ModelSignal, logger
-from ..signals import post_delete, post_save, receiver_failed
+from ..receivers import watching
+from ..receivers.mapping import outbox_of
+from ..receivers.receiver import Receiver
+from ..signals.builtin import post_delete, post_save, receiver_failed
+from ..signals.signal import ModelSignal, logger
 from .message.codec import Codec, codec_of
 from .message.envelope import (
     SCHEMA,

@@ -11,9 +11,10 @@ from uuid import UUID
 
 from sqlalchemy import Text, bindparam, func, insert, select, type_coerce
 
-from .._sqlalchemy import is_autocommit, state_of
+from .._sqlalchemy.instances import state_of
+from .._sqlalchemy.sessions import is_autocommit
+from ..changes.effects import CREATED, DELETED
 from ..errors import AutocommitError
-from ..net import CREATED, DELETED
 from .lines import COLUMNS, Row, as_json, insert_lines
 from .message.codec import Codec, codec_of, tells_primary_key
 from .message.envelope import SCHEMA
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Dialect
     from sqlalchemy.orm import Mapper
 
-    from ..bridge.owed import Events
+    from ..bridge.transaction.durable import Events
     from .tables.tables import OutboxTables
 
 Headers = Callable[["OutboxTables", int], Mapping[str, str]]

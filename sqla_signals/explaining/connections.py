@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm import class_mapper
 
-from .. import mapping
-from .._sqlalchemy import configured_mappers, is_mapped, writes_rows
-from ..bridge.m2m import association_of
-from ..dispatch import audible
+from .._sqlalchemy.associations import writes_rows
+from .._sqlalchemy.mappers import configured_mappers, is_mapped
+from ..bridge.flush.m2m import association_of
 from ..errors import ReceiverOptionError
-from ..receivers import CALLS, Call, Receiver, describe_sender, unwrapped
-from ..signal import Signal, known_signals
-from ..signals import receiver_failed
-from ..special import AssociationSignal
+from ..receivers import mapping
+from ..receivers.dispatch import audible
+from ..receivers.receiver import CALLS, Call, Receiver, describe_sender, unwrapped
+from ..signals.builtin import receiver_failed
+from ..signals.kinds import AssociationSignal
+from ..signals.signal import Signal, known_signals
 from .explanation import Explanation
 from .parts import Entry, Group, Step, place_of, printable
 from .reasons import hears, is_meant, notices

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..receivers import Call
+    from ..receivers.receiver import Call
 
 NOT_INSTALLED = (
     "nothing is sent, because sqla_signals is not installed. Add one line where the application "

@@ -13,18 +13,19 @@ from typing import TYPE_CHECKING, Any
 from blinker import ANY
 from sqlalchemy import Column
 
-from .. import mapping
-from .._sqlalchemy import all_mappers, writes_rows
-from ..bridge.m2m import association_of
-from ..dispatch import audible
-from ..receivers import Receiver, matches
-from ..special import AssociationSignal
+from .._sqlalchemy.associations import writes_rows
+from .._sqlalchemy.mappers import all_mappers
+from ..bridge.flush.m2m import association_of
+from ..receivers import mapping
+from ..receivers.dispatch import audible
+from ..receivers.receiver import Receiver, matches
+from ..signals.kinds import AssociationSignal
 from .parts import Notice, place_of, printable
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Mapper
 
-    from ..signal import Signal
+    from ..signals.signal import Signal
 
 
 def notices(signal: Signal, receiver: Receiver) -> Iterator[Notice]:

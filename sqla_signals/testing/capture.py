@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import inspect
 
-from .._sqlalchemy import current_task
-from ..blocks import block
-from ..changes import UNSET, Change
+from .._sqlalchemy.sessions import current_task
+from ..changes.change import UNSET, Change
 from ..observe import Call, Observer
-from ..receivers import describe_sender, identity
-from ..signals import receiver_failed
+from ..receivers.blocks import block
+from ..receivers.receiver import describe_sender, identity
+from ..signals.builtin import receiver_failed
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from ..receivers import Call as Way
-    from ..receivers import Receiver
-    from ..signal import Signal
-    from ..watching import Moment
+    from ..receivers.receiver import Call as Way
+    from ..receivers.receiver import Receiver
+    from ..receivers.watching import Moment
+    from ..signals.signal import Signal
 
 
 class Sent:

@@ -10,17 +10,18 @@ from blinker import ANY
 from sqlalchemy import Table
 from sqlalchemy.orm import QueryableAttribute, class_mapper
 
-from .. import mapping
-from .._sqlalchemy import all_mappers, is_mapped, secondary_relationship
-from ..changes import Change
+from .._sqlalchemy.associations import secondary_relationship
+from .._sqlalchemy.mappers import all_mappers, is_mapped
+from ..changes.change import Change
 from ..errors import ReceiverOptionError
-from ..receivers import Receiver, describe_sender, matches
-from ..signal import Signal
-from ..special import AssociationSignal
+from ..receivers import mapping
+from ..receivers.receiver import Receiver, describe_sender, matches
+from ..signals.kinds import AssociationSignal
+from ..signals.signal import Signal
 from .capture import Sent, row_of
 
 if TYPE_CHECKING:
-    from ..receivers import Call
+    from ..receivers.receiver import Call
 
 Expected = Signal | tuple[Any, ...]
 """A signal, ``(signal, sender)``, or ``(signal, sender, filters)``."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .. import mapping, observe
-from ..blocks import block
+from .. import observe
 from ..errors import ReceiverOptionError
-from ..signal import Signal
+from ..receivers import mapping
+from ..receivers.blocks import block
+from ..signals.signal import Signal
 from .capture import Capture, Failure, Sent
 from .filters import Expected, Wanted
 
 if TYPE_CHECKING:
-    from ..receivers import Call
+    from ..receivers.receiver import Call
 
 
 class Signals:

@@ -14,9 +14,9 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy.orm import Session
 
-from .._sqlalchemy import is_committing
-from ..mapping import model_signals
-from ..receivers import describe_sender, identity
+from .._sqlalchemy.sessions import is_committing
+from ..receivers.mapping import model_signals
+from ..receivers.receiver import describe_sender, identity
 from .rows import Pending, association_rows, row_name, rows_of, state_or_none
 from .steps import Kind, TracedStep, Tracks, as_chrome, as_text
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, SessionTransaction, UOWTransaction
 
     from ..observe import Call
-    from ..receivers import Call as Way
+    from ..receivers.receiver import Call as Way
 
     State = InstanceState[Any]
 

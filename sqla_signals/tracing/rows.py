@@ -8,18 +8,14 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import inspect
 from sqlalchemy.orm import InstanceState
 
-from .._sqlalchemy import (
-    association_changes,
-    deleted_states,
-    instance_dict,
-    modified_states,
-    pending_states,
-)
-from ..bridge.columns import columns_of
-from ..bridge.flush import Flush
-from ..bridge.m2m import primary_key_of
-from ..changes import NO_DIFF
-from ..net import DELETED
+from .._sqlalchemy.associations import association_changes
+from .._sqlalchemy.instances import instance_dict
+from .._sqlalchemy.unit_of_work import deleted_states, modified_states, pending_states
+from ..bridge.columns.columns import columns_of
+from ..bridge.flush.flush import Flush
+from ..bridge.flush.m2m import primary_key_of
+from ..changes.change import NO_DIFF
+from ..changes.effects import DELETED
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, UOWTransaction

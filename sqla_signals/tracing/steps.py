@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from time import perf_counter_ns
 from typing import Any, Final, Literal
 
-from .._sqlalchemy import current_task
+from .._sqlalchemy.sessions import current_task
 
 Kind = Literal[
     "trace",

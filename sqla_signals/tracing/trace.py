@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from .. import observe
-from ..blocks import block
+from ..receivers.blocks import block
 from .recording import Trace, session_of
 from .rows import Pending
 from .steps import TracedStep
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from ..observe import Around, Call
-    from ..receivers import Call as Way
-    from ..watching import Moment
+    from ..receivers.receiver import Call as Way
+    from ..receivers.watching import Moment
 
 
 class _Place(NamedTuple):

@@ -30,7 +30,7 @@ from sqla_signals import (
     receiver_failed,
     trace,
 )
-from sqla_signals.receivers import Phase
+from sqla_signals.receivers.receiver import Phase
 
 from .models import Author, Book, Tag
 from .observing import FLUSH_SIGNALS, Log, asynchronous, both, rows

@@ -20,7 +20,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
 from sqla_signals import UNSET, Change, post_save, pre_save
-from sqla_signals.receivers import Phase
+from sqla_signals.receivers.receiver import Phase
 
 from .observing import Log, listen, rows
 

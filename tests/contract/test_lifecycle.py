@@ -44,6 +44,7 @@ from sqla_signals import (
     pre_init,
     receiver,
 )
+from sqla_signals.receivers.mapping import installations
 
 from .models import Author, Base, Book, Named, Tag
 from .observing import asynchronous, rows
@@ -579,7 +580,7 @@ def test_a_removal_inside_a_flush_counts_at_once(session: Session):
 
     @receiver(post_save, sender=Author)
     def stop(sender, **kwargs):
-        for installation in list(sqla_signals.mapping.installations):
+        for installation in list(installations):
             installation.remove()
         Author()
 
@@ -838,7 +839,7 @@ def install_when_configured() -> Iterator[None]:
     """An application that installs when its mappers are configured."""
 
     def install() -> None:
-        if not sqla_signals.mapping.installations:
+        if not installations:
             sqla_signals.install()
 
     event.listen(Mapper, "after_configured", install)

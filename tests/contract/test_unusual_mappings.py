@@ -37,6 +37,7 @@ from sqlalchemy.orm import (
 
 import sqla_signals
 from sqla_signals import m2m_changed, post_bulk, post_delete, post_save, trace
+from sqla_signals.receivers.mapping import installations
 
 from ..conftest import before_sqlalchemy
 from .observing import Log, listen
@@ -79,7 +80,7 @@ def run(engine: Engine, base: type[DeclarativeBase], program: Program, log: Log)
                 session.rollback()
                 error = type(raised), str(raised)
             assert (error is None) == (expected is not None), error
-            if sqla_signals.mapping.installations and expected is not None:
+            if installations and expected is not None:
                 assert sorted(log.post) == sorted(expected)
             found = {
                 table.name: sorted(map(repr, session.execute(select(table))))

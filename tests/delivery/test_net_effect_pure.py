@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sqla_signals import UNSET, Change
-from sqla_signals.net import CREATED, DELETED, UPDATED, Effect, Frame, Kind, Source
+from sqla_signals.changes.effects import CREATED, DELETED, UPDATED, Effect, Frame, Kind, Source
 
 
 def effect(kind: Kind, row: Any, name: str = "", /, *, was: Any = None, **changes: Any) -> Effect:

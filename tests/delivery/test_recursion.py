@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 
 from sqla_signals import SignalRecursionError, on_commit, post_save, receiver
-from sqla_signals.bridge.delivery import MAX_DEPTH
+from sqla_signals.bridge.delivery.delivery import MAX_DEPTH
 
 from ..contract.models import Author, Tag
 from ..contract.observing import rows

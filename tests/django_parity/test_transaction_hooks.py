@@ -16,8 +16,8 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-import sqla_signals
 from sqla_signals import SignalsError, on_commit, on_rollback, post_save, receiver
+from sqla_signals.receivers.mapping import installations
 
 from ..contract.observing import rows
 from .models import Thing
@@ -279,7 +279,7 @@ def test_what_a_callback_registers_comes_behind_what_was_registered(work: Work):
 
 def test_a_session_that_nobody_listens_to_is_refused(work: Work):
     """``test_raises_exception_non_autocommit_mode``: what would never be called, is an error."""
-    for installation in list(sqla_signals.mapping.installations):
+    for installation in list(installations):
         installation.remove()
     with pytest.raises(SignalsError, match=r"install\(\)"):
         on_commit(work.session, fail)

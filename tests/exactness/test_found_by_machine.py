@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session, make_transient
 
 import sqla_signals
 from sqla_signals import UNSET, post_delete, post_save, pre_delete, pre_save
-from sqla_signals._sqlalchemy import in_order
+from sqla_signals._sqlalchemy.unit_of_work import in_order
 
 from ..conftest import before_sqlalchemy
 from . import models as m

@@ -19,7 +19,7 @@ from sqla_signals import (
     post_save,
     pre_save,
 )
-from sqla_signals._sqlalchemy import both_sides
+from sqla_signals._sqlalchemy.associations import both_sides
 from tests.contract.observing import asynchronous, rows
 
 from .clubs import KINDS, LOADED, Clubs, Heard, create_triggers, make_clubs, witnessed
@@ -899,7 +899,7 @@ def test_installation_forgotten(lists: Clubs, installed: sqla_signals.Installati
 
 def test_without_receivers_nothing_is_looked_at(lists: Clubs, engine: Engine, monkeypatch):
     """Receivers of saves alone do not make a flush look into secondary tables."""
-    from sqla_signals.bridge import m2m
+    from sqla_signals.bridge.flush import m2m
 
     def called(*args):
         raise AssertionError("looked")

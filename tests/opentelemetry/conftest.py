@@ -13,9 +13,10 @@ from opentelemetry.trace import Tracer
 from sqlalchemy import Engine
 
 import sqla_signals
-from sqla_signals import observe, watching
+from sqla_signals import observe
 from sqla_signals.durable.writing import header_sources
 from sqla_signals.opentelemetry import instrument, uninstrument
+from sqla_signals.receivers import watching
 
 from ..conftest import create_sqlite_engine, create_tables
 from ..durable.models import Base

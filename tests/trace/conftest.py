@@ -9,7 +9,8 @@ import pytest
 from sqlalchemy import Engine
 
 import sqla_signals
-from sqla_signals import observe, watching
+from sqla_signals import observe
+from sqla_signals.receivers import watching
 
 from ..conftest import create_sqlite_engine, create_tables
 from .models import Base

@@ -33,8 +33,8 @@ from sqla_signals import (
     receiver,
     receiver_failed,
     trace,
-    watching,
 )
+from sqla_signals.receivers import watching
 
 from .models import Entry, Order, Tag
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from unittest import SkipTest  # `make types` checks this file where pytest is not installed
 
 from sqla_signals import signals
-from sqla_signals.protocols import Arguments
-from sqla_signals.signal import ModelSignal
+from sqla_signals.receivers.protocols import Arguments
+from sqla_signals.signals.signal import ModelSignal
 
 HERE = Path(__file__).parent
 

@@ -12,8 +12,8 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy.schema import Column
 
-from ..._sqlalchemy import property_count
-from ...changes import UNSET, Change, NewRow
+from ..._sqlalchemy.mappers import property_count
+from ...changes.change import UNSET, Change, NewRow
 from ...errors import ReceiverOptionError, SignalsError
 from .envelope import MalformedMessageError
 from .naming import model_name
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Dialect
     from sqlalchemy.orm import Mapper
 
-    from ...receivers import Receiver
+    from ...receivers.receiver import Receiver
 
 _SECRET: Final = "sqla_signals.secret"
 

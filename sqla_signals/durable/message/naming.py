@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm import Mapper, configure_mappers
 
-from ..._sqlalchemy import all_mappers
-from ...mapping import known_outbox, model_signals
-from ...receivers import Receiver
+from ..._sqlalchemy.mappers import all_mappers
+from ...receivers.mapping import known_outbox, model_signals
+from ...receivers.receiver import Receiver
 from .envelope import UnknownModelError, UnknownReceiverError
 
 if TYPE_CHECKING:
-    from ...signal import ModelSignal
+    from ...signals.signal import ModelSignal
     from ..tables.tables import OutboxTables
 
 

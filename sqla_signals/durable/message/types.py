@@ -24,7 +24,7 @@ from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.dialects.postgresql.ranges import AbstractRange
 from sqlalchemy.sql.elements import Null
 
-from ..._sqlalchemy import (
+from ..._sqlalchemy.types import (
     BinaryType,
     IntervalType,
     has_sql_expression,

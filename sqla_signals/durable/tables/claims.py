@@ -38,7 +38,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError
 
 from ...errors import InstallError, printable
-from ...signal import logger
+from ...signals.signal import logger
 from ..message.envelope import BusyError, Message
 from .clock import database_time
 from .dead_letters import bury, reason, said

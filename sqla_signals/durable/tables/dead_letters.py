@@ -15,7 +15,7 @@ from uuid import uuid4
 from sqlalchemy import Text, insert, literal, select, update
 
 from ...errors import printable
-from ...signal import logger
+from ...signals.signal import logger
 from ..message.envelope import Message
 from .clock import database_time
 from .raw import as_json, json_text, raw

@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import mysql
 
-from ...receivers import MAX_NAME
+from ...receivers.receiver import MAX_NAME
 from .clock import database_time
 
 if TYPE_CHECKING:

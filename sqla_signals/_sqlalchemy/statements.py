@@ -1,0 +1,285 @@
+"""Statements on mapped classes: what they write, and how they are executed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from sqlalchemy import select
+from sqlalchemy.engine.cursor import CursorResult, FullyBufferedCursorFetchStrategy
+from sqlalchemy.orm import FromStatement, bulk_persistence
+from sqlalchemy.schema import Column
+from sqlalchemy.sql import Select
+from sqlalchemy.sql.expression import BinaryExpression, BindParameter
+from sqlalchemy.util import immutabledict
+
+from . import renamed
+from .mappers import attribute_of
+
+if TYPE_CHECKING:
+    from sqlalchemy import Result
+    from sqlalchemy.orm import InstanceState, Mapper, ORMExecuteState
+
+    State = InstanceState[Any]
+
+_BulkUDCompileState: Final = renamed(bulk_persistence, "BulkUDCompileState")
+_NEW: Final = hasattr(bulk_persistence, "_expand_other_attrs")
+_expand: Final[Any] = getattr(
+    bulk_persistence, "_expand_other_attrs" if _NEW else "_expand_composites"
+)
+
+
+def dml_mapper(statement: Any) -> Mapper[Any] | None:
+    """The mapper of the class that an INSERT, UPDATE or DELETE names, ``None`` for any other."""
+    entity = _dml_entity(statement)
+    return None if entity is None else entity.mapper
+
+
+def dml_entity(statement: Any) -> Any:
+    """The class, or the alias of one, that the statement names."""
+    return _dml_entity(statement).entity
+
+
+def _dml_entity(statement: Any) -> Any:
+    if not statement.is_dml:
+        return None
+    # Of a Table there is none, even where the ORM has a part in the statement by a WHERE.
+    return dml_of(statement).table._annotations.get("parententity")
+
+
+def dml_of(statement: Any) -> Any:
+    """The INSERT, UPDATE or DELETE itself, also where ``from_statement()`` is around it."""
+    return statement.element if isinstance(statement, FromStatement) else statement
+
+
+def dml_operation(statement: Any) -> Literal["insert", "update", "delete"]:
+    """What a statement does.
+
+    ``ORMExecuteState.is_insert`` does not see through ``from_statement()`` before 2.0.30.
+    """
+    dml = dml_of(statement)
+    return "insert" if dml.is_insert else "update" if dml.is_update else "delete"
+
+
+def returns_rows(statement: Any) -> bool:
+    """Whether an INSERT, UPDATE or DELETE has a RETURNING of the user's."""
+    return bool(dml_of(statement)._returning)
+
+
+def may_skip_rows(statement: Any) -> bool:
+    """Whether the statement may leave rows alone that it was given one by one."""
+    return bool(
+        getattr(statement, "_where_criteria", ())
+        or getattr(statement, "_post_values_clause", None) is not None
+    )
+
+
+def set_values(statement: Any, mapper: Mapper[Any]) -> dict[str, Any]:
+    """What an UPDATE sets, by attribute: Python values, or SQL."""
+    values = dict(getattr(statement, "_ordered_values", None) or statement._values or {})
+    found: dict[str, Any] = {}
+    for target, value in values.items():
+        column = target
+        while isinstance(column, BinaryExpression):  # column["key"], a part of its value
+            column, value = column.left, target
+        name = attribute_of(column, mapper)
+        if name is not None:
+            found[name] = _plain(value)
+    return found
+
+
+def is_replacing(statement: Any) -> bool:
+    """Whether SQLite is to delete rows that are in the way: ``INSERT OR REPLACE``, and UPDATE."""
+    return any("REPLACE" in str(text).upper() for text, _ in dml_of(statement)._prefixes)
+
+
+def is_extended(statement: Any) -> bool:
+    """Whether something follows the condition of an UPDATE or DELETE (from SQLAlchemy 2.1 on)."""
+    return getattr(statement, "_post_criteria_clause", None) is not None
+
+
+def is_beyond_its_condition(statement: Any) -> bool:
+    """Whether an UPDATE or DELETE of MySQL has a LIMIT, or sets columns of a second table."""
+    if any(name.endswith("limit") for name in statement.dialect_kwargs):
+        return True
+    table = dml_table(statement)
+    columns = getattr(statement, "_ordered_values", None) or getattr(statement, "_values", None)
+    return any(
+        isinstance(one, Column) and not table.c.contains_column(one) for one in dict(columns or {})
+    )
+
+
+def inserted_values(statement: Any, mapper: Mapper[Any]) -> list[dict[str, Any]] | None:
+    """What an INSERT says in ``values()``, by row and attribute; ``None`` if it selects them."""
+    if statement.select is not None:
+        return None
+    if not statement._multi_values:
+        return [set_values(statement, mapper)]
+    return [
+        {
+            name: _plain(value)
+            for column, value in row.items()
+            if (name := attribute_of(column, mapper)) is not None
+        }
+        for rows in statement._multi_values
+        for row in rows
+    ]
+
+
+def by_column(parameters: Iterable[Mapping[str, Any]], mapper: Mapper[Any]) -> list[dict[str, Any]]:
+    """Lists of values with what SQLAlchemy takes apart, such as composites, by their columns."""
+    expanded = [dict(one) for one in parameters]
+    _expand(mapper, expanded)
+    return expanded
+
+
+def has_many_values(statement: Any) -> bool:
+    """Whether an INSERT has a list in its ``values()``."""
+    return bool(statement._multi_values)
+
+
+class Upsert:
+    """What an INSERT of SQLite or PostgreSQL does where a row is in its way."""
+
+    def __init__(self, clause: Any, mapper: Mapper[Any]) -> None:
+        table: Any = mapper.local_table
+        self.updates: frozenset[str] = frozenset(
+            name
+            for column in dict(getattr(clause, "update_values_to_set", ()))
+            if (name := attribute_of(column, mapper)) is not None
+        )
+        """The attributes that it sets; none if it leaves the row alone."""
+        columns: list[Any] = [
+            # Before 2.0.37, ORM attributes come as they are: postgresql/dml.py, OnConflictClause.
+            table.c[one] if isinstance(one, str) else getattr(one, "expression", one)
+            for one in clause.inferred_target_elements or ()
+        ]
+        named = getattr(clause, "constraint_target", None)  # PostgreSQL's only
+        for constraint in (*table.constraints, *table.indexes):
+            if named is not None and constraint.name == named:
+                columns = list(constraint.columns)
+        self.target: list[str] | None = None
+        if columns and all(isinstance(column, Column) for column in columns):
+            self.target = [mapper.get_property_by_column(column).key for column in columns]
+        """The attributes that tell which row is in the way, if the statement says so."""
+
+
+def upsert_of(statement: Any, mapper: Mapper[Any]) -> Upsert | None:
+    """The ``ON CONFLICT`` of an INSERT; ``TypeError`` for one that is not of the known kind."""
+    clause = getattr(statement, "_post_values_clause", None)
+    if clause is None:
+        return None
+    if not hasattr(clause, "inferred_target_elements"):
+        raise TypeError
+    return Upsert(clause, mapper)
+
+
+def _plain(value: Any) -> Any:
+    is_plain = isinstance(value, BindParameter) and value.callable is None and not value.required
+    return value.value if is_plain else value
+
+
+SEEN_OPTION: Final = "_sqla_signals_seen"
+"""Execution option of a statement that one installation has taken care of.
+
+With an underscore, as SQLAlchemy's own: such an option is not shown to the user.
+"""
+BIND_ARGUMENT: Final = "_sa_skip_events"
+"""``ORMExecuteState.invoke_statement()`` adds it to the bind arguments; it means nothing any more.
+
+A ``get_bind(self, mapper=None, clause=None)``, as in SQLAlchemy's recipe, does not take it.
+"""
+
+
+def execution_options_of(context: ORMExecuteState) -> Mapping[str, Any]:
+    """The options of a statement and of its execution, with what listeners have added so far."""
+    statement: Any = context.statement
+    return {**statement.get_execution_options(), **context.local_execution_options}
+
+
+def with_options_of(query: Any, statement: Any) -> Any:
+    """A query with the execution options that a statement has itself."""
+    return query.execution_options(**statement.get_execution_options())
+
+
+def dml_strategy(context: ORMExecuteState) -> str:
+    """How the ORM is going to execute an INSERT, UPDATE or DELETE.
+
+    The rule is that of ``orm_pre_session_exec`` in ``orm/bulk_persistence.py``.
+    """
+    strategy: str = execution_options_of(context).get("dml_strategy", "auto")
+    if strategy != "auto":
+        return strategy
+    parameters = context.parameters
+    is_bulk = bool(parameters) if context.is_insert else isinstance(parameters, list)
+    return "bulk" if is_bulk else "orm"
+
+
+def execute_last(
+    context: ORMExecuteState, execute: Callable[[ORMExecuteState], Result[Any]]
+) -> Result[Any]:
+    """Let ``execute`` do what is left once all other listeners for ``do_orm_execute`` were called.
+
+    They may still restrict the statement, or say where it goes.
+    """
+    context._events_todo.append(execute)
+    return context.invoke_statement()
+
+
+def matching(statement: Any, columns: Iterable[Column[Any]] = ()) -> Select[Any]:
+    """The query for the rows that an UPDATE or DELETE would write now.
+
+    It has the tables of the statement itself: a condition on another one, even on that of a parent
+    class, joins it only as far as the condition says so.
+
+    :param columns: what to select, of the table that the statement writes.
+    """
+    mapper, table = _dml_entity(statement).mapper, dml_table(statement)
+    query: Any = select(*map(table.corresponding_column, columns)).select_from(table)
+    criteria: dict[Any, Any] = {}
+    for option in statement._with_options:
+        if option._is_criteria_option:
+            option.get_global_criteria(criteria)
+    query = query.where(
+        *statement._where_criteria,
+        *_BulkUDCompileState._adjust_for_extra_criteria(criteria, mapper),
+    )
+    return as_core(query.options(*statement._with_options))
+
+
+def dml_table(statement: Any) -> Any:
+    """The table that an UPDATE or DELETE writes, or the alias of it that it names."""
+    entity = _dml_entity(statement)
+    return entity.selectable if entity.is_aliased_class else entity.mapper.local_table
+
+
+def fetched(result: Result[Any]) -> int | None:
+    """Fetch all rows of a statement from the driver, for the result to give out; their number.
+
+    No instance is made of a row before the caller reads it, as without us. ``None`` if the rows
+    come from several cursors.
+    """
+    rows_of: Any = result if isinstance(result, CursorResult) else getattr(result, "raw", None)
+    if rows_of is None:
+        return None
+    # CursorResult._rewind() of engine/cursor.py does the same with rows that were processed.
+    rows = rows_of.cursor_strategy.fetchall(rows_of, rows_of.cursor)
+    rows_of.cursor_strategy = FullyBufferedCursorFetchStrategy(None, initial_buffer=rows)
+    return len(rows)
+
+
+def without_where(statement: Any) -> Any:
+    """The same statement without its conditions."""
+    statement = statement._generate()
+    statement._where_criteria = ()
+    return statement
+
+
+def as_core(query: Select[Any]) -> Select[Any]:
+    """A query that takes its conditions as they are.
+
+    The ORM would restrict each class that they name to the rows of that class, and to those that
+    ``with_loader_criteria()`` leaves; an UPDATE or DELETE does so for the class it writes alone.
+    """
+    query._propagate_attrs = immutabledict()
+    return query

@@ -1,0 +1,50 @@
+"""Column types: what they make of values without a database."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.sql import sqltypes
+
+if TYPE_CHECKING:
+    from sqlalchemy import Dialect
+    from sqlalchemy.orm import InstanceState
+    from sqlalchemy.types import TypeEngine
+
+    State = InstanceState[Any]
+
+
+class PlainDialect(DefaultDialect):
+    """No database's: for what column types make of values by themselves."""
+
+    supports_native_decimal = True
+    """Floats would lose digits."""
+    _json_serializer = None
+    """In 2.0 only the dialects of databases have these two."""
+    _json_deserializer = None
+
+
+BinaryType: Final[type[Any]] = sqltypes._Binary
+"""The base of all types for bytes."""
+IntervalType: Final[type[Any]] = sqltypes._AbstractInterval
+"""The base of all types for a ``timedelta``, emulated or not."""
+
+
+def has_sql_expression(kind: TypeEngine[Any]) -> bool:
+    """Whether a type puts SQL around its values, in statements that write or read them."""
+    return bool(kind._has_bind_expression or kind._has_column_expression)
+
+
+def json_functions(dialect: Dialect) -> tuple[Callable[[Any], str], Callable[[str], Any]]:
+    """What the engine writes a JSON column with, and reads it."""
+    write = getattr(dialect, "_json_serializer", None)
+    read = getattr(dialect, "_json_deserializer", None)
+    return write or json.dumps, read or json.loads
+
+
+def loads_addresses(dialect: Dialect) -> bool:
+    """Whether the driver loads an INET as an object of :mod:`ipaddress`, and not as a string."""
+    return dialect.driver != "psycopg2" and getattr(dialect, "_native_inet_types", 0) is not False

@@ -1,0 +1,1 @@
+"""How one receiver is called."""

@@ -1,0 +1,1 @@
+"""What a mapper writes, and whether two values are the same."""

@@ -1,0 +1,1 @@
+"""Calls after the end of a transaction."""

@@ -1,0 +1,1 @@
+"""From a flush to its signals."""

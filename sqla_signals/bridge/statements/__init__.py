@@ -1,0 +1,1 @@
+"""From an INSERT, UPDATE or DELETE of many rows to its signals."""

@@ -1,0 +1,251 @@
+"""Statements about many rows: ``pre_bulk`` and ``post_bulk``, or a warning that rows are bypassed.
+
+ORM-enabled ``insert()``, ``update()`` and ``delete()`` come to ``do_orm_execute``, those of
+``Query`` too. The signals of their rows are in :mod:`.bulk_rows`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from sqlalchemy import Table
+from sqlalchemy.orm import FromStatement
+
+from ..._sqlalchemy.sessions import fail_transaction, frames_outwards
+from ..._sqlalchemy.statements import (
+    SEEN_OPTION,
+    dml_mapper,
+    dml_of,
+    dml_operation,
+    execute_last,
+    execution_options_of,
+    fetched,
+    is_replacing,
+    may_skip_rows,
+    returns_rows,
+)
+from ...changes.effects import Executed
+from ...errors import BulkBypassError, BulkBypassWarning, BulkOptionError
+from ...receivers.dispatch import active_mutes, audible
+from ...receivers.receiver import CALLS, PHASES
+from ...signals.builtin import post_bulk, post_delete, post_save, pre_bulk, pre_delete, pre_save
+from ..calling.calls import Calls, is_sharded
+from ..calling.guard import IN_STATEMENT, guarded
+from ..transaction import frames as transactions
+from .binds import bind_of, own_choice_of_bind
+from .changes import changed_rows
+from .inserts import inserted_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.engine import Result
+    from sqlalchemy.orm import Mapper, ORMExecuteState, Session
+
+Policy = Literal["warn", "ignore", "raise"]
+POLICIES: Final[tuple[Policy, ...]] = ("warn", "ignore", "raise")
+
+_ROW_SIGNALS: Final = {
+    "insert": (pre_save, post_save),
+    "update": (pre_save, post_save),
+    "delete": (pre_delete, post_delete),
+}
+SIGNALS: Final = (pre_bulk, post_bulk, pre_save, post_save, pre_delete, post_delete)
+"""Without a receiver of one of these there is nothing to listen for."""
+
+
+def do_orm_execute(
+    context: ORMExecuteState, policy_for: Callable[[Session], Policy]
+) -> Result[Any] | None:
+    """Execute a statement that inserts, updates or deletes instances; ``None`` for any other."""
+    mapper = dml_mapper(context.statement)
+    if mapper is None:
+        _refuse_rows_of_table(context)
+        return None
+    options = execution_options_of(context)
+    if SEEN_OPTION in options:
+        return None
+    context.update_execution_options(**{SEEN_OPTION: True})
+    mode = options.get("signals")
+    if mode not in (None, "rows", "skip"):
+        raise BulkOptionError(
+            f'execution option signals={mode!r}: give "rows" for the signals of each row, or '
+            f'"skip" for none'
+        )
+    if mode == "skip":
+        return None
+    if mode is None and not _has_bulk(mapper):
+        operation = dml_operation(context.statement)
+        _bypassed(context, mapper, operation, policy_for(context.session))
+        return None
+    execute = partial(_execute, sends_rows=mode == "rows")
+    # A ShardedSession executes the statement from a listener, once for each shard.
+    return execute(context) if is_sharded(context.session) else execute_last(context, execute)
+
+
+def _has_bulk(mapper: Mapper[Any]) -> bool:
+    return any(signal.has_receivers_for(mapper.class_) for signal in (pre_bulk, post_bulk))
+
+
+def _refuse_rows(context: ORMExecuteState, mapper: Mapper[Any], operation: str) -> None:
+    if isinstance(context.statement, FromStatement):
+        raise BulkOptionError(
+            'execution option signals="rows" does not work with from_statement(): execute the '
+            "statement itself, with returning()"
+        )
+    if is_replacing(context.statement):
+        raise BulkOptionError(
+            f'execution option signals="rows": which rows {operation.upper()} OR REPLACE deletes '
+            f"is not known. Use on_conflict_do_update(), or delete them before"
+        )
+    if not isinstance(mapper.local_table, Table):
+        raise BulkOptionError(
+            f'execution option signals="rows" does not work with {mapper.class_.__name__}, which '
+            f"is mapped to several tables at once. Name the class of the table that is written"
+        )
+    if is_sharded(context.session):
+        raise BulkOptionError(
+            f'execution option signals="rows" does not work with '
+            f"{type(context.session).__name__}: rows of several shards may have the same primary "
+            f"key. Execute the {operation}() in a Session on the engine of one shard, or connect "
+            f"to post_bulk"
+        )
+
+
+def _refuse_rows_of_table(context: ORMExecuteState) -> None:
+    """Refuse the signals of rows for a statement on a ``Table``, which has no instances."""
+    if execution_options_of(context).get("signals") != "rows":
+        return
+    # From SQLAlchemy 2.1 on, a session may ask so for whatever it executes.
+    if getattr(context.session, "execution_options", {}).get("signals") == "rows":
+        return
+    operation, table = dml_operation(context.statement), str(dml_of(context.statement).table)
+    raise BulkOptionError(
+        f'execution option signals="rows": {operation}() of the Table {table!r} has '
+        f"no instances to tell of; name the class, {operation}(Order). The rows of a "
+        f"secondary table are told by m2m_changed, when the relationship is changed"
+    )
+
+
+def _execute(context: ORMExecuteState, *, sends_rows: bool) -> Result[Any]:
+    session = context.session
+    # Another listener may have put a statement of its own in place of the first.
+    mapper = dml_mapper(context.statement)
+    operation = dml_operation(context.statement) if mapper is not None else ""
+    wants_rows = sends_rows and mapper is not None and bool(_row_receivers(mapper, operation))
+    if mapper is None or not (wants_rows or _has_bulk(mapper)):
+        with own_choice_of_bind(session):
+            return context.invoke_statement()
+    if wants_rows:
+        _refuse_rows(context, mapper, operation)
+    cls, calls = mapper.class_, Calls(session)
+    rows = None
+    if wants_rows:
+        rows = (inserted_rows if context.is_insert else changed_rows)(context, mapper, calls)
+    arguments: dict[str, Any] = {
+        "operation": operation,
+        "statement": context.statement,
+        "parameters": context.parameters,
+        "using": None if is_sharded(session) else bind_of(context, mapper),
+    }
+    receivers = audible(pre_bulk, cls, pre_bulk.table.lookup(cls))
+    if receivers:
+        with guarded(session, IN_STATEMENT):
+            for receiver in receivers:
+                calls.call(pre_bulk, receiver, cls, **arguments)
+    if rows is not None:
+        try:
+            result, rowcount = rows.execute()
+        except BaseException:
+            if rows.executed:
+                fail_transaction(session)
+            raise
+    else:
+        with own_choice_of_bind(session):
+            # Of an INSERT, SQLAlchemy keeps the count of rows only if told to.
+            keep = {"preserve_rowcount": True} if operation == "insert" else None
+            result = context.invoke_statement(execution_options=keep)
+        result, rowcount = counted(result, context)
+    arguments["rowcount"] = rowcount
+    receivers = audible(post_bulk, cls, post_bulk.table.lookup(cls))
+    try:
+        if any(post_bulk.table.lookup(cls, on) for on in PHASES if on != "flush"):
+            executed = Executed(cls, arguments, active_mutes())
+            transactions.frame_of(session).add_executed(executed)
+        if rows is not None:
+            rows.send_post()
+        if receivers:
+            with guarded(session, IN_STATEMENT):
+                for receiver in receivers:
+                    calls.call(post_bulk, receiver, cls, **arguments)
+    except BaseException:
+        # As after a flush whose post_* receivers raise: what was written must not be committed.
+        fail_transaction(session)
+        raise
+    return result
+
+
+def counted(result: Result[Any], context: ORMExecuteState) -> tuple[Result[Any], int]:
+    """A result, and how many rows the statement has changed; -1 if the database does not tell."""
+    if returns_rows(context.statement):
+        # Some databases count the rows only once all were fetched.
+        rowcount = fetched(result)
+        if rowcount is None:
+            frozen = result.freeze()
+            result, rowcount = frozen(), len(frozen.data)
+        return result, rowcount
+    rowcount = getattr(result, "rowcount", None)
+    if rowcount is not None:
+        return result, rowcount
+    parameters = context.parameters
+    many = parameters if isinstance(parameters, list) else [parameters]
+    return result, -1 if may_skip_rows(context.statement) else len(many)
+
+
+def _row_receivers(mapper: Mapper[Any], operation: str) -> list[Any]:
+    """The receivers that a flush would call for such rows, without the muted ones."""
+    mappers = [mapper] if operation == "insert" else mapper.self_and_descendants
+    return [
+        receiver
+        for one in mappers
+        for signal in _ROW_SIGNALS[operation]
+        for on in CALLS
+        for receiver in audible(signal, one.class_, signal.table.lookup(one.class_, on))
+    ]
+
+
+def _bypassed(
+    context: ORMExecuteState, mapper: Mapper[Any], operation: str, policy: Policy
+) -> None:
+    if policy == "ignore":
+        return
+    receivers = _row_receivers(mapper, operation)
+    if not receivers:
+        return
+    names = ", ".join(dict.fromkeys(str(receiver) for receiver in receivers[:3]))
+    more = f" and {len(receivers) - 3} more" if len(receivers) > 3 else ""
+    message = (
+        f"{operation}({mapper.class_.__name__}) bypasses the unit of work, so "
+        f"{'/'.join(signal.name for signal in _ROW_SIGNALS[operation])} are not sent to "
+        f'{names}{more}. Execute it with execution_options={{"signals": "rows"}} to send them for '
+        f'each row, with {{"signals": "skip"}} if it is meant to be silent, or connect a receiver '
+        f'to post_bulk. install(bulk="ignore") turns this off.'
+    )
+    if policy == "raise":
+        raise BulkBypassError(message)
+    for frame in frames_outwards(inspect.currentframe()):
+        module = frame.f_globals.get("__name__", "")
+        if module.partition(".")[0] not in ("sqlalchemy", "sqla_signals"):
+            warnings.warn_explicit(
+                message,
+                BulkBypassWarning,
+                frame.f_code.co_filename,
+                frame.f_lineno,
+                module,
+                frame.f_globals.setdefault("__warningregistry__", {}),
+            )
+            return
+    warnings.warn(message, BulkBypassWarning, stacklevel=2)

@@ -1,0 +1,1 @@
+"""What changed: plain values, no session and no SQL."""

@@ -1,0 +1,1 @@
+"""Connected receivers: what they ask for, and who is called."""

@@ -1,0 +1,210 @@
+"""Who is called, in which order, and who is muted.
+
+A :class:`Table` is what a signal's receivers come to: made once after each change, never changed
+itself, so that a send needs no lock and sees the receivers there were when it began.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextvars import ContextVar
+from itertools import chain
+from operator import attrgetter
+from typing import Any, NamedTuple, Protocol
+from weakref import WeakKeyDictionary
+
+from blinker import ANY
+
+from .._sqlalchemy.mappers import is_mapped
+from ..errors import AsyncReceiverError, ReceiverOptionError
+from .blocks import block
+from .receiver import CALLS, Call, Receiver, describe_sender, identity, matches, sender_list
+
+
+class Table:
+    """The receivers of one signal, in the order of connection, looked up by sender."""
+
+    __slots__ = (
+        "_any",
+        "_by_class",
+        "_exact",
+        "_of_class",
+        "_wide",
+        "commit",
+        "durable",
+        "flush",
+        "outlasts_flush",
+        "receivers",
+    )
+
+    def __init__(self, receivers: Iterable[Receiver]) -> None:
+        self.receivers: tuple[Receiver, ...] = tuple(_in_order(receivers))
+        self.flush: bool = any(r.call == "flush" for r in self.receivers)
+        """Whether anybody is called for any sender while it is sent."""
+        self.commit: bool = any(r.call == "commit" for r in self.receivers)
+        """Whether anybody waits for a commit of any sender, but for durable receivers."""
+        self.durable: bool = any(r.durable for r in self.receivers)
+        """Whether there is a durable receiver of any sender."""
+        self.outlasts_flush: bool = any(r.call != "flush" for r in self.receivers)
+        """Whether anybody waits for the end of a transaction."""
+        # Grouped once: a lookup asks those that may match, however many receivers there are.
+        self._any = _by_call(r for r in self.receivers if r.sender is ANY)
+        self._wide: list[Receiver] = []
+        self._of_class: dict[Any, list[Receiver]] = defaultdict(list)
+        named: dict[Any, list[Receiver]] = defaultdict(list)
+        for r in self.receivers:
+            sender = r.sender
+            if isinstance(sender, type) and is_mapped(sender) and not r.propagate:
+                self._of_class[identity(sender)].append(r)
+                continue
+            self._wide.append(r)
+            if sender is not ANY and not isinstance(sender, type):
+                named[identity(sender)].append(r)
+        any_sender = [r for r in self._wide if r.sender is ANY]
+        # Only senders that someone named are kept here, so the dictionary is bounded.
+        self._exact: dict[Any, dict[Call, tuple[Receiver, ...]]] = {
+            key: _by_call(_in_order(any_sender, of_sender)) for key, of_sender in named.items()
+        }
+        self._by_class: WeakKeyDictionary[type, dict[Call, tuple[Receiver, ...]]] = (
+            WeakKeyDictionary()
+        )
+
+    def lookup(self, sender: Any, on: Call = "flush") -> tuple[Receiver, ...]:
+        """The receivers to call for ``sender`` in that phase, each callable once."""
+        return self.phases(sender)[on]
+
+    def phases(self, sender: Any) -> Mapping[Call, tuple[Receiver, ...]]:
+        """The receivers to call for ``sender``, by phase."""
+        if isinstance(sender, type):
+            found = self._by_class.get(sender)
+            if found is None:
+                may_match = _in_order(self._wide, self._of_class.get(identity(sender), ()))
+                found = _by_call(r for r in may_match if r.matches(sender))
+                self._by_class[sender] = found
+            return found
+        return self._exact.get(identity(sender), self._any)
+
+
+def _in_order(*groups: Iterable[Receiver]) -> list[Receiver]:
+    return sorted(chain(*groups), key=attrgetter("serial"))
+
+
+def _by_call(receivers: Iterable[Receiver]) -> dict[Call, tuple[Receiver, ...]]:
+    found: dict[Call, dict[Any, Receiver]] = {call: {} for call in CALLS}
+    for receiver in receivers:
+        unique = found[receiver.call]
+        first = unique.get(receiver.fn_id)
+        # One function, several matching connections: called once, where it stood first.
+        unique[receiver.fn_id] = receiver if first is None else first.merged(receiver)
+    return {call: tuple(unique.values()) for call, unique in found.items()}
+
+
+class AnySignal(Protocol):
+    """A ``Signal``, as far as those know it that a ``Signal`` is made of."""
+
+    name: str
+
+    @property
+    def table(self) -> Table:
+        """Its receivers, by sender."""
+        ...
+
+    @property
+    def receivers(self) -> Mapping[Any, Any]:
+        """Its receivers, as blinker has them."""
+        ...
+
+    def forget_lookups(self) -> None:
+        """Let new mappings be seen by the next lookup."""
+        ...
+
+
+class _Mute(NamedTuple):
+    signal: AnySignal | None
+    sender: Any
+    receiver: Any
+
+    def silences(self, signal: AnySignal, sender: Any, receiver: Receiver) -> bool:
+        return (
+            (self.signal is None or self.signal is signal)
+            and matches(self.sender, sender)
+            and (self.receiver is None or self.receiver in (receiver.fn_id, receiver.name))
+        )
+
+
+_mutes: ContextVar[tuple[_Mute, ...]] = ContextVar("sqla_signals_mutes", default=())
+
+
+@block
+def mute(
+    signal: AnySignal | None = None,
+    sender: Any = None,
+    receiver: Callable[..., Any] | str | None = None,
+) -> Iterator[None]:
+    """Silence signals inside a ``with`` block, in this thread or task only.
+
+    :param signal: only this signal; ``None`` for every signal.
+    :param sender: only this sender (a class, its name, any object) or a list; ``None`` for all.
+    :param receiver: only this receiver, the function or its name; ``None`` for all.
+
+    Blocks nest: leaving the inner one does not end the outer one. What happens inside the block
+    is silenced, and only that: a flush inside it sends nothing, one after it sends again.
+    """
+    if signal is not None and not hasattr(signal, "receivers_for"):
+        raise ReceiverOptionError(
+            f"mute(): {signal!r} is not a signal; mute(signal=None, sender=None, receiver=None)"
+        )
+    who = identity(receiver) if receiver is not None else None
+    token = _mutes.set(_mutes.get() + tuple(_Mute(signal, s, who) for s in sender_list(sender)))
+    try:
+        yield
+    finally:
+        _mutes.reset(token)
+
+
+def audible(
+    signal: AnySignal, sender: Any, receivers: tuple[Receiver, ...]
+) -> tuple[Receiver, ...]:
+    """``receivers`` without those that a :func:`mute` block around us silences."""
+    mutes = _mutes.get()
+    if not mutes:
+        return receivers
+    return tuple(
+        r for r in receivers if not any(mute.silences(signal, sender, r) for mute in mutes)
+    )
+
+
+active_mutes: Callable[[], tuple[Any, ...]] = _mutes.get
+"""The mutes in force here and now, to ask :func:`was_audible` about later."""
+
+
+def was_audible(
+    signal: AnySignal, sender: Any, receiver: Receiver, occasions: Collection[tuple[Any, ...]]
+) -> bool:
+    """Whether the receiver was not silenced on every occasion.
+
+    :param occasions: :func:`active_mutes`, taken when each of the changes happened.
+    """
+    if () in occasions:
+        return True
+    return not all(
+        any(mute.silences(signal, sender, receiver) for mute in mutes) for mutes in occasions
+    )
+
+
+def is_muted(signal: AnySignal) -> bool:
+    """Whether everything that ``signal`` sends is silenced here and now."""
+    return any(
+        m.signal in (None, signal) and m.sender is ANY and m.receiver is None for m in _mutes.get()
+    )
+
+
+def unawaitable(
+    signal: AnySignal, receiver: Receiver, sender: Any, where: str
+) -> AsyncReceiverError:
+    """The error for an ``async def`` receiver that nothing here can await."""
+    return AsyncReceiverError(
+        f"{signal.name}: receiver {receiver} is async, but {describe_sender(sender)} was sent "
+        f"from {where}"
+    )
