@@ -24,9 +24,8 @@ from .bridge import instances
 from .bridge.calling.calls import RAW, async_session_of
 from .bridge.delivery.session import SessionSource
 from .bridge.flush import autocommit
-from .bridge.flush import flush as flushes
 from .bridge.flush import listening as mapper_events
-from .bridge.flush.flush import Flush
+from .bridge.flush.flush import Flush, anybody_listens
 from .bridge.statements import statement as statements
 from .bridge.statements.statement import POLICIES, Policy
 from .bridge.transaction import durable as owed
@@ -144,7 +143,7 @@ class Installation:
             return
         if (watcher := watching.watcher) is not None:
             watcher.session_event("before_flush", session, context)
-        if not any(signal.table.receivers for signal in flushes.SIGNALS):
+        if not anybody_listens():
             return
         if not are_instances(objects):  # the flush is going to fail of that
             return
@@ -210,9 +209,10 @@ class Installation:
             if transaction.parent is not None and not transaction.nested:
                 Flush.ended(session)  # its own subtransaction, which is rolled back if it fails
             _let_go()
-        if self._is_mine(session):
-            if (watcher := watching.watcher) is not None:
-                watcher.session_event("after_transaction_end", session, transaction)
+        of_flush = transaction.parent is not None and not transaction.nested
+        if (watcher := watching.watcher) is not None and self._is_mine(session):
+            watcher.session_event("after_transaction_end", session, transaction)
+        if not of_flush and self._is_mine(session):
             transactions.ended(session, transaction, session_source, owed.left)
 
     def _do_orm_execute(self, context: ORMExecuteState) -> Result[Any] | None:

@@ -97,12 +97,17 @@ def property_count(mapper: Mapper[Any]) -> int:
     return len(mapper._props)
 
 
-def reference_count(mapper: Mapper[Any]) -> int:
-    """How many relationships and cascades of others lead to the mapper, which may grow as well."""
-    return sum(
-        len(parent._dependency_processors) + len(parent._delete_orphans)
-        for parent in mapper.iterate_to_root()
-    )
+def relations_size(mapper: Mapper[Any]) -> int:
+    """How many properties a mapper has, and how many relationships and cascades lead to it.
+
+    It grows when a property is assigned to one of the classes later.
+    """
+    size = len(mapper._props)
+    parent: Mapper[Any] | None = mapper
+    while parent is not None:
+        size += len(parent._dependency_processors) + len(parent._delete_orphans)
+        parent = parent.inherits
+    return size
 
 
 manager_of_class: Callable[[type], ClassManager[Any]] = attributes.manager_of_class

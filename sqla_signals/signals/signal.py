@@ -55,7 +55,7 @@ def watch(watcher: watching.Watcher | None) -> None:
     for signal in known_signals():
         # A table that is being made by another thread does not know of the watcher.
         with signal._lock:
-            signal._table = None
+            signal.forget_lookups()
 
 
 class Signal(blinker.NamedSignal):
@@ -85,7 +85,8 @@ class Signal(blinker.NamedSignal):
             self.arguments = tuple(arguments)
         self._connected: dict[Any, Receiver] = {}
         self._forgotten: deque[Receiver] = deque()
-        self._table: dispatch.Table | None = None
+        self.table: dispatch.Table = dispatch.Table(self._current)
+        """The receivers as they are now; a new object after each change."""
         # Reentrant: garbage collection inside the lock may run a weak reference's callback.
         self._lock = threading.RLock()
         with _signals_lock:
@@ -184,7 +185,7 @@ class Signal(blinker.NamedSignal):
             self._prune()
             for new in connected:
                 self._connected.setdefault(new.key, new)
-            self._table = None
+            self.forget_lookups()
         self._announce_connect(receiver, sender, weak)
         return receiver
 
@@ -228,7 +229,7 @@ class Signal(blinker.NamedSignal):
             ]
             for key in gone:
                 del self._connected[key]
-            self._table = None
+            self.forget_lookups()
         listened_to = "receiver_disconnected" in self.__dict__
         if gone and listened_to and self.receiver_disconnected.receivers:
             self.receiver_disconnected.send(self, receiver=receiver, sender=sender)
@@ -272,7 +273,7 @@ class Signal(blinker.NamedSignal):
         :raises AsyncReceiverError: a receiver is async and no ``_async_wrapper`` was given; then
             no receiver was called at all.
         """
-        table = self._table or self.table
+        table = self.table
         if not table.receivers:  # sending to nobody has to cost next to nothing
             return []
         results: Results = []
@@ -354,27 +355,22 @@ class Signal(blinker.NamedSignal):
                 yield fn
 
     def _lookup(self, sender: Any) -> tuple[Receiver, ...]:
-        table = self._table or self.table
+        table = self.table
         return dispatch.audible(self, sender, table.lookup(sender))
 
-    @property
-    def table(self) -> dispatch.Table:
-        """The receivers as they are now; a new object after each change."""
-        table = self._table
-        if table is None:
-            with self._lock:
-                self._prune()
-                receivers: Iterable[Receiver] = self._connected.values()
-                if (watcher := watching.watcher) is not None:
-                    receivers = watcher.watched(self, receivers)
-                table = self._table = dispatch.Table(receivers)
-        return table
+    def _current(self) -> list[Receiver]:
+        with self._lock:
+            self._prune()
+            receivers: Iterable[Receiver] = self._connected.values()
+            if (watcher := watching.watcher) is not None:
+                receivers = watcher.watched(self, receivers)
+            return list(receivers)
 
     # -- bookkeeping ---------------------------------------------------------------------------
 
     def forget_lookups(self) -> None:
         """Let new mappings be seen by the next lookup."""
-        self._table = None
+        self.table = dispatch.Table(self._current)
 
     def _check_sender(self, sender: Any, receiver: Callable[..., Any]) -> None:
         """Overridden where only some objects can be senders."""
@@ -393,7 +389,7 @@ class Signal(blinker.NamedSignal):
     def _forget(self, receiver: Receiver) -> None:
         # Called by a weak reference at any moment, even inside the lock: nothing is removed here.
         self._forgotten.append(receiver)
-        self._table = None
+        self.forget_lookups()
 
     def _prune(self) -> None:
         while self._forgotten:
@@ -413,7 +409,7 @@ class Signal(blinker.NamedSignal):
         with self._lock:
             self._forgotten.clear()
             self._connected.clear()
-            self._table = None
+            self.forget_lookups()
 
 
 def refuse_fields(signal: Signal, receivers: Collection[Receiver]) -> None:

@@ -26,8 +26,9 @@ from ...receivers.dispatch import was_audible
 from ...receivers.receiver import Call, Receiver, is_async
 from ...signals.builtin import post_bulk, post_delete, post_save
 from ...signals.signal import logger
+from ..calling.audience import Audiences
 from ..calling.calls import PLAIN_SESSION, Calls, async_session_of, cannot_await
-from ..columns.columns import ColumnsByMapper, columns_of
+from ..columns.by_mapper import ColumnsByMapper
 from ..columns.copies import copies_of
 from .effect_calls import call_for, failed, signal_of
 from .session import DeliverySession, SchemaMaps, SessionSource
@@ -117,14 +118,9 @@ def keep_values(session: Session, frame: Frame) -> None:
     """Keep the committed values of the rows, before the instances are expired."""
     # Rows may have changed again by its turn, and nobody knows who is connected by then.
     waits_its_turn = _current.get() is not None
-    columns = ColumnsByMapper()
-    audience = Audience("commit") if _anybody_waits(frame) else None
+    columns, audiences = ColumnsByMapper(), Audiences()
     for effect in frame.effects:
-        if (
-            waits_its_turn
-            or effect.kind is DELETED
-            or (audience is not None and audience.of(effect).saves)
-        ):
+        if waits_its_turn or effect.kind is DELETED or _connected(effect, "commit", audiences):
             effect.values = known_values(session, frame, effect, columns)
         else:
             effect.values = None  # as of the flush: who is connected by then loads them
@@ -250,12 +246,12 @@ def _runs(
     occurrences: Iterable[Effect | Executed],
 ) -> list[tuple[Sequence[Receiver], list[Effect | Executed]]]:
     """Who is to be called for what, in order; what goes to the same receivers is taken together."""
-    audience = Audience("commit")
+    audiences = Audiences()
     runs: list[tuple[Sequence[Receiver], list[Effect | Executed]]] = []
     current: Sequence[Receiver] = ()
     effects: list[Effect | Executed] = []
     for effect in occurrences:
-        receivers = audience.for_effect(effect)
+        receivers = receivers_for(effect, "commit", audiences)
         if receivers is not current:
             current, effects = receivers, []
             runs.append((receivers, effects))
@@ -298,9 +294,9 @@ def rolled_back(session: Session, frame: Frame) -> None:
     if (watcher := watching.watcher) is not None:
         watched = watcher.delivery(session, "rollback")
         call, call_back = partial(watched.receiver, call), partial(watched.callback, call_back)
-    audience = Audience("rollback")
+    audiences = Audiences()
     for effect in frame.occurrences:
-        for receiver in audience.for_effect(effect):
+        for receiver in receivers_for(effect, "rollback", audiences):
             call(receiver, effect)
     for fn in frame.on_rollback:
         call_back(session, fn, "on_rollback")
@@ -324,48 +320,30 @@ def _call_back(session: Session, fn: Callable[[], Any], what: str) -> None:
             watcher.failed(error)
 
 
-class Waiting(NamedTuple):
-    """Who waits for the end of a transaction because of one class."""
+def receivers_for(effect: Effect | Executed, on: Call, audiences: Audiences) -> Sequence[Receiver]:
+    """Who is to be called for a net effect, or for a statement, in order."""
+    if isinstance(effect, Executed):
+        sender, occasion = effect.sender, (effect.mutes,)
+        found = post_bulk.table.lookup(sender, on)
+        return [one for one in found if was_audible(post_bulk, sender, one, occasion)]
+    receivers: Sequence[Receiver] = _connected(effect, on, audiences)
+    if not receivers:
+        return ()
+    mapper = state_of(effect.instance).manager.mapper
+    if effect.kind is UPDATED and audiences[mapper].some_choose[on]:
+        columns = audiences[mapper].columns_of(mapper)
+        unknown = columns.still_unknown(effect.changes, effect.unknown)
+        receivers = [one for one in receivers if one.passes(mapper, effect.changes, unknown)]
+    mutes = effect.source.mutes
+    if mutes != NEVER_MUTED:
+        signal, cls = signal_of(effect), mapper.class_
+        receivers = [one for one in receivers if was_audible(signal, cls, one, mutes)]
+    return receivers
 
-    saves: Sequence[Receiver]
-    some_choose: bool
-    """Whether one of them has ``fields``."""
-    deletes: Sequence[Receiver]
 
-
-class Audience(dict["Mapper[Any]", Waiting]):
-    """Who waits for the end of a transaction: looked up once for each mapper."""
-
-    def __init__(self, on: Call) -> None:
-        super().__init__()
-        self._on: Call = on
-
-    def __missing__(self, mapper: Mapper[Any] | None) -> Waiting:
-        if mapper is None:  # orm/instrumentation.py, ClassManager.unregister: disposed of since
-            return Waiting((), False, ())
-        saves = post_save.table.lookup(mapper.class_, self._on)
-        deletes = post_delete.table.lookup(mapper.class_, self._on)
-        found = self[mapper] = Waiting(saves, any(one.fields for one in saves), deletes)
-        return found
-
-    def of(self, effect: Effect) -> Waiting:
-        """Who waits because of the class of this instance, muted or not."""
-        return self[state_of(effect.instance).manager.mapper]
-
-    def for_effect(self, effect: Effect | Executed) -> Sequence[Receiver]:
-        """Who is to be called for a net effect, or for a statement, in order."""
-        if isinstance(effect, Executed):
-            sender, occasion = effect.sender, (effect.mutes,)
-            found = post_bulk.table.lookup(sender, self._on)
-            return [one for one in found if was_audible(post_bulk, sender, one, occasion)]
-        mapper = state_of(effect.instance).manager.mapper
-        saves, some_choose, deletes = self[mapper]
-        receivers = deletes if effect.kind is DELETED else saves
-        if some_choose and effect.kind is UPDATED:
-            unknown = columns_of(mapper).still_unknown(effect.changes, effect.unknown)
-            receivers = [one for one in receivers if one.passes(mapper, effect.changes, unknown)]
-        mutes = effect.source.mutes
-        if receivers and mutes != NEVER_MUTED:
-            signal, cls = signal_of(effect), mapper.class_
-            receivers = [r for r in receivers if was_audible(signal, cls, r, mutes)]
-        return receivers
+def _connected(effect: Effect, on: Call, audiences: Audiences) -> tuple[Receiver, ...]:
+    """The receivers for what happened to a row, whether they are muted or not."""
+    mapper: Mapper[Any] | None = state_of(effect.instance).manager.mapper
+    if mapper is None:  # orm/instrumentation.py, ClassManager.unregister: disposed of since
+        return ()
+    return audiences[mapper].phases[post_delete if effect.kind is DELETED else post_save][on]

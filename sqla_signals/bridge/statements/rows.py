@@ -26,6 +26,7 @@ from ...changes.effects import CREATED, DELETED, UPDATED, Effect, Kind, Source
 from ...errors import BulkOptionError
 from ...receivers.dispatch import active_mutes
 from ...signals.builtin import post_delete, post_save, pre_save
+from ..calling.audience import audience_of
 from ..calling.guard import IN_STATEMENT, guarded
 from ..transaction import durable as owed
 from ..transaction import frames as transactions
@@ -274,7 +275,7 @@ class Rows:
 
     def _announce_update(self, instance: Any, pairs: Pairs, fields: frozenset[str]) -> bool:
         model = self._model(instance)
-        receivers = model.pre_save.receivers()
+        receivers = model.receivers(pre_save)
         model.save(
             pre_save,
             receivers,
@@ -318,12 +319,12 @@ class Rows:
             for kind, instance, changes, fields in self._written:
                 model = self._model(instance)
                 if kind is DELETED:
-                    receivers = model.post_delete.receivers()
+                    receivers = model.receivers(post_delete)
                     model.delete(post_delete, receivers, instance, None, self._using)
                 else:
                     model.save(
                         post_save,
-                        model.post_save.receivers(),
+                        model.receivers(post_save),
                         instance,
                         kind is CREATED,
                         changes,
@@ -335,9 +336,10 @@ class Rows:
     def _effect(self, one: Written) -> Effect | None:
         """What the transaction keeps of a row, if somebody waits for its end."""
         model = self._model(one.instance)
-        undone = model.awaits("rollback")
-        if not undone and not model.awaits("commit") and not model.awaits("durable"):
+        audience = audience_of(model.mapper)
+        if not audience.outlasts_flush:
             return None
+        undone = audience.waits["rollback"]
         state, columns = state_of(one.instance), model.columns
         values = columns.values(state) if undone or one.kind is not UPDATED else None
         changes: Mapping[str, Change] = {}

@@ -19,8 +19,9 @@ from ...errors import InstallError
 from ...receivers.mapping import outbox_of
 from ...signals.builtin import post_delete, post_save
 from ...signals.signal import logger
+from ..calling.audience import Audiences
 from ..calling.calls import is_sharded
-from ..columns.columns import ColumnsByMapper
+from ..columns.by_mapper import ColumnsByMapper
 from ..delivery import delivery
 from . import frames as transactions
 
@@ -123,11 +124,11 @@ def _write(
     """One statement for each outbox and bind, which is one in all but unusual applications."""
     events: dict[tuple[Any, Any], Events] = {}
     outboxes: dict[Mapper[Any], Any] = {}
-    audience = delivery.Audience("durable")
+    audiences = Audiences()
     named: Sequence[Receiver] = ()
     names: tuple[str, ...] = ()
     for effect in effects:
-        receivers = audience.for_effect(effect)
+        receivers = delivery.receivers_for(effect, "durable", audiences)
         if not receivers:
             continue
         mapper = state_of(effect.instance).manager.mapper

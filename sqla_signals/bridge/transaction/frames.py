@@ -86,7 +86,7 @@ def committed(session: Session) -> None:
     # the release of the last one and the commit of the root.
     for transaction in _outwards(current_transaction(session)):
         if is_committed(transaction):
-            frame = _find_frame(transaction)
+            frame: Frame | None = transaction.__dict__.get(_FRAME)
             if frame is not None:
                 frame.committed = True
                 if not transaction.nested:
@@ -109,7 +109,7 @@ def ended(
     source_for: Callable[[Session], SessionSource],
     write_events: Callable[[Session, Frame, Sequence[Connection]], None],
 ) -> None:
-    """``after_transaction_end``: hand the frame on.
+    """``after_transaction_end`` of a root or a savepoint: hand the frame on.
 
     A released savepoint's is merged into the one around it, that of a committed root is delivered,
     and what was undone is told as undone.
@@ -117,8 +117,6 @@ def ended(
     :param write_events: writes the durable events of what the session has left to the owners of
         the transactions that it had joined on these connections.
     """
-    if transaction.parent is not None and not transaction.nested:
-        return
     frame: Frame | None = transaction.__dict__.pop(_FRAME, None)
     if transaction.nested and (frame is None or not frame.committed):
         _note_undone_savepoint(session, transaction, frame)
