@@ -227,6 +227,27 @@ def test_finding_out_who_is_called_grows_with_the_receivers_and_not_faster() -> 
     assert first_flush(40) < 2.1 * first_flush(20)
 
 
+def test_the_flush_after_a_connect_looks_at_the_models_of_that_receiver_alone() -> None:
+    """However many models there are; a receiver may be connected in each request or test."""
+
+    def flush_after_connect(models: int) -> int:
+        def late(sender: Any, **kwargs: Any) -> None: ...
+
+        with elsewhere(models, receivers=0), on(Thing)(), Session(engine) as session:
+            for _ in range(2):
+                session.add(Thing(a=1, b="x"))
+                session.flush()
+            session.add(Thing(a=1, b="x"))
+            post_save.connect(late, sender=Thing)
+            try:
+                return calls_in(session.flush)
+            finally:
+                post_save.disconnect(late)
+
+    flush_after_connect(1)
+    assert flush_after_connect(100) == flush_after_connect(10)
+
+
 @contextmanager
 def statements() -> Iterator[list[str]]:
     """What is sent to the database, with the beginnings and ends of transactions."""
