@@ -16,7 +16,7 @@ from ..._sqlalchemy.sessions import fail_transaction, is_committing
 from ..._sqlalchemy.unit_of_work import is_clean
 from ...changes.effects import Effect, Frame
 from ...errors import InstallError
-from ...receivers.mapping import outbox_of
+from ...receivers.mapped import outbox_of
 from ...signals.builtin import post_delete, post_save
 from ...signals.signal import logger
 from ..calling.calls import is_sharded
