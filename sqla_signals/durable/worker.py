@@ -17,7 +17,8 @@ from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError
 
 from .._sqlalchemy.instances import attached_copy, detached_copy
-from .._sqlalchemy.sessions import current_task, is_autocommit, is_committing
+from .._sqlalchemy.sessions import current_task
+from .._sqlalchemy.transactions import is_autocommit, is_committing
 from ..bridge.calling.calls import Calls
 from ..changes.change import UNSET, Change, Changes, diff_of
 from ..errors import AsyncReceiverError, AutocommitError, SignalsError, printable

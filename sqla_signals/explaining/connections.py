@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm import class_mapper
 
-from .._sqlalchemy.associations import writes_rows
-from .._sqlalchemy.mappers import configured_mappers, is_mapped
+from .._sqlalchemy.mappers import configured_mappers, is_mapped, writes_rows
 from ..bridge.flush.m2m import association_of
 from ..errors import ReceiverOptionError
 from ..receivers.dispatch import audible

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from blinker import ANY
 from sqlalchemy import Column
 
-from .._sqlalchemy.associations import writes_rows
-from .._sqlalchemy.mappers import all_mappers
+from .._sqlalchemy.mappers import all_mappers, writes_rows
 from ..bridge.flush.m2m import association_of
 from ..receivers.dispatch import audible
 from ..receivers.installations import model_signals

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from blinker import ANY
 from sqlalchemy.schema import Table
 
-from .._sqlalchemy.associations import secondary_relationship
+from .._sqlalchemy.mappers import secondary_relationship
 from ..errors import ReceiverOptionError
 from ..receivers import mapped
 from ..receivers.installations import model_signals

@@ -10,8 +10,7 @@ from blinker import ANY
 from sqlalchemy import Table
 from sqlalchemy.orm import QueryableAttribute, class_mapper
 
-from .._sqlalchemy.associations import secondary_relationship
-from .._sqlalchemy.mappers import all_mappers, is_mapped
+from .._sqlalchemy.mappers import all_mappers, is_mapped, secondary_relationship
 from ..changes.change import Change
 from ..errors import ReceiverOptionError
 from ..receivers.installations import model_signals

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy.orm import Session
 
-from .._sqlalchemy.sessions import is_committing
+from .._sqlalchemy.transactions import is_committing
 from ..receivers.installations import model_signals
 from ..receivers.receiver import describe_sender, identity
 from .rows import Pending, association_rows, row_name, rows_of, state_or_none

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy.orm import Session
 
 from ..._sqlalchemy.instances import contains_state, state_of
-from ..._sqlalchemy.sessions import (
+from ..._sqlalchemy.transactions import (
     current_transaction,
     has_joined,
     is_committed,
