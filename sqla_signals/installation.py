@@ -1,41 +1,35 @@
-"""``install`` and ``raw``: which sessions are listened to."""
+"""``install``: which sessions are listened to, and what each of their events does."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import sys
 import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy.orm import (
-    Session,
-    SessionTransaction,
-    UOWTransaction,
-    scoped_session,
-    sessionmaker,
-)
+from sqlalchemy.orm import Session, SessionTransaction, UOWTransaction
 
 from ._sqlalchemy.events import is_listener, listen_to, listen_to_class, unlisten, unlisten_to_class
 from ._sqlalchemy.instances import are_instances
 from ._sqlalchemy.sessions import all_sessions
 from .bridge import instances
-from .bridge.calling.calls import RAW, async_session_of
+from .bridge.calling.calls import async_session_of
 from .bridge.delivery.session import SessionSource
 from .bridge.flush import autocommit
 from .bridge.flush import listening as mapper_events
 from .bridge.flush.flush import Flush, anybody_listens
 from .bridge.statements import statement as statements
 from .bridge.statements.statement import POLICIES, Policy
-from .bridge.transaction import durable as owed
+from .bridge.targets import Target, session_target
+from .bridge.transaction import durable
 from .bridge.transaction import frames as transactions
 from .errors import InstallError
-from .receivers import dispatch, mapping, watching
+from .receivers import dispatch, watching
+from .receivers.installations import installations, model_signals
+from .receivers.receiver import dotted_name
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from sqlalchemy.engine import Connection, Result
     from sqlalchemy.orm import ORMExecuteState
 
@@ -43,7 +37,7 @@ if TYPE_CHECKING:
 _lock = threading.RLock()
 _serials = itertools.count()
 _leaving: list[Installation] = []
-"""Removed, but a flush that was under way by then still needs their listeners."""
+"""Removed while a flush was under way, which needs their listeners until it ends."""
 
 
 def _let_go() -> None:
@@ -58,9 +52,7 @@ class Installation:
 
     def __init__(
         self,
-        target: Any,
-        behind: type | None,
-        maker: Callable[[], Any] | None,
+        target: Target,
         whose: str,
         session_factory: Callable[[], Any] | None,
         policy: Policy,
@@ -69,10 +61,10 @@ class Installation:
         self._whose = whose
         self.policy: Policy = policy
         self.serial: int = next(_serials)
-        self._target = target
-        self._behind = behind
+        self._target = target.sessions
+        self._async_class = target.async_class
+        self.maker = target.maker
         self.session_factory = session_factory
-        self.maker = maker
         self._listeners: list[tuple[str, Callable[..., Any]]] = [
             ("before_flush", self._before_flush),
             ("after_flush", self._after_flush),
@@ -87,8 +79,8 @@ class Installation:
             self._listen(*listener)
         mapper_events.start_listening()
         instances.start_listening()
-        mapping.installed(self)
-        for signal in mapping.model_signals:
+        installations.add(self)
+        for signal in model_signals:
             if signal.receivers:
                 self.listen_for(signal)
 
@@ -115,7 +107,7 @@ class Installation:
             if self._removed:
                 return
             self._removed = True
-            mapping.installations.discard(self)
+            installations.discard(self)
             _leaving.append(self)
         _let_go()
 
@@ -132,7 +124,7 @@ class Installation:
             else:
                 for session in all_sessions():  # also those like it that commit receivers get
                     unlisten(session, name, listener)
-        if not mapping.installations:
+        if not installations:
             mapper_events.stop_listening()
             instances.stop_listening()
 
@@ -192,7 +184,7 @@ class Installation:
         if self._is_mine(session):
             if (watcher := watching.watcher) is not None:
                 watcher.session_event("before_commit", session)
-            owed.committing(session)
+            durable.committing(session)
 
     def _after_commit(self, session: Session) -> None:
         if self._is_mine(session):
@@ -213,7 +205,7 @@ class Installation:
         if (watcher := watching.watcher) is not None and self._is_mine(session):
             watcher.session_event("after_transaction_end", session, transaction)
         if not of_flush and self._is_mine(session):
-            transactions.ended(session, transaction, session_source, owed.left)
+            transactions.ended(session, transaction, session_source, durable.left)
 
     def _do_orm_execute(self, context: ORMExecuteState) -> Result[Any] | None:
         if not context.statement.is_dml or not self._is_mine(context.session):
@@ -233,12 +225,13 @@ class Installation:
             return math.inf if listens else 0
         if not isinstance(session, self._target) or not self._is_mine(session):
             return 0
-        return len(self._target.__mro__) + (len(self._behind.__mro__) if self._behind else 0)
+        classes = [cls for cls in (self._target, self._async_class) if cls is not None]
+        return sum(len(cls.__mro__) for cls in classes)
 
     def _is_mine(self, session: Session) -> bool:
         if self._removed:
             return False
-        return self._behind is None or isinstance(async_session_of(session), self._behind)
+        return self._async_class is None or isinstance(async_session_of(session), self._async_class)
 
     def __str__(self) -> str:
         """Whose work it sends signals for."""
@@ -289,8 +282,7 @@ def install(
     _let_go()
     if target is None:
         target = Session
-    sessions, behind, maker = session_target(target)
-    return Installation(sessions, behind, maker, _whose(target), session_factory, bulk)
+    return Installation(session_target(target), _whose(target), session_factory, bulk)
 
 
 def _whose(target: Any) -> str:
@@ -298,134 +290,27 @@ def _whose(target: Any) -> str:
     if target is Session:
         return "every Session"
     if isinstance(target, type):
-        return f"{target.__module__}.{target.__qualname__}"
+        return dotted_name(target)
     return f"a {type(target).__name__}"
 
 
 def policy_for(session: Session) -> Policy:
     """The ``bulk`` policy of the installation that is closest to the session."""
-    closest = max(
-        mapping.installations, key=lambda one: (one.closeness(session), one.serial), default=None
-    )
+    closest = max(installations, key=lambda one: (one.closeness(session), one.serial), default=None)
     return closest.policy if closest is not None else "ignore"
 
 
 def session_source(session: Session) -> SessionSource:
     """Where commit receivers get their session from, by the closest installation that says it."""
-    mine = sorted(
-        (one for one in mapping.installations if one.closeness(session)),
+    closest_last = sorted(
+        (one for one in installations if one.closeness(session)),
         key=lambda one: one.closeness(session),
     )
-    factories = [one.session_factory for one in mine if one.session_factory is not None]
-    makers = [one.maker for one in mine if one.maker is not None]
+    factories = [one.session_factory for one in closest_last if one.session_factory is not None]
+    makers = [one.maker for one in closest_last if one.maker is not None]
     return SessionSource(
         session,
         async_session_of(session),
         factories[-1] if factories else None,
         makers[-1] if makers else None,
     )
-
-
-def session_target(target: Any) -> tuple[Any, type | None, Callable[[], Any] | None]:
-    """The ``Session`` class or instance whose events to listen to.
-
-    The second is the class of the ``AsyncSession`` that must be in front, if any will not do: many
-    share a ``Session`` class. The third makes more of these sessions, if the target does that.
-    """
-    if isinstance(target, Session) or (isinstance(target, type) and issubclass(target, Session)):
-        return target, None, None
-    if isinstance(target, sessionmaker):
-        return target.class_, None, target
-    if isinstance(target, scoped_session):
-        if isinstance(target.session_factory, sessionmaker | type):
-            return session_target(target.session_factory)
-        raise not_sessions(target)
-    asyncio: Any = sys.modules.get("sqlalchemy.ext.asyncio")
-    if asyncio is not None:
-        if isinstance(target, asyncio.AsyncSession):
-            return target.sync_session, None, None
-        if isinstance(target, asyncio.async_scoped_session) and isinstance(
-            target.session_factory, asyncio.async_sessionmaker
-        ):
-            return session_target(target.session_factory)
-        if isinstance(target, asyncio.async_sessionmaker):
-            if "_made_by" not in target.class_.__dict__:
-                # A class of its own, as a sessionmaker gives itself, to know its sessions by.
-                own = (target.class_,)
-                target.class_ = type(target.class_.__name__, own, {"_made_by": "sqla_signals"})
-            sync_class = target.kw.get("sync_session_class") or target.class_.sync_session_class
-            return session_target(sync_class)[0], target.class_, target
-        if isinstance(target, type) and issubclass(target, asyncio.AsyncSession):
-            return target.sync_session_class, target, None  # type: ignore[attr-defined]
-    if isinstance(getattr(target, "session", None), scoped_session):  # Flask-SQLAlchemy's db
-        return session_target(target.session)
-    raise not_sessions(target)
-
-
-def not_sessions(target: Any) -> InstallError:
-    """The error for something that makes no sessions."""
-    return InstallError(
-        f"install({target!r}): not something that makes sessions. Give a Session class, a "
-        f"sessionmaker, a scoped_session, an AsyncSession class, an async_sessionmaker, a "
-        f"Flask-SQLAlchemy db, or nothing for every session."
-    )
-
-
-class raw:
-    """Mark what a session writes inside the block as ``raw=True``, for loading fixtures.
-
-    :param session: a ``Session``, for ``with``; or an ``AsyncSession``, for ``async with``.
-
-    What is pending at the end of the block is flushed there, so that it is raw as well; not after
-    an exception. Blocks may nest.
-    """
-
-    def __init__(self, session: Any) -> None:
-        if hasattr(session, "registry"):  # a scoped_session or an async_scoped_session
-            session = session()
-        self._session = session
-        self._sync: Session = getattr(session, "sync_session", session)
-        if not isinstance(self._sync, Session):
-            raise InstallError(f"raw({session!r}): give a Session or an AsyncSession")
-
-    def _enter(self) -> None:
-        self._sync.info[RAW] = self._sync.info.get(RAW, 0) + 1
-
-    def _exit(self) -> None:
-        self._sync.info[RAW] -= 1
-        if not self._sync.info[RAW]:
-            del self._sync.info[RAW]
-
-    def __enter__(self) -> None:
-        if self._session is not self._sync:
-            raise InstallError(f"raw({self._session!r}): with an AsyncSession, use 'async with'")
-        self._enter()
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            if exc is None:
-                self._sync.flush()
-        finally:
-            self._exit()
-
-    async def __aenter__(self) -> None:
-        if self._session is self._sync:
-            raise InstallError(f"raw({self._session!r}): with a plain Session, use 'with'")
-        self._enter()
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            if exc is None:
-                await self._session.flush()
-        finally:
-            self._exit()

@@ -43,7 +43,8 @@ from .durable.message.envelope import UnknownModelError
 from .durable.message.naming import find_mapper
 from .durable.writing import header_sources
 from .receivers.blocks import block
-from .receivers.mapping import known_outbox, model_signals
+from .receivers.installations import model_signals
+from .receivers.mapped import known_outbox
 from .receivers.receiver import describe_sender
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from ..durable.relay import at_least_one, known_outboxes, the_outbox
 from ..durable.sessions import bind_for_writing, engines_of
 from ..durable.tables.dead_letters import bury_message, no_message
 from ..errors import InstallError, ReceiverOptionError, SignalsError, printable
-from ..receivers.mapping import known_outbox
+from ..receivers.mapped import known_outbox
 from ..signals.signal import logger
 from .checks import TASK_OPTIONS, check, warn_of_forgetting, warn_of_pickle
 from .sending import Parcel, Sender

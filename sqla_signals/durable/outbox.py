@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import MetaData
 
 from ..errors import ReceiverOptionError
-from ..receivers.mapping import OUTBOX
+from ..receivers.mapped import OUTBOX
 from .message.codec import check_columns
 from .tables.tables import OutboxTables
 from .writing import insert_events

@@ -18,7 +18,7 @@ from sqlalchemy.orm import configure_mappers
 
 from .._sqlalchemy.mappers import all_mappers
 from ..errors import InstallError, ReceiverOptionError
-from ..receivers.mapping import durable_receivers, known_outbox
+from ..receivers.mapped import durable_receivers, known_outbox
 from ..signals.signal import logger
 from .publishers import LocalPublisher, Publisher
 from .sessions import Sessions, keep_to_one_loop

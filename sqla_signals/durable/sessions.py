@@ -18,7 +18,8 @@ from sqlalchemy.util import greenlet_spawn
 from .._sqlalchemy.mappers import all_mappers
 from ..bridge.calling.calls import is_sharded
 from ..errors import InstallError
-from ..receivers import mapping
+from ..receivers.installations import installations
+from ..receivers.mapped import durable_receivers, known_outbox
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -65,8 +66,8 @@ class Sessions:
 
         :raises InstallError: they go to several databases, or to none that the sessions know.
         """
-        models = [one for one in all_mappers() if mapping.known_outbox(one) is outbox]
-        receivers = mapping.durable_receivers()
+        models = [one for one in all_mappers() if known_outbox(one) is outbox]
+        receivers = durable_receivers()
         heard = [one for one in models if any(fn.matches(one.class_) for fn in receivers)]
         session, _ = self.make()
         engines = engines_of(session, heard or models)
@@ -161,7 +162,7 @@ def _bind(session: Session, **arguments: Any) -> Engine | Connection | None:
 
 def _factory(source: Any) -> Callable[[], Any]:
     if source is None:
-        factories = {one.session_factory for one in mapping.installations if one.session_factory}
+        factories = {one.session_factory for one in installations if one.session_factory}
         if len(factories) == 1:
             found: Callable[[], Any] = factories.pop()
             return found

@@ -17,15 +17,17 @@ from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError
 
 from .._sqlalchemy.instances import attached_copy, detached_copy
-from .._sqlalchemy.sessions import current_task, is_autocommit, is_committing
+from .._sqlalchemy.sessions import current_task
+from .._sqlalchemy.transactions import is_autocommit, is_committing
 from ..bridge.calling.calls import Calls
 from ..changes.change import UNSET, Change, Changes, diff_of
 from ..errors import AsyncReceiverError, AutocommitError, SignalsError, printable
 from ..receivers import watching
-from ..receivers.mapping import outbox_of
+from ..receivers.mapped import outbox_of
 from ..receivers.receiver import Receiver
 from ..signals.builtin import post_delete, post_save, receiver_failed
-from ..signals.signal import ModelSignal, logger
+from ..signals.kinds import ModelSignal
+from ..signals.signal import logger
 from .message.codec import Codec, codec_of
 from .message.envelope import (
     SCHEMA,

@@ -12,7 +12,7 @@ from uuid import UUID
 from sqlalchemy import Text, bindparam, func, insert, select, type_coerce
 
 from .._sqlalchemy.instances import state_of
-from .._sqlalchemy.sessions import is_autocommit
+from .._sqlalchemy.transactions import is_autocommit
 from ..changes.effects import CREATED, DELETED
 from ..errors import AutocommitError
 from .lines import COLUMNS, Row, as_json, insert_lines

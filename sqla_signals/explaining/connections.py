@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm import class_mapper
 
-from .._sqlalchemy.associations import writes_rows
-from .._sqlalchemy.mappers import configured_mappers, is_mapped
+from .._sqlalchemy.mappers import configured_mappers, is_mapped, writes_rows
 from ..bridge.flush.m2m import association_of
 from ..errors import ReceiverOptionError
-from ..receivers import mapping
 from ..receivers.dispatch import audible
+from ..receivers.installations import installations, model_signals
 from ..receivers.receiver import CALLS, Call, Receiver, describe_sender, unwrapped
 from ..signals.builtin import receiver_failed
 from ..signals.kinds import AssociationSignal
@@ -41,7 +40,7 @@ def explain(target: Any = None) -> Explanation:
     is one that is listened to, is only known when something happens. Callbacks given to
     ``on_commit()`` and ``on_rollback()`` are not receivers.
     """
-    known, sent = known_signals(), [*mapping.model_signals, receiver_failed]
+    known, sent = known_signals(), [*model_signals, receiver_failed]
     signals = sorted((one for one in known if one in sent), key=sent.index)
     mappers = sorted(configured_mappers(), key=lambda mapper: _dotted(mapper.class_))
     asked: list[Mapper[Any]] = []
@@ -94,7 +93,7 @@ def explain(target: Any = None) -> Explanation:
     more = list(_other_senders(signals if isinstance(target, Signal) else others, groups))
     return Explanation(
         subject,
-        tuple(sorted(str(installation) for installation in mapping.installations)),
+        tuple(sorted(str(installation) for installation in installations)),
         target not in others if isinstance(target, Signal) else bool(groups or not more),
         (*groups, *more),
         tuple(

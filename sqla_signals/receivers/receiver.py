@@ -41,26 +41,6 @@ _serials = itertools.count()
 class Receiver:
     """A callable connected to a signal for one sender, with the options it was connected with."""
 
-    __slots__ = (
-        "__weakref__",
-        "_columns",
-        "_fn",
-        "_sender",
-        "dispatch_uid",
-        "durable",
-        "fields",
-        "fn_id",
-        "is_async",
-        "key",
-        "location",
-        "name",
-        "on",
-        "propagate",
-        "serial",
-        "strong",
-        "weak",
-    )
-
     def __init__(
         self,
         fn: Callable[..., Any],
@@ -86,13 +66,14 @@ class Receiver:
             (propagate, fields) if dispatch_uid is None else None,
         )
         self.on: Phase = on
+        self.call: Call = "durable" if durable else on
         self.propagate: bool = propagate
         self.fields: frozenset[str] | None = fields
         self.durable: bool = durable
         self.dispatch_uid: object = dispatch_uid
         self.weak: bool = weak
         self.is_async: bool = is_async(fn)
-        self.name: str = name or default_name(fn)
+        self.name: str = name or dotted_name(fn)
         self.location: str = location(fn)
         self._columns: WeakKeyDictionary[Mapper[Any], frozenset[str]] = WeakKeyDictionary()
 
@@ -129,11 +110,6 @@ class Receiver:
         copied = copy.copy(self)
         copied.strong = fn
         return copied
-
-    @property
-    def call(self) -> Call:
-        """How it is called."""
-        return "durable" if self.durable else self.on
 
     @property
     def fn(self) -> Callable[..., Any] | None:
@@ -226,11 +202,11 @@ def is_async(fn: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(unwrapped(fn))
 
 
-def default_name(fn: Callable[..., Any]) -> str:
-    """``module.qualname`` of ``fn``, or of its class if it is an instance."""
-    while isinstance(fn, functools.partial):
-        fn = fn.func
-    named: Any = fn if hasattr(fn, "__qualname__") else type(fn)
+def dotted_name(value: Any) -> str:
+    """``module.qualname`` of a function or a class, or of the class of an instance."""
+    while isinstance(value, functools.partial):
+        value = value.func
+    named: Any = value if hasattr(value, "__qualname__") else type(value)
     return f"{getattr(named, '__module__', '?')}.{named.__qualname__}"
 
 
@@ -259,14 +235,14 @@ def matches(wanted: Any, sender: Any, propagate: bool = False) -> bool:
 
 def describe(fn: Callable[..., Any]) -> str:
     """How a function is named in messages."""
-    return f"{default_name(fn)} ({location(fn)})"
+    return f"{dotted_name(fn)} ({location(fn)})"
 
 
 def is_named(cls: type, name: str) -> bool:
     """Whether ``name`` is the class's bare or dotted name."""
     if "." not in name:
         return cls.__name__ == name
-    return name in (f"{cls.__module__}.{cls.__qualname__}", f"{cls.__module__}.{cls.__name__}")
+    return name in (dotted_name(cls), f"{cls.__module__}.{cls.__name__}")
 
 
 def is_class_name(name: str) -> bool:
@@ -339,10 +315,13 @@ def check_durable_name(name: str) -> None:
         )
 
 
-def check_callable(fn: Any, signal: str, arguments: tuple[str, ...] | None) -> None:
+def check_callable(
+    fn: Any, signal: str, arguments: tuple[str, ...] | None, can_await: bool
+) -> None:
     """Raise :class:`ReceiverTypeError` if the signal of this name could not call ``fn``.
 
-    :param arguments: the names of what it sends; ``None`` if whoever sends it decides.
+    :param arguments: the names of what the signal sends; ``None`` if its sender decides.
+    :param can_await: whether the code that sends the signal can await a receiver.
     """
     if not callable(fn):
         raise ReceiverTypeError(f"{signal}: {fn!r} is not callable, so it cannot be a receiver")
@@ -353,6 +332,10 @@ def check_callable(fn: Any, signal: str, arguments: tuple[str, ...] | None) -> N
     who = f"{signal}: receiver {describe(fn)}"
     if inspect.isgeneratorfunction(unwrapped(fn)) or inspect.isasyncgenfunction(unwrapped(fn)):
         raise ReceiverTypeError(f"{who} is a generator: calling it would run nothing of its body")
+    if is_async(fn) and not can_await:
+        raise ReceiverTypeError(
+            f"{who} is async, but what sends {signal} never awaits. Make it a plain function."
+        )
     if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
         raise ReceiverTypeError(
             f"{who} must accept **kwargs, because signals may send more in a later version. "

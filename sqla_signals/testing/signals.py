@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from .. import observe
 from ..errors import ReceiverOptionError
-from ..receivers import mapping
 from ..receivers.blocks import block
+from ..receivers.installations import installations
 from ..signals.signal import Signal
 from .capture import Capture, Failure, Sent
 from .filters import Expected, Wanted
@@ -238,7 +238,7 @@ class Signals:
 
     @staticmethod
     def _why_not(wanted: Wanted) -> str:
-        if wanted.is_of_models() and not mapping.installations:
+        if wanted.is_of_models() and not installations:
             return ": sqla_signals is not installed; call sqla_signals.install()"
         if not wanted.has_listeners():
             return (

@@ -14,8 +14,8 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy.orm import Session
 
-from .._sqlalchemy.sessions import is_committing
-from ..receivers.mapping import model_signals
+from .._sqlalchemy.transactions import is_committing
+from ..receivers.installations import model_signals
 from ..receivers.receiver import describe_sender, identity
 from .rows import Pending, association_rows, row_name, rows_of, state_or_none
 from .steps import Kind, TracedStep, Tracks, as_chrome, as_text

@@ -20,7 +20,7 @@ from ..._sqlalchemy.sessions import (
 )
 from ...changes.effects import DELETED, NOTHING, Effect, Executed
 from ...errors import InstallError
-from ...receivers import mapping
+from ...receivers.installations import installations
 from ...receivers.receiver import Receiver
 from ...signals.builtin import post_bulk
 from ...signals.signal import logger
@@ -75,7 +75,7 @@ class SessionSource:
             sync = session_like(self.like, self.front)
         for_receivers(sync)
         if self._factory is None:
-            for installation in mapping.installations:
+            for installation in installations:
                 installation.follow(self.like, sync)
             if self.front is not None and made in (None, sync):
                 made = async_session_like(self.front, self.like, sync)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
-from ..._sqlalchemy.sessions import is_autocommit
+from ..._sqlalchemy.transactions import is_autocommit
 from ...errors import AutocommitError
 from ...signals.builtin import post_delete, post_save
 from ..calling.calls import Calls, is_sharded

@@ -19,7 +19,7 @@ from sqlalchemy.orm.exc import StaleDataError
 
 from ..._sqlalchemy.instances import set_written, state_of
 from ..._sqlalchemy.mappers import key_columns_of
-from ..._sqlalchemy.statements import execution_options_of, with_options_of
+from ..._sqlalchemy.statements import execution_options_of
 from ..._sqlalchemy.unit_of_work import flush_as_query_does
 from ...changes.change import UNSET, Change, Changes, NewRow, Pairs, diff_of
 from ...changes.effects import CREATED, DELETED, UPDATED, Effect, Kind, Source
@@ -110,9 +110,11 @@ class Rows:
         if self._dialect.name == "sqlite":
             column = self._key_columns[0]
             nothing = update(column.table).values({column: column}).where(false())
-            self._connection.execute(
-                with_options_of(nothing, self._statement), execution_options=self._schema
-            )
+            self._connection.execute(self._like_statement(nothing), execution_options=self._schema)
+
+    def _like_statement(self, other: Any) -> Any:
+        """Another statement with the execution options that the user's statement has itself."""
+        return other.execution_options(**self._statement.get_execution_options())
 
     @contextmanager
     def _together(self) -> Iterator[None]:
@@ -127,7 +129,7 @@ class Rows:
         """
         self._context.parameters = self._parameters if isinstance(self._parameters, dict) else None
         return self._context.invoke_statement(
-            with_options_of(query, self._statement),
+            self._like_statement(query),
             execution_options={
                 **self._schema,
                 "autoflush": False,

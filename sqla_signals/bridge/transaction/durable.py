@@ -12,11 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from ..._sqlalchemy.instances import state_of
-from ..._sqlalchemy.sessions import fail_transaction, is_committing
+from ..._sqlalchemy.transactions import fail_transaction, is_committing
 from ..._sqlalchemy.unit_of_work import is_clean
 from ...changes.effects import Effect, Frame
 from ...errors import InstallError
-from ...receivers.mapping import outbox_of
+from ...receivers.mapped import outbox_of
 from ...signals.builtin import post_delete, post_save
 from ...signals.signal import logger
 from ..calling.audience import Audiences

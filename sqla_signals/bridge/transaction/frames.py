@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy.orm import Session
 
 from ..._sqlalchemy.instances import contains_state, state_of
-from ..._sqlalchemy.sessions import (
+from ..._sqlalchemy.transactions import (
     current_transaction,
     has_joined,
     is_committed,
@@ -23,7 +23,7 @@ from ..._sqlalchemy.sessions import (
 )
 from ...changes.effects import Frame
 from ...errors import SignalsError
-from ...receivers import mapping
+from ...receivers.installations import installations
 from ..delivery import delivery
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ def _checked(session: Any, fn: Any) -> Session:
         )
     if not callable(fn):
         raise SignalsError(f"on_commit() and on_rollback() take a function, not {fn!r}")
-    if not any(one.closeness(sync) for one in mapping.installations):
+    if not any(one.closeness(sync) for one in installations):
         raise SignalsError(
             f"on_commit() and on_rollback() would never call {fn!r}: sqla_signals is not installed "
             f"for {sync!r}. Add sqla_signals.install() where the application starts."

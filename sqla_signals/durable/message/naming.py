@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.orm import Mapper, configure_mappers
 
 from ..._sqlalchemy.mappers import all_mappers
-from ...receivers.mapping import known_outbox, model_signals
+from ...receivers.installations import model_signals
+from ...receivers.mapped import known_outbox
 from ...receivers.receiver import Receiver
 from .envelope import UnknownModelError, UnknownReceiverError
 
 if TYPE_CHECKING:
-    from ...signals.signal import ModelSignal
+    from ...signals.kinds import ModelSignal
     from ..tables.tables import OutboxTables
 
 
