@@ -218,6 +218,11 @@ class Installation:
             for name, listener in self._listeners:
                 listen_to(new, name, listener, first=False)
 
+    @property
+    def makes_sessions(self) -> bool:
+        """Whether it says how the session of commit receivers is made."""
+        return self.session_factory is not None or self.maker is not None
+
     def closeness(self, session: Session) -> float:
         """How specifically this installation is for a session; 0 if it is not."""
         if not isinstance(self._target, type):
@@ -303,7 +308,7 @@ def policy_for(session: Session) -> Policy:
 def session_source(session: Session) -> SessionSource:
     """Where commit receivers get their session from, by the closest installation that says it."""
     closest_last = sorted(
-        (one for one in installations if one.closeness(session)),
+        (one for one in installations if one.makes_sessions and one.closeness(session)),
         key=lambda one: one.closeness(session),
     )
     factories = [one.session_factory for one in closest_last if one.session_factory is not None]

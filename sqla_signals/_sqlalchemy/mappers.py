@@ -62,8 +62,9 @@ manager_of_class: Callable[[type], ClassManager[Any]] = attributes.manager_of_cl
 def mapper_of(cls: type) -> Mapper[Any] | None:
     """The mapper of exactly this class, without configuring mappers; ``None`` if unmapped."""
     manager = cls.__dict__.get("_sa_class_manager")
-    is_mapped = manager is not None and manager.is_mapped
-    mapper: Mapper[Any] | None = manager.mapper if is_mapped else None
+    if manager is None or not manager.is_mapped:
+        return None
+    mapper: Mapper[Any] = manager.mapper
     return mapper
 
 
