@@ -487,7 +487,7 @@ def begin(engine: Engine, *sequences: int) -> None:
     """Begin with these events, and die; with one that has begun before, alone."""
     claims = Relay(engine, outbox=outbox)._claims
     make_due(engine)
-    with engine.connect() as connection, claims._notes(connection) as notes:
+    with claims._connections() as (connection, notes):
         again = bool(claims._noted(connection, sequences))
         claims._claim(connection, notes, dict.fromkeys(sequences), again)
 

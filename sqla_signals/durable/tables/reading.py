@@ -34,18 +34,25 @@ class Claim:
     """An event that is ours for now."""
 
     sequence: int
-    row: Any
-    """With ``ordered=True``, what is equal for the events of one row."""
-    size: int
-    """Bytes of what is read of it."""
     failed: int
     """Attempts that have failed."""
+    size: int
+    """Bytes of what is read of it."""
+    row: Any = None
+    """The same for events that must be handed over one after the other."""
     begun: int = 0
     """Attempts that have begun and were never ended."""
+    handled: bool = False
+    """Whether it was handed over, or never can be."""
     messages: Sequence[Message] = ()
     failures: dict[Message, Exception] = field(default_factory=dict)
     unread: MalformedMessageError | None = None
     """Why it cannot be read."""
+
+    @classmethod
+    def of(cls, sequence: int, failed: Any, size: int) -> Claim:
+        """A claim on a row of the outbox, in which somebody may have written anything."""
+        return cls(sequence, max(failed, 0) if isinstance(failed, int) else 0, size)
 
     @property
     def attempt(self) -> int:
