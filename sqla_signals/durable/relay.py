@@ -22,7 +22,7 @@ from ..receivers.mapping import durable_receivers, known_outbox
 from ..signals.signal import logger
 from .publishers import LocalPublisher, Publisher
 from .sessions import Sessions, keep_to_one_loop
-from .tables.claims import Claims, claims_for
+from .tables.holding import claims_for
 from .waiting import Waiting, waiting_for
 from .worker import Worker
 
@@ -73,7 +73,7 @@ class Relay:
         self.outbox: Outbox = outbox or the_outbox()
         self.batch_size: int = batch_size or self.publisher.batch_size
         keep_to_one_loop(self.engine)
-        self._claims: Claims = claims_for(self.engine, self.outbox, max_attempts)
+        self._claims = claims_for(self.engine, self.outbox, max_attempts)
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 

@@ -27,7 +27,7 @@ LONGEST_RETRY: Final = 3600.0
 
 def pause_after(attempt: int, longest: float = LONGEST_RETRY) -> float:
     """Seconds to wait after a failed attempt; at random, so that not all come back at once."""
-    pause = min(longest, FIRST_RETRY * 2 ** min(max(attempt - 1, 0), 30))
+    pause: float = min(longest, FIRST_RETRY * 2 ** min(max(attempt - 1, 0), 30))
     return pause * random.uniform(0.75, 1.25)
 
 
