@@ -16,7 +16,8 @@ from celery.exceptions import Reject, Retry, SoftTimeLimitExceeded
 
 from ..durable import BusyError, MalformedMessageError, Message, UnknownModelError, Worker
 from ..durable.message.naming import find_mapper
-from ..durable.relay import at_least_one, known_outboxes, the_outbox
+from ..durable.outbox import models_by_outbox, the_outbox
+from ..durable.relay import at_least_one
 from ..durable.sessions import bind_for_writing, engines_of
 from ..durable.tables.dead_letters import bury_message, no_message
 from ..errors import InstallError, ReceiverOptionError, SignalsError, printable
@@ -244,7 +245,7 @@ class CeleryPublisher:
         if os.getpid() == self._pid:  # the pool is solo, which sends this as well
             return
         session, _front = self.worker.sessions.make()
-        models = [mapper for mappers in known_outboxes().values() for mapper in mappers]
+        models = [mapper for models in models_by_outbox().values() for mapper in models]
         for engine in engines_of(session, models):
             engine.dispose(close=False)
 
@@ -262,7 +263,7 @@ class CeleryPublisher:
         try:
             outbox = the_outbox()
         except InstallError:
-            outbox = min(known_outboxes(), key=lambda one: one.table.fullname)
+            outbox = min(models_by_outbox(), key=lambda one: one.table.fullname)
         return outbox, sessions.engine_of(outbox)
 
 

@@ -11,25 +11,18 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from sqlalchemy import Engine
-from sqlalchemy.orm import configure_mappers
 
-from .._sqlalchemy.mappers import all_mappers
-from ..errors import InstallError, ReceiverOptionError
-from ..receivers.mapping import durable_receivers, known_outbox
+from ..errors import ReceiverOptionError
 from ..signals.signal import logger
+from .outbox import Outbox, the_outbox
 from .publishers import LocalPublisher, Publisher
 from .sessions import Sessions, keep_to_one_loop
 from .tables.holding import claims_for
 from .waiting import Waiting, waiting_for
 from .worker import Worker
-
-if TYPE_CHECKING:
-    from sqlalchemy.orm import Mapper
-
-    from .outbox import Outbox
 
 SHORTEST_POLL: Final = 0.05
 LONGEST_POLL: Final = 1.0
@@ -192,37 +185,3 @@ def at_least_one(what: str, **options: int | None) -> None:
     for name, number in options.items():
         if number is not None and number < 1:
             raise ReceiverOptionError(f"{what}({name}={number}): it must be 1 or more")
-
-
-def known_outboxes() -> dict[Outbox, list[Mapper[Any]]]:
-    """The outboxes of this process, with their models."""
-    configure_mappers()
-    found: dict[Outbox, list[Mapper[Any]]] = {}
-    for mapper in all_mappers():
-        if outbox := known_outbox(mapper):
-            found.setdefault(outbox, []).append(mapper)
-    return found
-
-
-def the_outbox() -> Outbox:
-    """The outbox of this process: the only one, or the only one whose models have receivers.
-
-    :raises InstallError: there is none, or there are several.
-    """
-    found = known_outboxes()
-    candidates = {*found}
-    if len(candidates) > 1:
-        receivers = durable_receivers()
-        candidates = {
-            outbox
-            for outbox, mappers in found.items()
-            if any(fn.matches(mapper.class_) for fn in receivers for mapper in mappers)
-        }
-    if len(candidates) == 1:
-        return candidates.pop()
-    raise InstallError(
-        "several outboxes are known in this process. Say which one: Relay(..., outbox=...)"
-        if found
-        else "no outbox is known in this process. Import the models, and call "
-        "outbox_table(Base.metadata) beside them"
-    )

@@ -15,10 +15,10 @@ from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.util import greenlet_spawn
 
-from .._sqlalchemy.mappers import all_mappers
 from ..bridge.calling.calls import is_sharded
 from ..errors import InstallError
 from ..receivers import mapping
+from .outbox import models_by_outbox, with_durable_receivers
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -65,11 +65,9 @@ class Sessions:
 
         :raises InstallError: they go to several databases, or to none that the sessions know.
         """
-        models = [one for one in all_mappers() if mapping.known_outbox(one) is outbox]
-        receivers = mapping.durable_receivers()
-        heard = [one for one in models if any(fn.matches(one.class_) for fn in receivers)]
+        models = models_by_outbox().get(outbox, [])
         session, _ = self.make()
-        engines = engines_of(session, heard or models)
+        engines = engines_of(session, with_durable_receivers(models) or models)
         if not engines and (bind := _bind(session, clause=update(outbox.table))) is not None:
             engines = {bind.engine}
         if len(engines) == 1:

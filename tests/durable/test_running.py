@@ -643,3 +643,25 @@ def test_a_class_of_the_same_name_without_an_outbox_is_not_meant(shop: Engine):
     assert [call["sender"] for call in calls] == [Order]
     assert ledger(shop) == ["a"]
     assert Twin is not Order
+
+
+def test_models_that_cannot_be_configured_hold_up_no_others(shop: Engine):
+    """The events of a complete model are delivered beside a registry that is broken."""
+    write()
+    place(shop, "a")
+
+    class Broken(DeclarativeBase):
+        """Its only model names another one that is nowhere."""
+
+    class Thing(Broken):
+        __tablename__ = "things"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        other_id: Mapped[int] = mapped_column(ForeignKey("others.id"))
+        other: Mapped[Any] = relationship("Nowhere")
+
+    try:
+        assert drain(Relay(shop)) == 1
+    finally:
+        Broken.registry.dispose()
+    assert ledger(shop) == ["a"]
+    assert events(shop) == []

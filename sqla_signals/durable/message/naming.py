@@ -6,9 +6,9 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy.orm import Mapper, configure_mappers
+from sqlalchemy.orm import Mapper
 
-from ..._sqlalchemy.mappers import all_mappers
+from ..._sqlalchemy.mappers import all_mappers, configured_mappers
 from ...receivers.mapping import known_outbox, model_signals
 from ...receivers.receiver import Receiver
 from .envelope import UnknownModelError, UnknownReceiverError
@@ -29,11 +29,10 @@ def find_mapper(name: str, outbox: OutboxTables | None = None) -> Mapper[Any]:
     :param outbox: among those of this outbox only.
     :raises UnknownModelError: there is none, or are several.
     """
-    configure_mappers()
     moved = _moved(name)
     found = [
         mapper
-        for mapper in all_mappers()
+        for mapper in configured_mappers()
         if (model_name(mapper.class_) == name or mapper.class_ is moved)
         and (of := known_outbox(mapper)) is not None
         and (outbox is None or of is outbox)
