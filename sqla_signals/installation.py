@@ -13,13 +13,12 @@ from sqlalchemy.orm import (
     Session,
     SessionTransaction,
     UOWTransaction,
-    scoped_session,
     sessionmaker,
 )
 
 from ._sqlalchemy.events import is_listener, listen_to, listen_to_class, unlisten, unlisten_to_class
 from ._sqlalchemy.instances import are_instances
-from ._sqlalchemy.sessions import all_sessions
+from ._sqlalchemy.sessions import all_sessions, is_scoped, maker_behind, plain_session
 from .bridge import instances
 from .bridge.calling.calls import RAW, async_session_of
 from .bridge.delivery.session import SessionSource
@@ -33,6 +32,7 @@ from .bridge.transaction import durable as owed
 from .bridge.transaction import frames as transactions
 from .errors import InstallError
 from .receivers import dispatch, mapping, watching
+from .receivers.receiver import qualified_name
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -278,7 +278,7 @@ def install(
     """
     if session_factory is not None and not callable(session_factory):
         raise InstallError(f"session_factory={session_factory!r} cannot be called")
-    if hasattr(session_factory, "registry"):  # a scoped_session or an async_scoped_session
+    if is_scoped(session_factory):
         raise InstallError(
             f"session_factory={session_factory!r} gives the session that the application is "
             f"working with, so a receiver's work would be done there. Give what makes its "
@@ -298,7 +298,7 @@ def _whose(target: Any) -> str:
     if target is Session:
         return "every Session"
     if isinstance(target, type):
-        return f"{target.__module__}.{target.__qualname__}"
+        return qualified_name(target)
     return f"a {type(target).__name__}"
 
 
@@ -332,22 +332,15 @@ def session_target(target: Any) -> tuple[Any, type | None, Callable[[], Any] | N
     The second is the class of the ``AsyncSession`` that must be in front, if any will not do: many
     share a ``Session`` class. The third makes more of these sessions, if the target does that.
     """
+    given, target = target, maker_behind(target)
     if isinstance(target, Session) or (isinstance(target, type) and issubclass(target, Session)):
         return target, None, None
     if isinstance(target, sessionmaker):
         return target.class_, None, target
-    if isinstance(target, scoped_session):
-        if isinstance(target.session_factory, sessionmaker | type):
-            return session_target(target.session_factory)
-        raise not_sessions(target)
     asyncio: Any = sys.modules.get("sqlalchemy.ext.asyncio")
     if asyncio is not None:
         if isinstance(target, asyncio.AsyncSession):
             return target.sync_session, None, None
-        if isinstance(target, asyncio.async_scoped_session) and isinstance(
-            target.session_factory, asyncio.async_sessionmaker
-        ):
-            return session_target(target.session_factory)
         if isinstance(target, asyncio.async_sessionmaker):
             if "_made_by" not in target.class_.__dict__:
                 # A class of its own, as a sessionmaker gives itself, to know its sessions by.
@@ -357,9 +350,7 @@ def session_target(target: Any) -> tuple[Any, type | None, Callable[[], Any] | N
             return session_target(sync_class)[0], target.class_, target
         if isinstance(target, type) and issubclass(target, asyncio.AsyncSession):
             return target.sync_session_class, target, None  # type: ignore[attr-defined]
-    if isinstance(getattr(target, "session", None), scoped_session):  # Flask-SQLAlchemy's db
-        return session_target(target.session)
-    raise not_sessions(target)
+    raise not_sessions(given)
 
 
 def not_sessions(target: Any) -> InstallError:
@@ -381,10 +372,8 @@ class raw:
     """
 
     def __init__(self, session: Any) -> None:
-        if hasattr(session, "registry"):  # a scoped_session or an async_scoped_session
-            session = session()
-        self._session = session
-        self._sync: Session = getattr(session, "sync_session", session)
+        self._session = session() if is_scoped(session) else session
+        self._sync: Session = plain_session(self._session)
         if not isinstance(self._sync, Session):
             raise InstallError(f"raw({session!r}): give a Session or an AsyncSession")
 

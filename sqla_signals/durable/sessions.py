@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from sqlalchemy import Engine, QueuePool, Update, event, update
 from sqlalchemy.exc import UnboundExecutionError
-from sqlalchemy.orm import Session, scoped_session, sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.util import greenlet_spawn
 
+from .._sqlalchemy.sessions import maker_behind, plain_session
 from ..bridge.calling.calls import is_sharded
 from ..errors import InstallError
 from ..receivers import mapping
@@ -45,7 +46,7 @@ class Sessions:
             made = self._factory()
         except TypeError as error:
             raise InstallError(f"{source!r} makes no sessions: {error}") from error
-        sync = getattr(made, "sync_session", made)
+        sync = plain_session(made)
         if not isinstance(sync, Session):
             raise InstallError(f"{source!r} makes no Session and no AsyncSession, but {made!r}")
         check_not_sharded(sync)
@@ -55,7 +56,7 @@ class Sessions:
     def make(self) -> tuple[Session, AsyncSession | None]:
         """A new session, and the ``AsyncSession`` in front of it if there is one."""
         made = self._factory()
-        sync = getattr(made, "sync_session", made)
+        sync = plain_session(made)
         return sync, made if self.is_async else None
 
     def engine_of(self, outbox: Outbox) -> Engine:
@@ -168,19 +169,13 @@ def _factory(source: Any) -> Callable[[], Any]:
             "async_sessionmaker or an engine, or call sqla_signals.install(session_factory=...) "
             "before, once"
         )
-    if isinstance(source, scoped_session):
-        return _factory(source.session_factory)
+    source = maker_behind(source)
     if isinstance(source, Engine):
         return sessionmaker(source, expire_on_commit=False)
     extension: Any = sys.modules.get("sqlalchemy.ext.asyncio")
-    if extension is not None:
-        if isinstance(source, extension.async_scoped_session):
-            return _factory(source.session_factory)
-        if isinstance(source, extension.AsyncEngine):
-            maker: Callable[[], Any] = extension.async_sessionmaker(source, expire_on_commit=False)
-            return maker
-    if isinstance(getattr(source, "session", None), scoped_session):  # Flask-SQLAlchemy's db
-        return _factory(source.session)
+    if extension is not None and isinstance(source, extension.AsyncEngine):
+        maker: Callable[[], Any] = extension.async_sessionmaker(source, expire_on_commit=False)
+        return maker
     if not callable(source):
         raise InstallError(
             f"{source!r} makes no sessions. Give a sessionmaker, an async_sessionmaker, an "

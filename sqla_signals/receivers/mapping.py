@@ -19,7 +19,7 @@ from .._sqlalchemy.events import listen_to_class, unlisten_to_class
 from .._sqlalchemy.mappers import all_mappers
 from ..errors import ReceiverOptionError, SignalsNotInstalledWarning
 from .dispatch import AnySignal
-from .receiver import Receiver
+from .receiver import Receiver, qualified_name
 
 OUTBOX: Final = "sqla_signals.outbox"
 """Key in ``MetaData.info`` of what writes the durable messages of its models."""
@@ -139,8 +139,7 @@ def check(signal: AnySignal, receiver: Receiver) -> None:
             except ReceiverOptionError as error:
                 raise ReceiverOptionError(f"{signal.name}: {error}") from None
         if isinstance(receiver.sender, str) and not receiver.propagate:
-            cls = mapper.class_
-            named[mapper.registry].add(f"{cls.__module__}.{cls.__qualname__}")
+            named[mapper.registry].add(qualified_name(mapper.class_))
     for names in named.values():
         if len(names) > 1:
             raise ReceiverOptionError(

@@ -92,7 +92,7 @@ class Receiver:
         self.dispatch_uid: object = dispatch_uid
         self.weak: bool = weak
         self.is_async: bool = is_async(fn)
-        self.name: str = name or default_name(fn)
+        self.name: str = name or qualified_name(fn)
         self.location: str = location(fn)
         self._columns: WeakKeyDictionary[Mapper[Any], frozenset[str]] = WeakKeyDictionary()
 
@@ -226,11 +226,12 @@ def is_async(fn: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(unwrapped(fn))
 
 
-def default_name(fn: Callable[..., Any]) -> str:
-    """``module.qualname`` of ``fn``, or of its class if it is an instance."""
-    while isinstance(fn, functools.partial):
-        fn = fn.func
-    named: Any = fn if hasattr(fn, "__qualname__") else type(fn)
+def qualified_name(named: Any) -> str:
+    """``module.qualname`` of a class or a function, or of the class of an instance."""
+    while isinstance(named, functools.partial):
+        named = named.func
+    if not hasattr(named, "__qualname__"):
+        named = type(named)
     return f"{getattr(named, '__module__', '?')}.{named.__qualname__}"
 
 
@@ -259,14 +260,14 @@ def matches(wanted: Any, sender: Any, propagate: bool = False) -> bool:
 
 def describe(fn: Callable[..., Any]) -> str:
     """How a function is named in messages."""
-    return f"{default_name(fn)} ({location(fn)})"
+    return f"{qualified_name(fn)} ({location(fn)})"
 
 
 def is_named(cls: type, name: str) -> bool:
     """Whether ``name`` is the class's bare or dotted name."""
     if "." not in name:
         return cls.__name__ == name
-    return name in (f"{cls.__module__}.{cls.__qualname__}", f"{cls.__module__}.{cls.__name__}")
+    return name in (qualified_name(cls), f"{cls.__module__}.{cls.__name__}")
 
 
 def is_class_name(name: str) -> bool:

@@ -25,13 +25,13 @@ from ..receivers.receiver import (
     Receiver,
     check_callable,
     check_durable_name,
-    default_name,
     describe,
     describe_sender,
     field_names,
     identity,
     is_class_name,
     is_same_sender,
+    qualified_name,
     sender_list,
 )
 
@@ -156,7 +156,7 @@ class Signal(blinker.NamedSignal):
             raise ReceiverOptionError(f"{who}: name={name!r} is no str")
         try:
             if durable:
-                self._check_durable(receiver, on, name or default_name(receiver))
+                self._check_durable(receiver, on, name or qualified_name(receiver))
                 on = "commit"
             names = field_names(fields)
             senders = sender_list(sender)

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy.orm import Session
 
-from .._sqlalchemy.sessions import is_committing
+from .._sqlalchemy.sessions import is_committing, plain_session
 from ..receivers.mapping import model_signals
 from ..receivers.receiver import describe_sender, identity
 from .rows import Pending, association_rows, row_name, rows_of, state_or_none
@@ -220,5 +220,5 @@ class Trace:
 def session_of(call: Call) -> Session | None:
     """The session in which a flush receiver was called."""
     session = call.arguments.get("session") if call.on == "flush" else None
-    session = getattr(session, "sync_session", session)
+    session = plain_session(session)
     return session if isinstance(session, Session) else None

@@ -19,6 +19,7 @@ from ..._sqlalchemy.sessions import (
     has_joined,
     is_committed,
     is_rolled_back,
+    plain_session,
     schema_maps,
 )
 from ...changes.effects import Frame
@@ -206,9 +207,7 @@ def _begun_frame(session: Session, fn: Callable[[], Any]) -> Frame:
 
 
 def _checked(session: Any, fn: Any) -> Session:
-    if hasattr(session, "registry"):  # a scoped_session or an async_scoped_session
-        session = session()
-    sync: Any = getattr(session, "sync_session", session)
+    sync = plain_session(session)
     if not isinstance(sync, Session):
         raise SignalsError(
             f"on_commit() and on_rollback() are about the transaction of a session, which "

@@ -15,8 +15,8 @@ from sqlalchemy.schema import Column
 from ..._sqlalchemy.mappers import property_count
 from ...changes.change import UNSET, Change, NewRow
 from ...errors import ReceiverOptionError, SignalsError
+from ...receivers.receiver import qualified_name
 from .envelope import MalformedMessageError
-from .naming import model_name
 from .types import Form, form_of, has_form
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Codec:
         self._name = mapper.class_.__name__
         self.dialect: Dialect = dialect
         self.properties: int = property_count(mapper)
-        self.model: str = model_name(mapper.class_)
+        self.model: str = qualified_name(mapper.class_)
         self.primary_key: tuple[str, ...] = _primary_key(mapper)
         columns = _columns(mapper)
         self.keys: frozenset[str] = frozenset(columns)

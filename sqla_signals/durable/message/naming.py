@@ -10,17 +10,12 @@ from sqlalchemy.orm import Mapper
 
 from ..._sqlalchemy.mappers import all_mappers, configured_mappers
 from ...receivers.mapping import known_outbox, model_signals
-from ...receivers.receiver import Receiver
+from ...receivers.receiver import Receiver, qualified_name
 from .envelope import UnknownModelError, UnknownReceiverError
 
 if TYPE_CHECKING:
     from ...signals.signal import ModelSignal
     from ..tables.tables import OutboxTables
-
-
-def model_name(cls: type) -> str:
-    """``module.qualname`` of a mapped class."""
-    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def find_mapper(name: str, outbox: OutboxTables | None = None) -> Mapper[Any]:
@@ -33,7 +28,7 @@ def find_mapper(name: str, outbox: OutboxTables | None = None) -> Mapper[Any]:
     found = [
         mapper
         for mapper in configured_mappers()
-        if (model_name(mapper.class_) == name or mapper.class_ is moved)
+        if (qualified_name(mapper.class_) == name or mapper.class_ is moved)
         and (of := known_outbox(mapper)) is not None
         and (outbox is None or of is outbox)
     ]
@@ -60,7 +55,7 @@ def find_origin(name: str, mapper: Mapper[Any]) -> Mapper[Any] | None:
                 relationship.cascade.delete and _related(relationship.mapper, child)
                 for relationship in parent.relationships
             ):
-                if model_name(parent.class_) == name:
+                if qualified_name(parent.class_) == name:
                     return parent
                 known.add(parent)
                 waiting.add(parent)
@@ -103,8 +98,8 @@ def find_receiver(name: str, signal: ModelSignal, sender: type) -> Receiver:
                     others.append(receiver)
     if others:
         raise UnknownReceiverError(
-            f"receiver {others[0]} of {signal.name} is not connected for {model_name(sender)} in "
-            f"this process, and called for nothing else. If it was when the event was written, "
+            f"receiver {others[0]} of {signal.name} is not connected for {qualified_name(sender)} "
+            f"in this process, and called for nothing else. If it was when the event was written, "
             f"connect it again until the outbox is empty"
         )
     raise UnknownReceiverError(
