@@ -18,11 +18,16 @@ from sqlalchemy.orm import (
 
 from ._sqlalchemy.events import is_listener, listen_to, listen_to_class, unlisten, unlisten_to_class
 from ._sqlalchemy.instances import are_instances
-from ._sqlalchemy.sessions import all_sessions, is_scoped, maker_behind, plain_session
+from ._sqlalchemy.sessions import (
+    all_sessions,
+    connections_of,
+    is_scoped,
+    maker_behind,
+    plain_session,
+)
 from .bridge import instances
 from .bridge.calling.calls import RAW, async_session_of
 from .bridge.delivery.session import SessionSource
-from .bridge.flush import autocommit
 from .bridge.flush import flush as flushes
 from .bridge.flush import listening as mapper_events
 from .bridge.flush.flush import Flush
@@ -159,7 +164,9 @@ class Installation:
             flush.is_over = True
             _let_go()
             raise
-        autocommit.flushing(session, objects)
+        owed.refuse_autocommit(
+            session, connections_of(session), lambda: flushes.states_to_flush(session, objects)
+        )
         # A pre_* receiver may have connected one of a model that had none.
         mapper_events.listen_where_needed()
         for mapper in flush.announcement.updated_mappers:
@@ -186,7 +193,7 @@ class Installation:
         self, session: Session, transaction: SessionTransaction, connection: Connection
     ) -> None:
         if self._is_mine(session):
-            autocommit.begun(session, connection)
+            owed.refuse_autocommit(session, [connection], lambda: flushes.states_in_flush(session))
             transactions.begun(session, transaction, connection)
 
     def _before_commit(self, session: Session) -> None:

@@ -275,6 +275,12 @@ def is_autocommit(connection: Connection) -> bool:
     return connection._is_autocommit_isolation()
 
 
+def connections_of(session: Session) -> list[Connection]:
+    """The connections of the transaction that a session is in."""
+    root: Any = session.get_transaction()
+    return [] if root is None else [connection for connection, *_ in root._connections.values()]
+
+
 def shards_of(session: Session) -> Mapping[Any, Engine | Connection]:
     """The binds of a ``ShardedSession``, by their shards; none of any other session."""
     found: Mapping[Any, Engine | Connection] = getattr(session, "_ShardedSession__shards", {})
