@@ -17,11 +17,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import groupby, zip_longest
+from itertools import groupby, islice, zip_longest
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import (
-    ColumnElement,
     LargeBinary,
     Select,
     bindparam,
@@ -49,8 +48,8 @@ if TYPE_CHECKING:
 Failures = Mapping[Message, Exception]
 Publish = Callable[[Sequence[Message]], Failures]
 
-_MAX_NOTES: Final = 500
-"""Notes of other relays that are looked at, at once."""
+_MAX_NOTES: Final = 10_000
+"""Notes that are looked at, at once."""
 
 
 class Claims:
@@ -71,22 +70,19 @@ class Claims:
 
         :returns: how many were claimed.
         """
-        started, sequence = self._started.c, self._events.c.sequence
         with self._connections() as (connection, notes):
-            begun = select(started.sequence).where(started.sequence == sequence)
-            keys = self._due(connection, ~begun.exists(), limit)
-            count = self._handle(connection, notes, keys, publish)
-            left = connection.execute(
-                select(started.attempts, started.sequence)
-                .join(self._events, sequence == started.sequence)
-                .order_by(started.attempts, started.sequence)
-                .limit(_MAX_NOTES)
-            ).all()
+            begun = self._begun(connection)
+            due = self._due(connection, limit, without=begun)
+            count = self._handle(connection, notes, due, publish)
+            alone: dict[Any, int] = {}
+            for key, row in self._due(connection, only=[*begun]).items() if begun else ():
+                alone.setdefault(row, key)  # later events of this row wait for it
             # An event that has begun the fewest times comes first, so a bad one holds up no other.
-            for _, same in groupby(left, key=lambda row: row[0]):
-                keys = self._due(connection, sequence.in_([row[1] for row in same]), None)
-                if alone := self._handle(connection, notes, keys, publish, alone=True):
-                    return count + alone
+            keys = sorted(alone.values(), key=begun.__getitem__)
+            for _, same in groupby(keys, key=begun.__getitem__):
+                one = {key: key for key in same}
+                if done := self._handle(connection, notes, one, publish, alone=True):
+                    return count + done
         return count
 
     @contextmanager
@@ -97,41 +93,65 @@ class Claims:
 
     # -- which events are due ----------------------------------------------------------------------
 
+    def _begun(self, connection: Connection) -> dict[int, int]:
+        """How often events have begun whose notes are there; the fewest times first."""
+        started = self._started.c
+        noted = select(started.sequence, started.attempts).limit(_MAX_NOTES)
+        rows = connection.execute(noted.order_by(started.attempts, started.sequence))
+        return {key: attempts for key, attempts in rows.all()}
+
     def _due(
-        self, connection: Connection, which: ColumnElement[bool], limit: int | None
+        self,
+        connection: Connection,
+        limit: int | None = None,
+        *,
+        without: Collection[int] = (),
+        only: Sequence[int] | None = None,
     ) -> dict[int, Any]:
         """The keys of the events that are due, in order, with the row that each is about.
 
         Without ``ordered=True`` no event waits for another, so each has a row of its own.
         """
         events = self._events.c
-        due = (
-            select(events.sequence)
-            .where(events.available_at <= database_time(), which)
-            .order_by(events.sequence)
-            .limit(limit)
-        )
+        due = select(events.sequence).where(events.available_at <= database_time())
+        due = due.order_by(events.sequence)
+        if only is not None:
+            due = due.where(events.sequence.in_(only))
+        if limit is not None:
+            # Not NOT EXISTS: without fresh statistics, which a queue seldom has, PostgreSQL takes
+            # that for rare, and sorts the whole table.
+            due = due.limit(limit + len(without))
         try:
-            if not self._outbox.ordered:
-                return {key: key for key in connection.scalars(due)}
-            found = self._in_order(connection, due)
-            if not found:
-                # All of these wait for earlier ones; events of other rows must not wait with them.
-                heads = select(func.min(events.sequence))
-                heads = heads.group_by(events.aggregate_type, events.aggregate_id)
-                found = self._in_order(connection, due.where(events.sequence.in_(heads)))
-            return found
+            if self._outbox.ordered:
+                found = self._in_order(connection, due, without)
+            else:
+                found = {key: key for key in connection.scalars(due) if key not in without}
         finally:
             connection.rollback()
+        return dict(islice(found.items(), limit))
 
-    def _in_order(self, connection: Connection, due: Select[Any]) -> dict[int, Any]:
+    def _in_order(
+        self, connection: Connection, due: Select[Any], without: Collection[int]
+    ) -> dict[int, Any]:
         """Those of the due events that no earlier event of the same row keeps waiting."""
+        events = self._events.c
+        found = self._ready(connection, due, without)
+        if not found:
+            # All of these wait for earlier ones; events of other rows must not wait with them.
+            heads = select(func.min(events.sequence))
+            heads = heads.group_by(events.aggregate_type, events.aggregate_id)
+            found = self._ready(connection, due.where(events.sequence.in_(heads)), without)
+        return found
+
+    def _ready(
+        self, connection: Connection, due: Select[Any], without: Collection[int]
+    ) -> dict[int, Any]:
         events = self._events.c
         row: list[Any] = [events.aggregate_type, events.aggregate_id]
         if connection.dialect.name == "sqlite":  # any bytes may be a text there
             row = [cast(name, LargeBinary) for name in row]
         found: Any = connection.execute(due.add_columns(*row)).all()
-        keys = {key for key, *_ in found}
+        keys = {key for key, *_ in found if key not in without}
         if not keys:
             return {}
         rows: Any = connection.execute(
