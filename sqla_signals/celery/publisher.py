@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -20,6 +19,7 @@ from ..durable.outbox import models_by_outbox, the_outbox
 from ..durable.relay import at_least_one
 from ..durable.sessions import bind_for_writing, engines_of
 from ..durable.tables.dead_letters import bury_message, no_message
+from ..durable.tables.failures import pause_after
 from ..errors import InstallError, ReceiverOptionError, SignalsError, printable
 from ..receivers.mapping import known_outbox
 from ..signals.signal import logger
@@ -32,12 +32,14 @@ if TYPE_CHECKING:
 
     from ..durable import Outbox
 
-FIRST_RETRY: Final = 1.0
-LAST_RETRY: Final = 600.0
-"""Seconds before a failed receiver is called again; twice as long each time.
+LONGEST_RETRY: Final = 600.0
+"""Seconds before a failed receiver is called again, at most.
 
-At most half the visibility timeout of Redis, which counts while a worker holds a task back.
+Or half the visibility timeout of Redis, which counts while a worker holds a task back.
 """
+
+_REJECTED: Final = 1.0
+"""Seconds before a task that could not be sent again goes back to the broker."""
 
 _MAX_RETRIES: Final = 1_000_000_000
 
@@ -149,14 +151,13 @@ class CeleryPublisher:
             except Exception as error:
                 failures[message] = error
                 continue
-            if waiting and size + length > self.max_bytes:
+            if waiting and (
+                len(waiting) == self.events_per_message or size + length > self.max_bytes
+            ):
                 parcels.append(_parcel(waiting))
                 waiting, size = [], 0
             waiting.append((message, text))
             size += length
-            if len(waiting) == self.events_per_message:
-                parcels.append(_parcel(waiting))
-                waiting, size = [], 0
         if waiting:
             parcels.append(_parcel(waiting))
         return parcels
@@ -197,8 +198,7 @@ class CeleryPublisher:
             if (message is not None and attempt < self.max_attempts)
             or not self._bury(message, text, error, attempt)
         ]
-        longest = min(self._last_retry, FIRST_RETRY * 2 ** min(attempt - 1, 30))
-        pause = longest * random.uniform(0.75, 1.25)
+        pause = pause_after(attempt, self._longest_retry)
         self._send_again(again, {"countdown": pause, "retries": attempt})
         if failed and len(texts) == 1:
             # What Celery shows to those who watch it.
@@ -213,13 +213,13 @@ class CeleryPublisher:
                 raise next(iter(refused.values()))
         except Exception as error:
             # Not gone, so this task must not be either; but not at once again.
-            time.sleep(FIRST_RETRY)
+            time.sleep(_REJECTED)
             raise Reject(error, requeue=True) from error
 
     @cached_property
-    def _last_retry(self) -> float:
+    def _longest_retry(self) -> float:
         timeout = (self.app.conf.broker_transport_options or {}).get("visibility_timeout")
-        return min(LAST_RETRY, timeout / 2) if timeout else LAST_RETRY
+        return min(LONGEST_RETRY, timeout / 2) if timeout else LONGEST_RETRY
 
     def _bury(self, message: Message | None, text: str, error: Exception, attempts: int) -> bool:
         """Make it a dead letter; return whether that worked."""

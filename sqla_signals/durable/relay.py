@@ -21,7 +21,7 @@ from .outbox import Outbox, the_outbox
 from .publishers import LocalPublisher, Publisher
 from .sessions import Sessions, keep_to_one_loop
 from .tables.holding import claims_for
-from .waiting import Waiting, waiting_for
+from .waiting import Polling, waiting_for
 from .worker import Worker
 
 SHORTEST_POLL: Final = 0.05
@@ -97,21 +97,18 @@ class Relay:
 
         While the database or the broker is down it goes on trying, less and less often.
         """
-        with self._handling() if handle_signals else nullcontext():
-            self._run()
-
-    def _run(self) -> None:
         logger.info("relay of %r is running", self.outbox)
         try:
-            self._work(waiting_for(self.outbox, self.engine, self._stopping))
+            with self._handling() if handle_signals else nullcontext():
+                self._work(waiting_for(self.outbox, self.engine, self._stopping))
         except BaseException:
-            # In a thread nobody would hear of a SystemExit.
+            # Nobody sees a SystemExit that ends a thread.
             logger.exception("relay of %r: nothing more is delivered", self.outbox)
             raise
         finally:
             logger.info("relay of %r has stopped", self.outbox)
 
-    def _work(self, waiting: Waiting) -> None:
+    def _work(self, waiting: Polling) -> None:
         pause = SHORTEST_POLL
         while not self._stopping.is_set():
             longest = LONGEST_POLL

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakValueDictionary
 
 from sqlalchemy.orm import Mapper
 
-from ..._sqlalchemy.mappers import all_mappers, configured_mappers
-from ...receivers.mapping import known_outbox, model_signals
+from ..._sqlalchemy.mappers import all_mappers, configured_mappers, mapper_of
+from ...receivers.mapping import after_configured, durable_receivers, known_outbox
 from ...receivers.receiver import Receiver, qualified_name
 from .envelope import UnknownModelError, UnknownReceiverError
 
@@ -24,6 +25,19 @@ def find_mapper(name: str, outbox: OutboxTables | None = None) -> Mapper[Any]:
     :param outbox: among those of this outbox only.
     :raises UnknownModelError: there is none, or are several.
     """
+    found = _found.get((name, outbox))
+    if found is None or mapper_of(found.class_) is not found:  # disposed of
+        found = _found[name, outbox] = _search(name, outbox)
+    return found
+
+
+_found: Final[WeakValueDictionary[tuple[str, Any], Mapper[Any]]] = WeakValueDictionary()
+"""Mappers by name and outbox, until others are configured: each message names one."""
+
+after_configured.append(_found.clear)
+
+
+def _search(name: str, outbox: OutboxTables | None) -> Mapper[Any]:
     moved = _moved(name)
     found = [
         mapper
@@ -86,22 +100,21 @@ def find_receiver(name: str, signal: ModelSignal, sender: type) -> Receiver:
 
     :raises UnknownReceiverError: there is none.
     """
-    known: set[str] = set()
-    others: list[Receiver] = []
-    for one in model_signals:
-        for receiver in one.table.receivers:
-            if receiver.durable and receiver.fn is not None:
-                known.add(receiver.name)
-                if one is signal and receiver.name == name:
-                    if receiver.matches(sender):
-                        return receiver
-                    others.append(receiver)
-    if others:
+    named = [
+        receiver
+        for receiver in signal.table.receivers
+        if receiver.durable and receiver.name == name and receiver.fn is not None
+    ]
+    for receiver in named:
+        if receiver.matches(sender):
+            return receiver
+    if named:
         raise UnknownReceiverError(
-            f"receiver {others[0]} of {signal.name} is not connected for {qualified_name(sender)} "
+            f"receiver {named[0]} of {signal.name} is not connected for {qualified_name(sender)} "
             f"in this process, and called for nothing else. If it was when the event was written, "
             f"connect it again until the outbox is empty"
         )
+    known = {receiver.name for receiver in durable_receivers() if receiver.fn is not None}
     raise UnknownReceiverError(
         f"no durable receiver of {signal.name} is named {name!r} in this process, which runs only "
         f"what is connected here: {', '.join(sorted(known)) or 'nothing'}. Import the module of "
