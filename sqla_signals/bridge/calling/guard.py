@@ -35,6 +35,12 @@ _NOT_FLUSHED: Final = (
     "or changed goes out with the next flush"
 )
 
+_COMMITTED: Final = (
+    "leave it out: the session is committed when the receiver returns, together with the note that "
+    "the event is done, and rolled back when the receiver raises an exception. Work of its own can "
+    "have a session of its own"
+)
+
 IN_STATEMENT: Final[Mapping[str, str]] = {
     "commit": _COMMIT,
     "prepare": _COMMIT,
@@ -44,15 +50,13 @@ IN_STATEMENT: Final[Mapping[str, str]] = {
     "invalidate": _CLOSE,
 }
 """What is forbidden in a receiver of a statement about many rows, with the remedies."""
+IN_DURABLE: Final[Mapping[str, str]] = dict.fromkeys(IN_STATEMENT, _COMMITTED)
+"""The same in durable receivers, whose session a worker commits."""
 IN_POST: Final[Mapping[str, str]] = {"flush": _FLUSH, **IN_STATEMENT}
 """The same in ``post_*`` receivers of a flush."""
 IN_PRE: Final[Mapping[str, str]] = {**IN_POST, "begin": _STATEMENTS, "begin_nested": _STATEMENTS}
 """The same in ``pre_*``: rolled back, a savepoint would expunge what is to be flushed."""
-_OF_TRANSACTION: Final[Mapping[str, str]] = {
-    "commit": _COMMIT,
-    "rollback": _ROLLBACK,
-    "close": _CLOSE,
-}
+_OF_TRANSACTION: Final = ("commit", "rollback", "close")
 
 
 class guarded:
@@ -73,7 +77,11 @@ class guarded:
 
     def __enter__(self) -> None:
         session, forbidden = self._session, self._forbidden
-        during = "a statement" if forbidden is IN_STATEMENT else "a flush"
+        during = "a flush"
+        if forbidden is IN_STATEMENT:
+            during = "a statement"
+        elif forbidden is IN_DURABLE:
+            during = "a durable event"
         methods: dict[str, Callable[..., Any]] = {
             name: _forbidden(f"Session.{name}()", during, remedy, session)
             for name, remedy in forbidden.items()
@@ -86,8 +94,8 @@ class guarded:
             self._shadow(
                 transaction,
                 {
-                    name: _forbidden(f"SessionTransaction.{name}()", during, remedy)
-                    for name, remedy in _OF_TRANSACTION.items()
+                    name: _forbidden(f"SessionTransaction.{name}()", during, forbidden[name])
+                    for name in _OF_TRANSACTION
                 },
             )
 
