@@ -52,12 +52,7 @@ def maker_behind(source: Any) -> Any:
 
 
 def plain_session(session: Any) -> Any:
-    """The ``Session`` behind an ``AsyncSession``, or that a ``scoped_session`` gives here.
-
-    Of anything else, that itself.
-    """
-    if is_scoped(session):
-        session = session()
+    """The ``Session`` behind an ``AsyncSession``; of anything else, that itself."""
     return getattr(session, "sync_session", session)
 
 

@@ -97,16 +97,16 @@ class Relay:
 
         While the database or the broker is down it goes on trying, less and less often.
         """
-        logger.info("relay of %r is running", self.outbox)
-        try:
-            with self._handling() if handle_signals else nullcontext():
+        with self._handling() if handle_signals else nullcontext():
+            logger.info("relay of %r is running", self.outbox)
+            try:
                 self._work(waiting_for(self.outbox, self.engine, self._stopping))
-        except BaseException:
-            # Nobody sees a SystemExit that ends a thread.
-            logger.exception("relay of %r: nothing more is delivered", self.outbox)
-            raise
-        finally:
-            logger.info("relay of %r has stopped", self.outbox)
+            except BaseException:
+                # Nobody sees a SystemExit that ends a thread.
+                logger.exception("relay of %r: nothing more is delivered", self.outbox)
+                raise
+            finally:
+                logger.info("relay of %r has stopped", self.outbox)
 
     def _work(self, waiting: Polling) -> None:
         pause = SHORTEST_POLL

@@ -20,7 +20,14 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    Session,
+    mapped_column,
+    scoped_session,
+    sessionmaker,
+)
 
 from sqla_signals import InstallError, ReceiverOptionError, post_save, receiver, receiver_failed
 from sqla_signals.durable import BusyError, Message, Relay, outbox_table, upkeep
@@ -322,6 +329,8 @@ def test_an_outbox_is_needed(installed):
         Relay(engine, outbox=outbox)
     with pytest.raises(InstallError, match="makes no sessions"):
         Relay(7)
+    with pytest.raises(InstallError, match="makes no Session and no AsyncSession"):
+        Relay(lambda: scoped_session(sessionmaker(engine)), outbox=outbox)
     with pytest.raises(InstallError, match="get its sessions from"):
         Relay()
 

@@ -19,6 +19,7 @@ from ..._sqlalchemy.sessions import (
     has_joined,
     is_committed,
     is_rolled_back,
+    is_scoped,
     plain_session,
     schema_maps,
 )
@@ -207,7 +208,7 @@ def _begun_frame(session: Session, fn: Callable[[], Any]) -> Frame:
 
 
 def _checked(session: Any, fn: Any) -> Session:
-    sync = plain_session(session)
+    sync = plain_session(session() if is_scoped(session) else session)
     if not isinstance(sync, Session):
         raise SignalsError(
             f"on_commit() and on_rollback() are about the transaction of a session, which "
