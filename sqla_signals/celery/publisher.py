@@ -45,7 +45,7 @@ _MAX_RETRIES: Final = 1_000_000_000
 
 
 class MessageTooLargeError(SignalsError, ValueError):
-    """A message is larger than what the broker is trusted with."""
+    """A message is larger than ``max_bytes``."""
 
 
 class CeleryPublisher:
@@ -222,7 +222,7 @@ class CeleryPublisher:
         return min(LONGEST_RETRY, timeout / 2) if timeout else LONGEST_RETRY
 
     def _bury(self, message: Message | None, text: str, error: Exception, attempts: int) -> bool:
-        """Make it a dead letter; return whether that worked."""
+        """Write a dead letter; return whether that worked."""
         sessions = self.worker.sessions
         try:
             outbox, engine = self._outbox_of(message)
@@ -250,7 +250,7 @@ class CeleryPublisher:
             engine.dispose(close=False)
 
     def _outbox_of(self, message: Message | None) -> tuple[Outbox, Engine]:
-        """The outbox that a message is from, and its engine; of what is nobody's, the first."""
+        """The outbox that a message is from, and its engine; the first, if no model tells."""
         sessions = self.worker.sessions
         if message is not None:
             try:
@@ -268,7 +268,7 @@ class CeleryPublisher:
 
 
 def _checked_attempt(retries: Any) -> int:
-    """Which attempt this is: what comes from the broker may say anything."""
+    """The number of the attempt, by a header of the broker in which anything may be written."""
     return min(max(retries, 0), _MAX_RETRIES) + 1 if isinstance(retries, int) else 1
 
 
@@ -280,7 +280,7 @@ def _message(text: str) -> Message | None:
 
 
 def _is_told_to_end(error: SystemExit) -> bool:
-    """Whether it comes from the pool's handler of signals, which interrupts whatever runs."""
+    """Whether the pool's handler of signals has raised it, which interrupts any receiver."""
     return any(
         frame.f_globals.get("__name__") == "billiard.common"
         for frame, _ in walk_tb(error.__traceback__)
@@ -288,7 +288,7 @@ def _is_told_to_end(error: SystemExit) -> bool:
 
 
 def _exited(message: Message | None, error: SystemExit) -> SignalsError:
-    """What the message has failed with; let through, it would end a process of the pool."""
+    """The error of a message whose receiver has raised SystemExit, which would end the process."""
     where = " ".join(getattr(error, "__notes__", ()))
     failure = SignalsError(
         f"a receiver ended with SystemExit({error.code!r}), and a worker goes on all the same. "

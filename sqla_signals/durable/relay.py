@@ -76,7 +76,7 @@ class Relay:
         return self.sessions.engine_of(self.outbox)
 
     def run_once(self) -> int:
-        """Publish one batch of what is due now; return how many events it had.
+        """Publish one batch of the events that are due; return how many these were.
 
         An event whose receivers fail is put back, and not an error here.
 
@@ -90,7 +90,7 @@ class Relay:
             _inside.reset(inside)
 
     def run(self, *, handle_signals: bool = False) -> None:
-        """Publish what there is and wait for more, until :meth:`stop` is called.
+        """Publish events and wait for more, until :meth:`stop` is called.
 
         :param handle_signals: stop at SIGTERM and SIGINT, after the batch at hand; a second one
             ends the process as it would have otherwise. For the main thread only.

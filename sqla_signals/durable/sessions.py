@@ -1,4 +1,4 @@
-"""Where relays and workers get their sessions from, and the loop on which asynchronous ones run."""
+"""How relays and workers make sessions, and the loop on which asynchronous sessions run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class Sessions:
-    """Makes sessions, and runs what uses them where that is possible.
+    """Makes sessions, and runs functions that use them, on an event loop where they need one.
 
     :param source: a ``sessionmaker``, an ``async_sessionmaker``, an ``Engine``, an ``AsyncEngine``,
         a ``scoped_session``, or any function that returns a ``Session`` or an ``AsyncSession``.
@@ -91,7 +91,7 @@ _LOOP: Final = "sqla_signals.loop"
 
 
 def keep_to_one_loop(engine: Engine) -> None:
-    """Have a connection that is taken to another event loop be an error: it would hang there.
+    """Refuse connections on another event loop than the one that opened them: they would hang.
 
     :raises InstallError: some are open already, and so belong to another loop than ours.
     """
@@ -142,7 +142,7 @@ def engines_of(session: Session, mappers: Iterable[Mapper[Any]]) -> set[Engine]:
 
 
 def bind_for_writing(session: Session, mapper: Mapper[Any]) -> Engine | Connection:
-    """Where a session writes the rows of a model to, if it reads them from elsewhere."""
+    """The bind to which a session writes the rows of a model; it may read them from another."""
     return session.get_bind(mapper=mapper, clause=_write(mapper))
 
 

@@ -69,7 +69,7 @@ class Listening(Polling):
 
 
 def waiting_for(outbox: Outbox, engine: Engine, stopping: threading.Event) -> Polling:
-    """Listening where the outbox notifies and the driver, which is psycopg, can wait for it."""
+    """Listening, where the outbox notifies and the driver can wait for that, as psycopg can."""
     if outbox.notify and engine.dialect.name == "postgresql":
         if engine.dialect.driver == "psycopg" and not engine.dialect.is_async:
             return Listening(stopping, engine, outbox.channel)

@@ -1,9 +1,9 @@
-"""What a worker process does with a message: call one receiver, once.
+"""A worker runs a message: it calls one receiver, once.
 
 The receiver gets what an ``on="commit"`` receiver gets: a session and a transaction of its own, and
 an instance that lives in it and holds the values of the event. A row in the inbox, written in that
-same transaction, says that it is done; so what the receiver does to the database happens once,
-however often the message comes.
+same transaction, says that it is done; so the effects of the receiver on the database happen
+once, however often the message comes.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Worker:
 
 
 class _Call:
-    """One message, made out against the models and receivers of this process."""
+    """One message, with the model and the receiver that it names in this process."""
 
     def __init__(self, message: Message) -> None:
         self.message = message
@@ -133,7 +133,7 @@ class _Call:
             session.close()
 
     def _enter(self, session: Session, using: Engine | Connection) -> bool:
-        """Write into the inbox that this is done; ``False`` if it was."""
+        """Note in the inbox that this is done; return ``False`` if it was done before."""
         if not session.in_transaction():
             session.begin()  # with autobegin=False nobody else does
         # The session itself would ask listeners where a statement goes.

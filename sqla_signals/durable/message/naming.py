@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def find_mapper(name: str, outbox: OutboxTables | None = None) -> Mapper[Any]:
-    """The mapper of the class with that name, or that had it, among those that have an outbox.
+    """The mapper of the class that has this name, or had it, and an outbox.
 
     :param outbox: among those of this outbox only.
     :raises UnknownModelError: there is none, or are several.
@@ -81,11 +81,11 @@ def _related(one: Mapper[Any], other: Mapper[Any]) -> bool:
 
 
 def _moved(name: str) -> Any:
-    """What a module that is imported has by that name.
+    """The value of this name in a module that is imported already.
 
-    Only for comparing it with a mapped class: who can write messages must not make anything be
-    imported, looked up or called by that. So the dictionary of the module is asked, and not the
-    module, whose ``__getattr__`` is somebody's code.
+    It is only compared with mapped classes: whoever can write messages must not be able to import,
+    look up or call anything. So this reads the dictionary of the module, and does not ask the
+    module, whose ``__getattr__`` would run the code of an application.
     """
     module, _, attribute = name.rpartition(".")
     found = sys.modules.get(module)

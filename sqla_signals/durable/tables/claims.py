@@ -94,7 +94,7 @@ class Claims:
     # -- which events are due ----------------------------------------------------------------------
 
     def _begun(self, connection: Connection) -> dict[int, int]:
-        """How often events have begun whose notes are there; the fewest times first."""
+        """The notes by event: how often it has begun; the fewest times first."""
         started = self._started.c
         noted = select(started.sequence, started.attempts).limit(_MAX_NOTES)
         rows = connection.execute(noted.order_by(started.attempts, started.sequence))
@@ -211,7 +211,7 @@ class Claims:
     def _claim(
         self, connection: Connection, notes: Connection, keys: Mapping[int, Any], alone: bool
     ) -> list[Claim]:
-        """Get hold of events that nobody else has, and note that they have begun."""
+        """Get hold of events, and note that they have begun; leave out those that must wait."""
         found = self._lock(connection, [*keys], 1 if alone else None)
         locked = {claim.sequence: claim for claim in found}
         for key, begun in self._noted(notes, [*locked]).items():
@@ -244,14 +244,14 @@ class Claims:
     def _lock(
         self, connection: Connection, keys: Sequence[int], limit: int | None
     ) -> Sequence[Claim]:
-        """Get hold of those of these events that nobody else has."""
+        """Get hold of events, without those that another relay has."""
         raise NotImplementedError
 
     def _let_go(self, connection: Connection, keys: Collection[int]) -> None:
-        """Let the next relay have these at once, if that is not so when the transaction ends."""
+        """Let other relays have events at once, where the transaction does not do so at its end."""
 
     def _noted(self, connection: Connection, keys: Sequence[int]) -> dict[int, int]:
-        """How often these have begun, where nobody has ended them."""
+        """The notes of these events: how often each has begun."""
         started = self._started.c
         if not keys:
             return {}
@@ -263,7 +263,7 @@ class Claims:
         return insert(self._started).values(rows).inline()
 
     def _ours_still(self, connection: Connection, claims: Sequence[Claim]) -> list[Claim]:
-        """Those that nobody else has got hold of since the connection was lost."""
+        """Get hold of events again after a lost connection, without those that others have now."""
         keys = [claim.sequence for claim in claims]
         locked = {claim.sequence for claim in self._lock(connection, keys, None)}
         noted = self._noted(connection, keys)
@@ -295,9 +295,9 @@ class Claims:
     # -- what becomes of them ----------------------------------------------------------------------
 
     def _settle(self, connection: Connection, claims: Sequence[Claim], ends: bool) -> None:
-        """Forget what was handed over, put off or give up what failed, let go of the rest.
+        """Delete the events that are done, put off or give up the failed ones, release the rest.
 
-        :param ends: the process ends, so what was not handed over keeps its note.
+        :param ends: the process ends, so events that were not handed over keep their notes.
         """
         noted = [claim for claim in claims if claim.handled or not ends]
         ours = self._end(connection, noted)

@@ -26,13 +26,13 @@ LONGEST_RETRY: Final = 3600.0
 
 
 def pause_after(attempt: int, longest: float = LONGEST_RETRY) -> float:
-    """Seconds to wait after a failed attempt; at random, so that not all come back at once."""
+    """Seconds until the next attempt; at random, so that failed events do not all come at once."""
     pause: float = min(longest, FIRST_RETRY * 2 ** min(max(attempt - 1, 0), 30))
     return pause * random.uniform(0.75, 1.25)
 
 
 def given_up(connection: Connection, outbox: Outbox, claim: Claim, max_attempts: int) -> bool:
-    """Make a failed event a dead letter after its attempts; put it off before that."""
+    """Put a failed event off, or give it up after its attempts; return whether it was given up."""
     attempt = min(claim.attempt, max_attempts)
     errors = claim.failures.values()
     if errors and all(isinstance(error, BusyError) for error in errors):

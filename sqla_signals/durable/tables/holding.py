@@ -97,7 +97,7 @@ class Leases(Claims):
         return found
 
     def _end(self, connection: Connection, claims: Sequence[Claim]) -> set[int]:
-        """Whoever has got hold of an event after its lease has counted another attempt."""
+        """Only notes that say what we have written: another relay would have counted an attempt."""
         if not claims:
             return set()
         started = self._started.c
@@ -107,9 +107,9 @@ class Leases(Claims):
 
 
 def claims_for(engine: Engine, outbox: Outbox, max_attempts: int) -> Claims:
-    """The way for the database of this engine.
+    """The class that suits the database of this engine.
 
-    :raises InstallError: there is none.
+    :raises InstallError: a relay does not work on such a database.
     """
     name = engine.dialect.name
     if name in ("postgresql", *MYSQL):

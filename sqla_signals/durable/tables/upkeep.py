@@ -1,4 +1,4 @@
-"""What operators look at and do: the backlog, dead letters, and an inbox that only grows."""
+"""For operators: the backlog, dead letters, and an inbox that only grows."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class DeadLetter:
 
 @dataclass(frozen=True)
 class Backlog:
-    """What an outbox holds."""
+    """The state of an outbox."""
 
     waiting: int
     """Events that are not handed over yet."""
@@ -60,7 +60,7 @@ class Backlog:
 
 
 def backlog(connection: Connection, outbox: Outbox, limit: int | None = None) -> Backlog:
-    """Look at the outbox; changes nothing and locks nothing.
+    """Look at the outbox without changing or locking anything.
 
     :param limit: how many dead letters to list, the oldest first; ``None`` for all.
     """
@@ -134,10 +134,10 @@ def purge(connection: Connection, outbox: Outbox, sequences: Sequence[int] | Non
 
 
 def purge_inbox(connection: Connection, outbox: Outbox, age: timedelta) -> int:
-    """Forget which receivers have done what, where that is longer ago than ``age``.
+    """Delete rows of the inbox that are older than ``age``.
 
-    A message that comes again after that is run again: keep it longer than any broker might hold a
-    message back.
+    A message that comes again after that is run again, so keep them longer than any broker might
+    hold a message back.
 
     :returns: how many rows were deleted.
     """
