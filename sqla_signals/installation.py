@@ -12,13 +12,13 @@ from sqlalchemy.orm import Session, SessionTransaction, UOWTransaction
 
 from ._sqlalchemy.events import is_listener, listen_to, listen_to_class, unlisten, unlisten_to_class
 from ._sqlalchemy.instances import are_instances
-from ._sqlalchemy.sessions import all_sessions
+from ._sqlalchemy.sessions import all_sessions, is_scoped
+from ._sqlalchemy.transactions import connections_of
 from .bridge import instances
 from .bridge.calling.calls import async_session_of
 from .bridge.delivery.session import SessionSource
-from .bridge.flush import autocommit
 from .bridge.flush import listening as mapper_events
-from .bridge.flush.flush import Flush, anybody_listens
+from .bridge.flush.flush import Flush, anybody_listens, states_in_flush, states_to_flush
 from .bridge.statements import statement as statements
 from .bridge.statements.statement import POLICIES, Policy
 from .bridge.targets import Target, session_target
@@ -27,7 +27,7 @@ from .bridge.transaction import frames as transactions
 from .errors import InstallError
 from .receivers import dispatch, watching
 from .receivers.installations import installations, model_signals
-from .receivers.receiver import dotted_name
+from .receivers.receiver import qualified_name
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Result
@@ -150,7 +150,9 @@ class Installation:
             flush.is_over = True
             _let_go()
             raise
-        autocommit.flushing(session, objects)
+        durable.refuse_autocommit(
+            session, connections_of(session), lambda: states_to_flush(session, objects)
+        )
         # A pre_* receiver may have connected one of a model that had none.
         mapper_events.listen_where_needed()
         for mapper in flush.announcement.updated_mappers:
@@ -177,7 +179,7 @@ class Installation:
         self, session: Session, transaction: SessionTransaction, connection: Connection
     ) -> None:
         if self._is_mine(session):
-            autocommit.begun(session, connection)
+            durable.refuse_autocommit(session, [connection], lambda: states_in_flush(session))
             transactions.begun(session, transaction, connection)
 
     def _before_commit(self, session: Session) -> None:
@@ -276,7 +278,7 @@ def install(
     """
     if session_factory is not None and not callable(session_factory):
         raise InstallError(f"session_factory={session_factory!r} cannot be called")
-    if hasattr(session_factory, "registry"):  # a scoped_session or an async_scoped_session
+    if is_scoped(session_factory):
         raise InstallError(
             f"session_factory={session_factory!r} gives the session that the application is "
             f"working with, so a receiver's work would be done there. Give what makes its "
@@ -295,7 +297,7 @@ def _whose(target: Any) -> str:
     if target is Session:
         return "every Session"
     if isinstance(target, type):
-        return dotted_name(target)
+        return qualified_name(target)
     return f"a {type(target).__name__}"
 
 

@@ -20,7 +20,7 @@ from ._sqlalchemy.instances import state_of
 from .bridge.delivery.effect_calls import signal_of
 from .changes.effects import CREATED, DELETED, Effect, Executed
 from .receivers.blocks import block
-from .receivers.receiver import Receiver, dotted_name
+from .receivers.receiver import Receiver, qualified_name
 from .signals.signal import watch
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ class _Delivery:
         fn: Callable[[], Any],
         what: str,
     ) -> None:
-        with self._seen(Call(on=self._on, name=dotted_name(fn))):
+        with self._seen(Call(on=self._on, name=qualified_name(fn))):
             call(session, fn, what)
 
 

@@ -45,7 +45,7 @@ from .durable.writing import header_sources
 from .receivers.blocks import block
 from .receivers.installations import model_signals
 from .receivers.mapped import known_outbox
-from .receivers.receiver import describe_sender
+from .receivers.receiver import describe_sender, qualified_name
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -193,7 +193,7 @@ class _Instrumentation(observe.Observer):
 def _end(span: Span, error: BaseException | None) -> None:
     if error is not None:
         span.record_exception(error)
-        span.set_attribute("error.type", f"{type(error).__module__}.{type(error).__qualname__}")
+        span.set_attribute("error.type", qualified_name(error))
         span.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error}"))
     span.end()
 

@@ -29,6 +29,29 @@ def all_sessions() -> list[Session]:
     return [session for session in found if session is not None]
 
 
+def is_scoped(source: Any) -> bool:
+    """Whether it gives everybody who asks their own session, as a ``scoped_session`` does."""
+    extension: Any = sys.modules.get("sqlalchemy.ext.asyncio")
+    return isinstance(source, scoped_session) or (
+        extension is not None and isinstance(source, extension.async_scoped_session)
+    )
+
+
+def maker_behind(source: Any) -> Any:
+    """What makes the sessions of a ``scoped_session``, or of the ``db`` of Flask-SQLAlchemy.
+
+    Of anything else, that itself.
+    """
+    if not callable(source) and isinstance(getattr(source, "session", None), scoped_session):
+        source = source.session
+    return source.session_factory if is_scoped(source) else source
+
+
+def plain_session(session: Any) -> Any:
+    """The ``Session`` behind an ``AsyncSession``; of anything else, that itself."""
+    return getattr(session, "sync_session", session)
+
+
 def session_serial() -> int:
     """A number greater than the ``hash_key`` of every session made so far."""
     return session_module._new_sessionid()

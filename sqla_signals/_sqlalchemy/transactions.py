@@ -67,3 +67,9 @@ def fail_transaction(session: Session) -> None:
     rolled back as well, so that the rest is not committed by mistake.
     """
     session._autobegin_t()._begin().rollback(_capture_exception=True)
+
+
+def connections_of(session: Session) -> list[Connection]:
+    """The connections of the transaction that a session is in."""
+    root: Any = session.get_transaction()
+    return [] if root is None else [connection for connection, *_ in root._connections.values()]

@@ -6,8 +6,9 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from sqlalchemy.orm import Session, scoped_session, sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
 
+from .._sqlalchemy.sessions import maker_behind
 from ..errors import InstallError
 
 
@@ -27,7 +28,8 @@ def session_target(target: Any) -> Target:
 
     :raises InstallError: it makes no sessions.
     """
-    found = _of_sync(target) or _of_async(target)
+    maker = maker_behind(target)
+    found = _of_sync(maker) or _of_async(maker)
     if found is None:
         raise InstallError(
             f"install({target!r}): not something that makes sessions. Give a Session class, a "
@@ -38,10 +40,6 @@ def session_target(target: Any) -> Target:
 
 
 def _of_sync(target: Any) -> Target | None:
-    if isinstance(getattr(target, "session", None), scoped_session):  # Flask-SQLAlchemy's db
-        target = target.session
-    if isinstance(target, scoped_session):
-        target = target.session_factory
     if isinstance(target, sessionmaker):
         return Target(target.class_, maker=target)
     if isinstance(target, Session) or (isinstance(target, type) and issubclass(target, Session)):
@@ -53,8 +51,6 @@ def _of_async(target: Any) -> Target | None:
     asyncio: Any = sys.modules.get("sqlalchemy.ext.asyncio")
     if asyncio is None:
         return None
-    if isinstance(target, asyncio.async_scoped_session):
-        target = target.session_factory
     if isinstance(target, asyncio.async_sessionmaker):
         if "_made_by" not in target.class_.__dict__:
             # A class of its own, as a sessionmaker gives itself, to know its sessions by.

@@ -17,7 +17,7 @@ from .._sqlalchemy.mappers import all_mappers, writes_rows
 from ..bridge.flush.m2m import association_of
 from ..receivers.dispatch import audible
 from ..receivers.installations import model_signals
-from ..receivers.receiver import Receiver, matches
+from ..receivers.receiver import Receiver, matches, qualified_name
 from ..signals.kinds import AssociationSignal
 from .parts import Notice, place_of, printable
 
@@ -88,7 +88,7 @@ def _never_matched(receiver: Receiver, mappers: list[Mapper[Any]]) -> str | None
 
 
 def _names_of(cls: type) -> set[str]:
-    return {cls.__name__, f"{cls.__module__}.{cls.__qualname__}"}
+    return {cls.__name__, qualified_name(cls)}
 
 
 def is_meant(receiver: Receiver, mapper: Mapper[Any]) -> bool:

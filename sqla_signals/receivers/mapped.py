@@ -24,7 +24,7 @@ from .installations import (
     warn_at_flush,
     warn_not_installed,
 )
-from .receiver import Receiver, dotted_name
+from .receiver import Receiver, qualified_name
 
 OUTBOX: Final = "sqla_signals.outbox"
 """Key in ``MetaData.info`` of what writes the durable messages of its models."""
@@ -104,7 +104,7 @@ def _check(signal: str, receiver: Receiver) -> None:
             except ReceiverOptionError as error:
                 raise ReceiverOptionError(f"{signal}: {error}") from None
         if isinstance(receiver.sender, str) and not receiver.propagate:
-            named[mapper.registry].add(dotted_name(mapper.class_))
+            named[mapper.registry].add(qualified_name(mapper.class_))
     for names in named.values():
         if len(names) > 1:
             raise ReceiverOptionError(

@@ -73,7 +73,7 @@ class Receiver:
         self.dispatch_uid: object = dispatch_uid
         self.weak: bool = weak
         self.is_async: bool = is_async(fn)
-        self.name: str = name or dotted_name(fn)
+        self.name: str = name or qualified_name(fn)
         self.location: str = location(fn)
         self._columns: WeakKeyDictionary[Mapper[Any], frozenset[str]] = WeakKeyDictionary()
 
@@ -202,11 +202,12 @@ def is_async(fn: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(unwrapped(fn))
 
 
-def dotted_name(value: Any) -> str:
-    """``module.qualname`` of a function or a class, or of the class of an instance."""
-    while isinstance(value, functools.partial):
-        value = value.func
-    named: Any = value if hasattr(value, "__qualname__") else type(value)
+def qualified_name(named: Any) -> str:
+    """``module.qualname`` of a class or a function, or of the class of an instance."""
+    while isinstance(named, functools.partial):
+        named = named.func
+    if not hasattr(named, "__qualname__"):
+        named = type(named)
     return f"{getattr(named, '__module__', '?')}.{named.__qualname__}"
 
 
@@ -235,14 +236,14 @@ def matches(wanted: Any, sender: Any, propagate: bool = False) -> bool:
 
 def describe(fn: Callable[..., Any]) -> str:
     """How a function is named in messages."""
-    return f"{dotted_name(fn)} ({location(fn)})"
+    return f"{qualified_name(fn)} ({location(fn)})"
 
 
 def is_named(cls: type, name: str) -> bool:
     """Whether ``name`` is the class's bare or dotted name."""
     if "." not in name:
         return cls.__name__ == name
-    return name in (dotted_name(cls), f"{cls.__module__}.{cls.__name__}")
+    return name in (qualified_name(cls), f"{cls.__module__}.{cls.__name__}")
 
 
 def is_class_name(name: str) -> bool:

@@ -24,10 +24,10 @@ from ..receivers.receiver import (
     check_callable,
     describe,
     describe_sender,
-    dotted_name,
     field_names,
     identity,
     is_same_sender,
+    qualified_name,
     sender_list,
 )
 
@@ -154,7 +154,7 @@ class Signal(blinker.NamedSignal):
             if not isinstance(name, str | None):
                 raise ReceiverOptionError(f"name={name!r} is not a string")
             if durable:
-                self._check_durable(receiver, on, name or dotted_name(receiver))
+                self._check_durable(receiver, on, name or qualified_name(receiver))
                 on = "commit"
             names = field_names(fields)
             if names is not None and not self._tells_changes:

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy.orm import Session
 
+from .._sqlalchemy.sessions import plain_session
 from .._sqlalchemy.transactions import is_committing
 from ..receivers.installations import model_signals
 from ..receivers.receiver import describe_sender, identity
@@ -220,5 +221,5 @@ class Trace:
 def session_of(call: Call) -> Session | None:
     """The session in which a flush receiver was called."""
     session = call.arguments.get("session") if call.on == "flush" else None
-    session = getattr(session, "sync_session", session)
+    session = plain_session(session)
     return session if isinstance(session, Session) else None

@@ -38,6 +38,12 @@ _NOT_FLUSHED: Final = (
     "or changed goes out with the next flush"
 )
 
+_COMMITTED: Final = (
+    "leave it out: the session is committed when the receiver returns, together with the note that "
+    "the event is done, and rolled back when the receiver raises an exception. Work of its own can "
+    "have a session of its own"
+)
+
 Method = Callable[..., Any]
 
 _ENDING: Final[Mapping[str, str]] = {
@@ -86,6 +92,11 @@ IN_STATEMENT: Final = Guard(
     _refusing(SessionTransaction, "a statement", _OF_TRANSACTION),
 )
 """In a receiver of a statement about many rows."""
+IN_DURABLE: Final = Guard(
+    _refusing(Session, "a durable event", dict.fromkeys(_ENDING, _COMMITTED)),
+    _refusing(SessionTransaction, "a durable event", dict.fromkeys(_OF_TRANSACTION, _COMMITTED)),
+)
+"""In a durable receiver, whose session a worker commits."""
 _IN_FLUSH: Final = Guard(
     _refusing(Session, "a flush", {"flush": _FLUSH, **_ENDING}),
     _refusing(SessionTransaction, "a flush", _OF_TRANSACTION),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm import Session
 
+from ..._sqlalchemy.sessions import is_scoped, plain_session
 from ...errors import InstallError
 from .calls import RAW
 
@@ -23,10 +24,8 @@ class raw:
     """
 
     def __init__(self, session: Any) -> None:
-        if hasattr(session, "registry"):  # a scoped_session or an async_scoped_session
-            session = session()
-        self._session = session
-        self._sync: Session = getattr(session, "sync_session", session)
+        self._session = session() if is_scoped(session) else session
+        self._sync: Session = plain_session(self._session)
         if not isinstance(self._sync, Session):
             raise InstallError(f"raw({session!r}): give a Session or an AsyncSession")
 

@@ -15,6 +15,7 @@ from ..._sqlalchemy.sessions import (
     async_session_like,
     empty,
     for_receivers,
+    plain_session,
     session_like,
     session_serial,
 )
@@ -66,10 +67,10 @@ class SessionSource:
         made = None
         if self._factory is not None:
             made = self._made_by(self._factory)
-            sync: Session = getattr(made, "sync_session", made)
+            sync: Session = plain_session(made)
         elif self._maker is not None:
             made = self._maker()
-            sync = getattr(made, "sync_session", made)
+            sync = plain_session(made)
             adopt(self.like, sync)
         else:
             sync = session_like(self.like, self.front)
@@ -85,7 +86,7 @@ class SessionSource:
     def _made_by(factory: Callable[[], Any]) -> Any:
         serial = session_serial()
         made = factory()
-        sync = getattr(made, "sync_session", made)
+        sync = plain_session(made)
         if not isinstance(sync, Session):
             raise InstallError(
                 f"session_factory={factory!r} gave {made!r}, which is neither a Session nor an "

@@ -25,7 +25,7 @@ from ..calling.guard import IN_POST, guarded
 from ..transaction import durable as owed
 from ..transaction import frames as transactions
 from .announcement import Announcement
-from .foresight import cascade_origins
+from .foresight import Foresight, cascade_origins
 from .m2m import M2M
 from .record import Record, Written
 
@@ -230,6 +230,13 @@ def states_in_flush(session: Session) -> list[State]:
     """What the session is writing right now; empty outside of a flush that is listened to."""
     flush = flushes.get(session.hash_key, no_flush)()
     return flush.record.states() if flush is not None else []
+
+
+def states_to_flush(session: Session, objects: Iterable[object] | None) -> list[State]:
+    """What a flush that begins is going to write."""
+    rows = Foresight(session, objects)
+    derived = [row.state for row in rows.derived()]
+    return [*rows.inserts, *rows.updates, *rows.deletes, *derived]
 
 
 def _anybody_waits() -> bool:

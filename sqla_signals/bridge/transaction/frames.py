@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy.orm import Session
 
 from ..._sqlalchemy.instances import contains_state, state_of
+from ..._sqlalchemy.sessions import is_scoped, plain_session
 from ..._sqlalchemy.transactions import (
     current_transaction,
     has_joined,
@@ -204,9 +205,7 @@ def _begun_frame(session: Session, fn: Callable[[], Any]) -> Frame:
 
 
 def _checked(session: Any, fn: Any) -> Session:
-    if hasattr(session, "registry"):  # a scoped_session or an async_scoped_session
-        session = session()
-    sync: Any = getattr(session, "sync_session", session)
+    sync = plain_session(session() if is_scoped(session) else session)
     if not isinstance(sync, Session):
         raise SignalsError(
             f"on_commit() and on_rollback() are about the transaction of a session, which "
