@@ -154,8 +154,10 @@ class guarded:
     ) -> None:
         for own, before, methods in self._shadowed:
             for name in methods:
-                own.pop(name, None)
-            own.update(before)
+                if name in own:
+                    del own[name]
+            if before:
+                own.update(before)
 
 
 def _flush(session: Session, refuse: Method, *args: Any, **kwargs: Any) -> None:

@@ -7,9 +7,10 @@ installation is removed. They do nothing outside of a flush that an installation
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 from sqlalchemy.orm import Mapper
 from sqlalchemy.util import walk_subclasses
@@ -96,7 +97,7 @@ _lock = threading.Lock()
 _listening: WeakKeyDictionary[Mapper[Any], set[str]] = WeakKeyDictionary()
 _settled: Tables | None = None
 """The receivers for which the mappers that were there have their listeners."""
-_new_mappers: WeakSet[Mapper[Any]] = WeakSet()
+_new_mappers: list[weakref.ref[Mapper[Any]]] = []
 """Configured since."""
 
 
@@ -110,8 +111,11 @@ def listen_where_needed() -> None:
     if now == _settled and not _new_mappers:
         return
     with _lock:
-        new = {*_new_mappers}
-        _new_mappers.difference_update(new)
+        new: set[Mapper[Any]] = set()
+        while _new_mappers:
+            mapper = _new_mappers.pop()()
+            if mapper is not None:
+                new.add(mapper)
         known = {receiver for table in _settled or () for receiver in table.receivers}
         for signal, table in zip(ROW_SIGNALS, now, strict=True):
             for receiver in table.receivers:
@@ -167,7 +171,7 @@ def start_listening() -> None:
 
 
 def _mapper_configured(mapper: Mapper[Any], cls: type) -> None:
-    _new_mappers.add(mapper)
+    _new_mappers.append(weakref.ref(mapper))
 
 
 def stop_listening() -> None:
