@@ -205,10 +205,10 @@ class _Call:
         changes |= codec.decode_changes(self.data.get("changes", {}))
         along = codec.keys.intersection(self.data.get("along", ()))
         fields = None if self.created else along.union(changes)
-        if fields is not None and not self.receiver.passes(self.mapper, fields):
+        if not self.receiver.passes(self.mapper, self.created, fields or ()):
             raise MessageError(
-                f"receiver {self.receiver} of {self.signal.name} listens to other fields of "
-                f"{self.mapper.class_.__name__} than those that have changed. If that was another "
+                f"receiver {self.receiver} of {self.signal.name} does not ask for such a change of "
+                f"{self.mapper.class_.__name__}, by its created= or fields=. If that was another "
                 f"way when the event was written, delete its dead letter"
             )
         return {

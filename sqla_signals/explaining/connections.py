@@ -185,6 +185,7 @@ def _entry(signal: Signal, receiver: Receiver, sender: Any) -> Entry:
         file,
         line,
         sender_name(receiver.sender),
+        receiver.created,
         tuple(sorted(receiver.fields)) if receiver.fields is not None else None,
         receiver.propagate,
         receiver.durable,

@@ -49,6 +49,7 @@ class Receiver:
         weak: bool,
         on: Phase = "flush",
         propagate: bool = False,
+        created: bool | None = None,
         fields: frozenset[str] | None = None,
         durable: bool = False,
         name: str | None = None,
@@ -63,12 +64,17 @@ class Receiver:
             on,
             durable,
             # The same function may be connected twice with different filters; it is called once.
-            (propagate, fields) if dispatch_uid is None else None,
+            (propagate, created, fields) if dispatch_uid is None else None,
         )
         self.on: Phase = on
         self.call: Call = "durable" if durable else on
         self.propagate: bool = propagate
+        self.created: bool | None = created
         self.fields: frozenset[str] | None = fields
+        self.others: tuple[Receiver, ...] = ()
+        """Other connections of the same function, each with conditions of its own."""
+        self.chooses: bool = created is not None or fields is not None
+        """Whether it is not called for each row."""
         self.durable: bool = durable
         self.dispatch_uid: object = dispatch_uid
         self.weak: bool = weak
@@ -98,12 +104,15 @@ class Receiver:
         except TypeError:
             self._sender = _strong(sender)
 
-    def passes(self, mapper: Mapper[Any], *written: Iterable[str]) -> bool:
-        """Whether ``fields`` lets an UPDATE of these column attributes through."""
-        if self.fields is None:
-            return True
-        wanted = self.columns(mapper)
-        return any(not wanted.isdisjoint(keys) for keys in written)
+    def passes(self, mapper: Mapper[Any], created: bool, *written: Iterable[str]) -> bool:
+        """Whether the conditions let a new row through, or an UPDATE of these attributes."""
+        if self.created is created or self.created is None:
+            if created or self.fields is None:
+                return True
+            wanted = self.columns(mapper)
+            if any(not wanted.isdisjoint(keys) for keys in written):
+                return True
+        return any(one.passes(mapper, created, *written) for one in self.others)
 
     def calling(self, fn: Callable[..., Any]) -> Receiver:
         """This receiver, which calls ``fn`` instead of what was connected."""
@@ -160,12 +169,15 @@ class Receiver:
         return sender is cls or (isinstance(sender, str) and is_named(cls, sender))
 
     def merged(self, other: Receiver) -> Receiver:
-        """This receiver, with ``fields`` that let through what either of the two would."""
-        if self.fields is None or self.fields == other.fields:
+        """This receiver, which lets through what either of the two would."""
+        if not self.chooses:
             return self
         merged = copy.copy(self)
-        merged.fields = None if other.fields is None else self.fields | other.fields
-        merged._columns = WeakKeyDictionary()
+        if other.chooses:
+            merged.others = (*self.others, other)
+        else:
+            merged.created, merged.fields, merged.others = None, None, ()
+            merged.chooses = False
         return merged
 
     def __str__(self) -> str:

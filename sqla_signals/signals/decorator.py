@@ -48,9 +48,14 @@ def receiver(signal: Any, *, sender: Any = None, weak: bool = False, **options: 
         if not isinstance(one, Signal):
             raise ReceiverTypeError(f"receiver() takes signals such as post_save, not {signal!r}")
 
+    chooses_saves = "created" in options and any(one._tells_saves for one in signals)
+
     def decorate(fn: F) -> F:
         for one in signals:
-            one.connect(fn, sender, weak, **options)
+            given = options
+            if chooses_saves and not one._tells_saves:  # it chooses among saves; deletes pass
+                given = {key: value for key, value in options.items() if key != "created"}
+            one.connect(fn, sender, weak, **given)
         return fn
 
     return decorate

@@ -70,6 +70,7 @@ class Signal(blinker.NamedSignal):
     _phases: tuple[Phase, ...] = ("flush",)
     _tells_changes = False
     """Whether it is sent for a row with its changes, among which ``fields=`` chooses."""
+
     _awaits = True
     """Whether what sends it can await a receiver."""
 
@@ -104,6 +105,11 @@ class Signal(blinker.NamedSignal):
         """Whether this thread or task is inside :meth:`muted` or a ``mute`` that covers all."""
         return dispatch.is_muted(self)
 
+    @property
+    def _tells_saves(self) -> bool:
+        """Whether it is sent for new rows and for updated ones, which ``created=`` tells apart."""
+        return "created" in (self.arguments or ())
+
     def connect(
         self,
         receiver: F,
@@ -112,6 +118,7 @@ class Signal(blinker.NamedSignal):
         *,
         on: Phase = "flush",
         propagate: bool = False,
+        created: bool | None = None,
         fields: Collection[Any] | None = None,
         durable: bool = False,
         name: str | None = None,
@@ -129,6 +136,7 @@ class Signal(blinker.NamedSignal):
         :param on: ``"flush"``: called at once, inside the transaction; ``"commit"``: after the
             transaction was committed, in one of its own; ``"rollback"``: after the work was undone.
         :param propagate: also for the mapped subclasses of ``sender``.
+        :param created: ``True``: only for new rows; ``False``: only for rows that were updated.
         :param fields: attribute names; only called when one of them changed, or the row is new or
             deleted.
         :param durable: called by a worker process, at least once, even if this one dies right
@@ -156,6 +164,13 @@ class Signal(blinker.NamedSignal):
             if durable:
                 self._check_durable(receiver, on, name or qualified_name(receiver))
                 on = "commit"
+            if created is not None and not self._tells_saves:
+                raise ReceiverOptionError(
+                    f"created= chooses between new rows and updated ones, as pre_save and "
+                    f"post_save tell of, and {self.name} does not. Leave it out."
+                )
+            if not isinstance(created, bool | None):
+                raise ReceiverOptionError(f"created={created!r} is not True, False or None")
             names = field_names(fields)
             if names is not None and not self._tells_changes:
                 raise ReceiverOptionError(
@@ -176,6 +191,7 @@ class Signal(blinker.NamedSignal):
                 weak=weak,
                 on=on,
                 propagate=propagate,
+                created=created,
                 fields=names,
                 durable=durable,
                 name=name,

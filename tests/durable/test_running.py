@@ -91,6 +91,38 @@ def test_a_receiver_gets_what_a_commit_receiver_gets_and_the_event(shop: Engine)
     assert ledger(shop) == ["a"]
 
 
+@pytest.mark.parametrize("created", [True, False])
+def test_created_is_held_against_what_the_transaction_came_to(shop: Engine, created: bool):
+    """The event is written for the rows that the receiver asks for, and for no others."""
+    write(created=created)
+    place(shop, "a")
+    with Session(shop) as session:
+        session.scalars(select(Order)).one().status = "b"
+        session.commit()
+    for message in messages(shop):
+        assert Worker(shop).run(message)
+    assert ledger(shop) == (["a"] if created else ["b"])
+
+
+def test_a_receiver_connected_with_different_conditions_runs_what_any_of_them_lets_through(
+    shop: Engine,
+):
+    """The worker knows all its connections, not the first one alone."""
+
+    def fn(sender, instance, session, **kwargs):
+        session.add(Ledger(entry=instance.status))
+
+    for options in ({"fields": {"id"}}, {"fields": {"status"}}, {"created": True}):
+        post_save.connect(fn, Order, weak=False, durable=True, name="shop.fn", **options)
+    place(shop, "a")
+    with Session(shop) as session:
+        session.scalars(select(Order)).one().status = "b"
+        session.commit()
+    for message in messages(shop):
+        assert Worker(shop).run(message)
+    assert ledger(shop) == ["a", "b"]
+
+
 def test_the_instance_lives_in_the_session(shop: Engine):
     """With the values of the event; relationships are loaded, and changes to it are saved."""
     found: list[Any] = []

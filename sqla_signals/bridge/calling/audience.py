@@ -70,9 +70,9 @@ class Audience:
         self.notes_saves: bool = bool(saves["flush"]) or self.outlasts_flush
         """Whether anybody is called for what was inserted or updated, at once or in the end."""
         self.some_choose: Mapping[Call, bool] = {
-            on: any(one.fields for one in saves[on]) for on in AFTER_FLUSH
+            on: any(one.chooses for one in saves[on]) for on in AFTER_FLUSH
         }
-        """Whether a receiver of ``post_save`` has ``fields``."""
+        """Whether a receiver of ``post_save`` is not called for each row."""
         self._property_count = property_count(mapper)
         self._columns: Columns | None = None
 
@@ -89,8 +89,9 @@ class Audience:
     def _fields(self, mapper: Mapper[Any]) -> Iterator[str]:
         for receivers in self.phases[post_save].values():
             for receiver in receivers:
-                if receiver.fields is not None:
-                    yield from receiver.columns(mapper)
+                for one in (receiver, *receiver.others):
+                    if one.fields is not None:
+                        yield from one.columns(mapper)
 
 
 _audiences: WeakKeyDictionary[Mapper[Any], Audience] = WeakKeyDictionary()

@@ -150,7 +150,7 @@ class ModelCalls:
         using: Engine | Connection | None = None,
         unknown: frozenset[str] = NOTHING_UNKNOWN,
     ) -> None:
-        """Call those receivers of ``pre_save`` or ``post_save`` whose ``fields`` let it through.
+        """Call those receivers of ``pre_save`` or ``post_save`` whose conditions let it through.
 
         :param unknown: what may have another value besides ``changes``.
         """
@@ -160,10 +160,8 @@ class ModelCalls:
             using = self._bind or self.using(instance)
         for receiver in receivers:
             fn = receiver.strong or receiver.fn
-            if fn is None or not (
-                receiver.fields is None
-                or update_fields is None
-                or receiver.passes(self.mapper, changes, unknown)
+            if fn is None or (
+                receiver.chooses and not receiver.passes(self.mapper, created, changes, unknown)
             ):
                 continue
             try:

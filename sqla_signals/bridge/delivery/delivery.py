@@ -19,7 +19,7 @@ from sqlalchemy.util import await_only
 from ..._sqlalchemy.instances import detached_copy, state_of
 from ..._sqlalchemy.sessions import current_task, ends_session_block
 from ...changes.change import UNSET
-from ...changes.effects import DELETED, NEVER_MUTED, UPDATED, Effect, Executed, Frame
+from ...changes.effects import CREATED, DELETED, NEVER_MUTED, Effect, Executed, Frame
 from ...errors import AsyncReceiverError, SignalRecursionError
 from ...receivers import watching
 from ...receivers.dispatch import was_audible
@@ -330,10 +330,12 @@ def receivers_for(effect: Effect | Executed, on: Call, audiences: Audiences) -> 
     if not receivers:
         return ()
     mapper = state_of(effect.instance).manager.mapper
-    if effect.kind is UPDATED and audiences[mapper].some_choose[on]:
-        columns = audiences[mapper].columns_of(mapper)
+    if effect.kind is not DELETED and audiences[mapper].some_choose[on]:
+        columns, created = audiences[mapper].columns_of(mapper), effect.kind is CREATED
         unknown = columns.still_unknown(effect.changes, effect.unknown)
-        receivers = [one for one in receivers if one.passes(mapper, effect.changes, unknown)]
+        receivers = [
+            one for one in receivers if one.passes(mapper, created, effect.changes, unknown)
+        ]
     mutes = effect.source.mutes
     if mutes != NEVER_MUTED:
         signal, cls = signal_of(effect), mapper.class_

@@ -101,14 +101,14 @@ def find_receiver(name: str, signal: ModelSignal, sender: type) -> Receiver:
 
     :raises UnknownReceiverError: there is none.
     """
+    for receiver in signal.table.lookup(sender, "durable"):
+        if receiver.name == name and receiver.fn is not None:
+            return receiver
     named = [
         receiver
         for receiver in signal.table.receivers
         if receiver.durable and receiver.name == name and receiver.fn is not None
     ]
-    for receiver in named:
-        if receiver.matches(sender):
-            return receiver
     if named:
         raise UnknownReceiverError(
             f"receiver {named[0]} of {signal.name} is not connected for {qualified_name(sender)} "
