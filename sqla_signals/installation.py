@@ -32,7 +32,8 @@ from .bridge.statements.statement import POLICIES, Policy
 from .bridge.transaction import durable as owed
 from .bridge.transaction import frames as transactions
 from .errors import InstallError
-from .receivers import dispatch, mapping, watching
+from .receivers import dispatch, mapping
+from .receivers.observing import observers, tell
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -142,8 +143,8 @@ class Installation:
     ) -> None:
         if Flush.of_context(context) is not None or not self._is_mine(session):
             return
-        if (watcher := watching.watcher) is not None:
-            watcher.session_event("before_flush", session, context)
+        if observers:
+            tell("before_flush", session, context)
         if not any(signal.table.receivers for signal in flushes.SIGNALS):
             return
         if not are_instances(objects):  # the flush is going to fail of that
@@ -169,8 +170,8 @@ class Installation:
         flush = Flush.of_context(context)
         if flush is not None:
             flush.after_flush(context)
-        if (watcher := watching.watcher) is not None and self._is_mine(session):
-            watcher.session_event("after_flush", session, context)
+        if observers and self._is_mine(session):
+            tell("after_flush", session, context)
 
     def _after_flush_postexec(self, session: Session, context: UOWTransaction) -> None:
         flush = Flush.of_context(context)
@@ -179,8 +180,8 @@ class Installation:
             flush.is_over = True
             if _leaving:
                 _let_go()
-        if (watcher := watching.watcher) is not None and self._is_mine(session):
-            watcher.session_event("after_flush_postexec", session, context)
+        if observers and self._is_mine(session):
+            tell("after_flush_postexec", session, context)
 
     def _after_begin(
         self, session: Session, transaction: SessionTransaction, connection: Connection
@@ -191,15 +192,15 @@ class Installation:
 
     def _before_commit(self, session: Session) -> None:
         if self._is_mine(session):
-            if (watcher := watching.watcher) is not None:
-                watcher.session_event("before_commit", session)
+            if observers:
+                tell("before_commit", session)
             owed.committing(session)
 
     def _after_commit(self, session: Session) -> None:
         if self._is_mine(session):
             transactions.committed(session)
-            if (watcher := watching.watcher) is not None:
-                watcher.session_event("after_commit", session)
+            if observers:
+                tell("after_commit", session)
 
     def _after_rollback(self, session: Session) -> None:
         if self._is_mine(session):
@@ -211,8 +212,8 @@ class Installation:
                 Flush.ended(session)  # its own subtransaction, which is rolled back if it fails
             _let_go()
         if self._is_mine(session):
-            if (watcher := watching.watcher) is not None:
-                watcher.session_event("after_transaction_end", session, transaction)
+            if observers:
+                tell("after_transaction_end", session, transaction)
             transactions.ended(session, transaction, session_source, owed.left)
 
     def _do_orm_execute(self, context: ORMExecuteState) -> Result[Any] | None:

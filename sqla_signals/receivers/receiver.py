@@ -124,12 +124,6 @@ class Receiver:
         wanted = self.columns(mapper)
         return any(not wanted.isdisjoint(keys) for keys in written)
 
-    def calling(self, fn: Callable[..., Any]) -> Receiver:
-        """This receiver, which calls ``fn`` instead of what was connected."""
-        copied = copy.copy(self)
-        copied.strong = fn
-        return copied
-
     @property
     def call(self) -> Call:
         """How it is called."""

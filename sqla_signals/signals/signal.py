@@ -6,7 +6,7 @@ import logging
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Generator, Iterable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Generator, Mapping
 from inspect import isawaitable
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Unpack
@@ -15,8 +15,9 @@ import blinker
 from blinker import ANY
 
 from ..errors import ReceiverOptionError
-from ..receivers import dispatch, mapping, watching
+from ..receivers import dispatch, mapping
 from ..receivers.blocks import block
+from ..receivers.observing import observed, observed_async, observers
 from ..receivers.protocols import F, M, Options, OtherSender, P, R, ReceiverOf
 from ..receivers.receiver import (
     CALLS,
@@ -47,15 +48,6 @@ def known_signals() -> list[Signal]:
     """Every signal that there is, a user's own as well, by name."""
     with _signals_lock:
         return sorted(_signals, key=lambda signal: signal.name)
-
-
-def watch(watcher: watching.Watcher | None) -> None:
-    """Let the tables of all signals be made anew, with what ``watcher`` makes of the receivers."""
-    watching.watcher = watcher
-    for signal in known_signals():
-        # A table that is being made by another thread does not know of the watcher.
-        with signal._lock:
-            signal._table = None
 
 
 class Signal(blinker.NamedSignal):
@@ -287,6 +279,8 @@ class Signal(blinker.NamedSignal):
                 call = receiver.strong or fn
                 if _async_wrapper and receiver.is_async:
                     call = _async_wrapper(call)
+                if observers:
+                    call = observed(call, self, receiver)
                 results.append((fn, call(sender, **kwargs)))
         return results
 
@@ -306,14 +300,13 @@ class Signal(blinker.NamedSignal):
             if fn is None:
                 continue
             call = receiver.strong or fn
-            if receiver.is_async:
-                result = await call(sender, **kwargs)
-            elif _sync_wrapper is not None:
-                result = await _sync_wrapper(call)(sender, **kwargs)
-            else:
-                result = call(sender, **kwargs)
-                if isawaitable(result):  # a decorated async receiver
-                    result = await result
+            if _sync_wrapper is not None and not receiver.is_async:
+                call = _sync_wrapper(call)
+            if observers:
+                call = observed_async(call, self, receiver)
+            result = call(sender, **kwargs)
+            if isawaitable(result):
+                result = await result
             results.append((fn, result))
         return results
 
@@ -332,7 +325,10 @@ class Signal(blinker.NamedSignal):
                     raise dispatch.unawaitable(
                         self, receiver, sender, "send_robust(): use send_async()"
                     )
-                result = (receiver.strong or fn)(sender, **kwargs)
+                call = receiver.strong or fn
+                if observers:
+                    call = observed(call, self, receiver)
+                result = call(sender, **kwargs)
             except Exception as error:
                 logger.exception(
                     "%s: receiver %s failed for %s", self.name, receiver, describe_sender(sender)
@@ -364,10 +360,7 @@ class Signal(blinker.NamedSignal):
         if table is None:
             with self._lock:
                 self._prune()
-                receivers: Iterable[Receiver] = self._connected.values()
-                if (watcher := watching.watcher) is not None:
-                    receivers = watcher.watched(self, receivers)
-                table = self._table = dispatch.Table(receivers)
+                table = self._table = dispatch.Table(self._connected.values())
         return table
 
     # -- bookkeeping ---------------------------------------------------------------------------

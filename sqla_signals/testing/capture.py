@@ -15,17 +15,17 @@ from sqlalchemy import inspect
 
 from .._sqlalchemy.sessions import current_task
 from ..changes.change import UNSET, Change
-from ..observe import Call, Observer
 from ..receivers.blocks import block
+from ..receivers.observing import Call, Observer
 from ..receivers.receiver import describe_sender, identity
 from ..signals.builtin import receiver_failed
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
+    from ..receivers.observing import Moment
     from ..receivers.receiver import Call as Way
     from ..receivers.receiver import Receiver
-    from ..receivers.watching import Moment
     from ..signals.signal import Signal
 
 
@@ -140,7 +140,8 @@ class Capture(Observer):
         self.sent: list[Sent] = []
         self.failures: list[Failure] = []
         # The last call to end in each thread and task: the next receiver may get the same signal.
-        self._last: dict[Any, tuple[Sent, Call] | None] = {}
+        self._last: dict[Any, tuple[Sent, Call]] = {}
+        self._sent_by: dict[Call, Sent] = {}
 
     @block
     def around(self, call: Call) -> Iterator[None]:
@@ -148,13 +149,12 @@ class Capture(Observer):
         try:
             yield
         finally:
-            if not call.goes_on:
-                noted = call.kept.get(self)
-                if noted is not None:
-                    self._last[_here()] = (noted, call)
-                logged = call.on != "flush" or call.signal is receiver_failed
-                if call.error is not None and logged:
-                    self.failures.append(Failure(call))
+            sent = self._sent_by.pop(call, None)
+            if sent is not None:
+                self._last[_here()] = (sent, call)
+            logged = call.on != "flush" or call.signal is receiver_failed
+            if call.error is not None and logged:
+                self.failures.append(Failure(call))
 
     def called(self, call: Call) -> None:
         """Note what is sent, unless another receiver was called with it."""
@@ -167,7 +167,7 @@ class Capture(Observer):
             sent = Sent(call.signal, call.on, call.sender, call.arguments)
             self.sent.append(sent)
         sent.called.append(call.receiver)
-        call.kept[self] = sent
+        self._sent_by[call] = sent
 
     def session_event(self, moment: Moment, session: Session, about: Any) -> None:
         """What comes now is not what was sent before."""

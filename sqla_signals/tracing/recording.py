@@ -23,7 +23,7 @@ from .steps import Kind, TracedStep, Tracks, as_chrome, as_text
 if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, SessionTransaction, UOWTransaction
 
-    from ..observe import Call
+    from ..receivers.observing import Call
     from ..receivers.receiver import Call as Way
 
     State = InstanceState[Any]

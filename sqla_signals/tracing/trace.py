@@ -8,12 +8,12 @@ of a receiver it looks through everything that the session holds changed.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from .. import observe
 from ..receivers.blocks import block
+from ..receivers.observing import Observer, observers
 from .recording import Trace, session_of
 from .rows import Pending
 from .steps import TracedStep
@@ -21,9 +21,8 @@ from .steps import TracedStep
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from ..observe import Around, Call
+    from ..receivers.observing import Call, Moment
     from ..receivers.receiver import Call as Way
-    from ..receivers.watching import Moment
 
 
 class _Place(NamedTuple):
@@ -41,7 +40,7 @@ def _places() -> list[_Place]:
     return [place for place in _here.get() if place.trace.root.end_ns is None]
 
 
-class _LookingOn(observe.Observer):
+class _Recorder(Observer):
     """Tells the traces of the context of what happens in it."""
 
     def __init__(self) -> None:
@@ -52,26 +51,22 @@ class _LookingOn(observe.Observer):
         with self._lock:
             self._traces += 1
             if self._traces == 1:
-                observe.add(self)
+                observers.append(self)
 
     def end(self) -> None:
         with self._lock:
             self._traces -= 1
             if not self._traces:
-                observe.remove(self)
+                observers.remove(self)
 
     @block
     def around(self, call: Call) -> Iterator[None]:
         outer = _here.get()
-        places = _places()
+        places = call.notes.get(self, _places())
         if not places:
             yield
             return
-        kept: dict[Trace, TracedStep] = call.kept.pop(self, {})
-        steps = {
-            trace: kept[trace] if trace in kept else trace.begin_call(step, call)
-            for trace, step in places
-        }
+        steps = {trace: trace.begin_call(step, call) for trace, step in places}
         session = session_of(call)
         pending = Pending(session, call.arguments.get("instance")) if session else None
         _here.set(tuple(_Place(trace, step) for trace, step in steps.items()))
@@ -83,24 +78,9 @@ class _LookingOn(observe.Observer):
                 if session and pending:
                     trace.changed_by(step, pending, session)
                 trace.end_call(step, call)
-            if call.goes_on:
-                call.kept[self] = steps
 
-    def delivery(self, session: Session, on: Way) -> Callable[[], Around]:
-        places = tuple(
-            _Place(trace, trace.delivery(session, on, step)) for trace, step in _places()
-        )
-
-        @block
-        def around() -> Iterator[None]:
-            outer = _here.get()
-            _here.set(places)
-            try:
-                yield
-            finally:
-                _here.set(outer)
-
-        return around
+    def transaction_ended(self, session: Session, on: Way) -> list[_Place]:
+        return [_Place(trace, trace.delivery(session, on, step)) for trace, step in _places()]
 
     def session_event(self, moment: Moment, session: Session, about: Any) -> None:
         for trace, step in _places():
@@ -119,7 +99,7 @@ class _LookingOn(observe.Observer):
                     trace.after_transaction_end(session, about, step)
 
 
-_looking_on: Final = _LookingOn()
+_recorder: Final = _Recorder()
 
 
 @block
@@ -138,11 +118,11 @@ def trace() -> Iterator[Trace]:
     Outside of such a block nothing is recorded, and a row costs what it has always cost.
     """
     recorded = Trace()
-    _looking_on.begin()
+    _recorder.begin()
     _here.set((*_here.get(), _Place(recorded, recorded.root)))
     try:
         yield recorded
     finally:
         recorded.root.end()
         _here.set(tuple(place for place in _here.get() if place.trace is not recorded))
-        _looking_on.end()
+        _recorder.end()

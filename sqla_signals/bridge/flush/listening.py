@@ -21,7 +21,7 @@ from ..._sqlalchemy.events import (
     unlisten_to_class,
 )
 from ..._sqlalchemy.mappers import all_mappers
-from ...receivers import watching
+from ...receivers.observing import observers
 from ...signals.builtin import post_delete, post_save, pre_delete, pre_save
 from ..calling.calls import AFTER_FLUSH
 from .flush import flushes, no_flush
@@ -96,7 +96,8 @@ _seen: tuple[object, ...] = ()
 def listen_where_needed() -> None:
     """Listen on each mapper that has receivers by now; cheap when nothing has changed."""
     global _seen
-    now = pre_save.table, post_save.table, pre_delete.table, post_delete.table
+    tables = pre_save.table, post_save.table, pre_delete.table, post_delete.table
+    now = (*tables, bool(observers))
     if now == _seen:
         return
     with _lock:
@@ -105,8 +106,8 @@ def listen_where_needed() -> None:
             is_announced = bool(pre_save.table.lookup(cls))
             if is_announced:
                 _listen(mapper, _BEFORE_SAVES)
-            is_traced = is_announced and watching.watcher is not None
-            if awaits_end or is_traced or post_save.table.lookup(cls):
+            is_observed = is_announced and bool(observers)
+            if awaits_end or is_observed or post_save.table.lookup(cls):
                 _listen(mapper, _SAVES)
             if awaits_end or pre_delete.table.lookup(cls) or post_delete.table.lookup(cls):
                 _listen(mapper, _DELETES)

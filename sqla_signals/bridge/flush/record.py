@@ -16,7 +16,7 @@ from ..._sqlalchemy.unit_of_work import (
 )
 from ...changes.change import NO_DIFF, UNSET, Diff, pairs_of
 from ...changes.effects import DELETED, Kind
-from ...receivers import watching
+from ...receivers.observing import observers
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, Mapper, UOWTransaction
@@ -207,6 +207,6 @@ class _ColumnsToNote(dict["Mapper[Any]", "Columns | None"]):
     def __missing__(self, mapper: Mapper[Any]) -> Columns | None:
         # Asked when the first row is written: pre_save receivers may have connected others.
         model = self._calls[mapper]
-        is_told = model.tells_of_saves() or watching.watcher is not None
+        is_told = model.tells_of_saves() or bool(observers)
         self[mapper] = found = model.columns if is_told else None
         return found
