@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from sqlalchemy import inspect
+
 from .blocks import block
-from .receiver import Receiver
+from .receiver import Receiver, identity
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -53,6 +55,26 @@ class Call:
     """Set once the call has failed, also where the exception is logged and not raised."""
     observers: tuple[Observer, ...] = ()
     """The observers that were told of its beginning."""
+
+    @property
+    def event(self) -> tuple[Any, ...]:
+        """Equal for the calls of all receivers that one event calls; it holds no instance."""
+        known = self.arguments
+        about: tuple[Any, ...]
+        if "instance" in known:  # with on="commit", each receiver gets one of its own
+            about = row_of(known["instance"]), known.get("action")
+        elif "statement" in known:
+            about = (id(known["statement"]),)
+        else:
+            about = tuple((name, id(value)) for name, value in known.items())
+        return self.signal, self.on, identity(self.sender), about
+
+
+def row_of(instance: Any) -> Any:
+    """Return what is equal for the instances that stand for one row."""
+    state = inspect(instance, raiseerr=False)
+    key = getattr(state, "key", None)
+    return key if key is not None else id(instance)
 
 
 class Observer:

@@ -15,10 +15,11 @@ from .._sqlalchemy.mappers import all_mappers, is_mapped
 from ..changes.change import Change
 from ..errors import ReceiverOptionError
 from ..receivers import mapping
+from ..receivers.observing import row_of
 from ..receivers.receiver import Receiver, describe_sender, matches
 from ..signals.kinds import AssociationSignal
 from ..signals.signal import Signal
-from .capture import Sent, row_of
+from .capture import Sent
 
 if TYPE_CHECKING:
     from ..receivers.receiver import Call

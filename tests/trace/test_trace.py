@@ -644,3 +644,16 @@ def test_a_statement_about_many_rows_is_told_by_its_own_signals(shop: Engine):
            └─ post_bulk Order update, on='commit'
               └─ told
     """)
+
+
+def test_a_flush_of_a_session_that_two_installations_cover_is_one_step(shop: Engine):
+    """Also where no receiver listens."""
+    second = sqla_signals.install(Session)
+    try:
+        with trace() as traced, Session(shop) as session:
+            session.add(Order())
+            session.commit()
+            assert session.scalars(select(Order.id)).all() == [1]
+    finally:
+        second.remove()
+    assert [step.kind for step in traced.root.walk()] == ["trace", "commit", "flush", "row"]
