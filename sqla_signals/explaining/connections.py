@@ -11,7 +11,7 @@ from sqlalchemy.orm import class_mapper
 from .._sqlalchemy.associations import writes_rows
 from .._sqlalchemy.mappers import configured_mappers, is_mapped
 from ..bridge.flush.m2m import association_of
-from ..errors import ReceiverOptionError
+from ..errors import ReceiverOptionError, printable
 from ..receivers import mapping
 from ..receivers.dispatch import audible
 from ..receivers.receiver import CALLS, Call, Receiver, describe_sender, unwrapped
@@ -19,7 +19,7 @@ from ..signals.builtin import receiver_failed
 from ..signals.kinds import AssociationSignal
 from ..signals.signal import Signal, known_signals
 from .explanation import Explanation
-from .parts import Entry, Group, Step, place_of, printable
+from .parts import Entry, Group, Step, place_of
 from .reasons import hears, is_meant, notices
 
 if TYPE_CHECKING:
