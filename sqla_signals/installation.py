@@ -25,8 +25,9 @@ from .bridge.targets import Target, session_target
 from .bridge.transaction import durable
 from .bridge.transaction import frames as transactions
 from .errors import InstallError
-from .receivers import dispatch, watching
+from .receivers import dispatch
 from .receivers.installations import installations, model_signals
+from .receivers.observing import observers, tell
 from .receivers.receiver import qualified_name
 
 if TYPE_CHECKING:
@@ -133,8 +134,8 @@ class Installation:
     ) -> None:
         if Flush.of_context(context) is not None or not self._is_mine(session):
             return
-        if (watcher := watching.watcher) is not None:
-            watcher.session_event("before_flush", session, context)
+        if observers:
+            tell("before_flush", session, context)
         if not anybody_listens():
             return
         if not are_instances(objects):  # the flush is going to fail of that
@@ -162,8 +163,8 @@ class Installation:
         flush = Flush.of_context(context)
         if flush is not None:
             flush.after_flush(context)
-        if (watcher := watching.watcher) is not None and self._is_mine(session):
-            watcher.session_event("after_flush", session, context)
+        if observers and self._is_mine(session):
+            tell("after_flush", session, context)
 
     def _after_flush_postexec(self, session: Session, context: UOWTransaction) -> None:
         flush = Flush.of_context(context)
@@ -172,8 +173,8 @@ class Installation:
             flush.is_over = True
             if _leaving:
                 _let_go()
-        if (watcher := watching.watcher) is not None and self._is_mine(session):
-            watcher.session_event("after_flush_postexec", session, context)
+        if observers and self._is_mine(session):
+            tell("after_flush_postexec", session, context)
 
     def _after_begin(
         self, session: Session, transaction: SessionTransaction, connection: Connection
@@ -184,15 +185,15 @@ class Installation:
 
     def _before_commit(self, session: Session) -> None:
         if self._is_mine(session):
-            if (watcher := watching.watcher) is not None:
-                watcher.session_event("before_commit", session)
+            if observers:
+                tell("before_commit", session)
             durable.committing(session)
 
     def _after_commit(self, session: Session) -> None:
         if self._is_mine(session):
             transactions.committed(session)
-            if (watcher := watching.watcher) is not None:
-                watcher.session_event("after_commit", session)
+            if observers:
+                tell("after_commit", session)
 
     def _after_rollback(self, session: Session) -> None:
         if self._is_mine(session):
@@ -204,8 +205,8 @@ class Installation:
                 Flush.ended(session)  # its own subtransaction, which is rolled back if it fails
             _let_go()
         of_flush = transaction.parent is not None and not transaction.nested
-        if (watcher := watching.watcher) is not None and self._is_mine(session):
-            watcher.session_event("after_transaction_end", session, transaction)
+        if observers and self._is_mine(session):
+            tell("after_transaction_end", session, transaction)
         if not of_flush and self._is_mine(session):
             transactions.ended(session, transaction, session_source, durable.left)
 

@@ -13,7 +13,7 @@ those, below these.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import Table, inspect
@@ -38,13 +38,14 @@ except ModuleNotFoundError as _error:
     _error.add_note("Remedy: pip install 'sqla-signals[opentelemetry]'")
     raise
 
-from . import __version__, observe
+from . import __version__
 from .durable.message.envelope import UnknownModelError
 from .durable.message.naming import find_mapper
 from .durable.writing import header_sources
 from .receivers.blocks import block
 from .receivers.installations import model_signals
 from .receivers.mapped import known_outbox
+from .receivers.observing import Observer, observers
 from .receivers.receiver import describe_sender, qualified_name
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 
     from .durable import Message
     from .durable.tables.tables import OutboxTables
-    from .observe import Around, Call
+    from .receivers.observing import Call
     from .receivers.receiver import Call as Way
 
 Attributes = dict[str, str | int]
@@ -80,7 +81,7 @@ def instrument(tracer_provider: TracerProvider | None = None) -> None:
         if _instrumentation is None:
             tracer = get_tracer(_SYSTEM, __version__, tracer_provider)
             _instrumentation = _Instrumentation(tracer)
-            observe.add(_instrumentation)
+            observers.append(_instrumentation)
             header_sources.append(_instrumentation.headers)
 
 
@@ -89,12 +90,12 @@ def uninstrument() -> None:
     global _instrumentation
     with _lock:
         if _instrumentation is not None:
-            observe.remove(_instrumentation)
+            observers.remove(_instrumentation)
             header_sources.remove(_instrumentation.headers)
             _instrumentation = None
 
 
-class _Instrumentation(observe.Observer):
+class _Instrumentation(Observer):
     """Makes the spans."""
 
     def __init__(self, tracer: Tracer) -> None:
@@ -102,29 +103,17 @@ class _Instrumentation(observe.Observer):
 
     @block
     def around(self, call: Call) -> Iterator[None]:
-        span = call.kept.pop(self, None) or self._start(call)
-        token = context.attach(set_span_in_context(span))
+        parent = call.notes.get(self)  # the context of the commit
+        span = self._start(call, parent)
+        token = context.attach(set_span_in_context(span, parent))
         try:
             yield
         finally:
             context.detach(token)
-            if call.goes_on:
-                call.kept[self] = span
-            else:
-                _end(span, call.error)
+            _end(span, call.error)
 
-    def delivery(self, session: Session, on: Way) -> Callable[[], Around]:
-        committed = context.get_current()
-
-        @block
-        def around() -> Iterator[None]:
-            token = context.attach(committed)
-            try:
-                yield
-            finally:
-                context.detach(token)
-
-        return around
+    def transaction_ended(self, session: Session, on: Way) -> context.Context:
+        return context.get_current()
 
     def headers(self, outbox: OutboxTables, events: int) -> Mapping[str, str]:
         """What the messages of a transaction carry: a span for their making."""
@@ -137,12 +126,14 @@ class _Instrumentation(observe.Observer):
             _w3c.inject(carrier)
         return carrier
 
-    def _start(self, call: Call) -> Span:
+    def _start(self, call: Call, parent: context.Context | None) -> Span:
         if call.message is not None:
             return self._start_message(call.message)
         if call.receiver is None or call.signal is None:
             return self._tracer.start_span(
-                f"on_{call.on} {call.name}", attributes={"code.function.name": call.name}
+                f"on_{call.on} {call.name}",
+                context=parent,
+                attributes={"code.function.name": call.name},
             )
         path, _, line = call.receiver.location.rpartition(":")
         attributes: Attributes = {
@@ -155,7 +146,9 @@ class _Instrumentation(observe.Observer):
         }
         if path:  # a builtin has none
             attributes |= {"code.file.path": path, "code.line.number": int(line)}
-        return self._tracer.start_span(f"{call.signal.name} {call.name}", attributes=attributes)
+        return self._tracer.start_span(
+            f"{call.signal.name} {call.name}", context=parent, attributes=attributes
+        )
 
     def _start_message(self, message: Message) -> Span:
         """The conventions demand a link to where the message was made, and allow it as the parent.

@@ -39,8 +39,8 @@ from .signals.builtin import (
 )
 from .signals.decorator import receiver
 from .signals.signal import Signal
-from .tracing.recording import Trace
-from .tracing.trace import trace
+from .tracing.recording import trace
+from .tracing.steps import Trace
 
 if TYPE_CHECKING:
     from .durable import outbox_table

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import IntegrityError
@@ -22,8 +21,8 @@ from ..bridge.calling.calls import Calls
 from ..bridge.calling.guard import IN_DURABLE, guarded
 from ..changes.change import UNSET, Change, Changes, diff_of
 from ..errors import AsyncReceiverError, AutocommitError, SignalsError, printable
-from ..receivers import watching
 from ..receivers.mapped import known_outbox
+from ..receivers.observing import Call, observe, observers
 from ..receivers.receiver import Receiver
 from ..signals.builtin import post_delete, post_save, receiver_failed
 from ..signals.kinds import ModelSignal
@@ -76,9 +75,10 @@ class Worker:
             message = Message.from_json(message)
         if attempt is not None:
             message = replace(message, attempt=attempt)
-        run = partial(self._run, message)
-        watcher = watching.watcher
-        return run() if watcher is None else watcher.message(run, message)
+        if not observers:
+            return self._run(message)
+        with observe(Call(on="durable", name=message.receiver, message=message)):
+            return self._run(message)
 
     def _run(self, message: Message) -> bool:
         try:

@@ -10,7 +10,7 @@ from sqlalchemy.orm import class_mapper
 
 from .._sqlalchemy.mappers import configured_mappers, is_mapped, writes_rows
 from ..bridge.flush.m2m import association_of
-from ..errors import ReceiverOptionError
+from ..errors import ReceiverOptionError, printable
 from ..receivers.dispatch import audible
 from ..receivers.installations import installations, model_signals
 from ..receivers.receiver import CALLS, Call, Receiver, describe_sender, qualified_name, unwrapped
@@ -18,7 +18,7 @@ from ..signals.builtin import receiver_failed
 from ..signals.kinds import AssociationSignal
 from ..signals.signal import Signal, known_signals
 from .explanation import Explanation
-from .parts import Entry, Group, Step, place_of, printable
+from .parts import Entry, Group, Step, place_of
 from .reasons import hears, is_meant, notices
 
 if TYPE_CHECKING:

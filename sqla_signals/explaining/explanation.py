@@ -43,6 +43,12 @@ class Explanation:
         """Whether nothing of this is ever sent, for want of an ``install()``."""
         return self.needs_install and not self.installed
 
+    @property
+    def warnings(self) -> list[str]:
+        """The notices as text, after one that says that nothing is installed."""
+        missing = [NOT_INSTALLED] if self.not_installed else []
+        return missing + [str(notice) for notice in self.notices]
+
     def __str__(self) -> str:
         return "\n".join(_lines(self._tree()))
 
@@ -84,12 +90,13 @@ class Explanation:
         ]
         if len(self.groups) == 1 and self.groups[0].senders == (self.subject,) and groups[0].below:
             groups = list(groups[0].below)
-        notices = [Node(f"! {notice}") for notice in self.notices]
+        where = ""
+        if self.needs_install:
+            where = f"installed for {', '.join(self.installed)}"
         if self.not_installed:
-            warning = Node(f"! {NOT_INSTALLED}")
-            return Node(self.subject, "not installed", [*groups, warning, *notices])
-        where = f"installed for {', '.join(self.installed)}" if self.needs_install else ""
-        return Node(self.subject, where, [*groups, *notices])
+            where = "not installed"
+        warnings = [Node(f"! {warning}") for warning in self.warnings]
+        return Node(self.subject, where, [*groups, *warnings])
 
     def to_dict(self) -> dict[str, Any]:
         """The same as lists and dictionaries, for ``json``."""
@@ -101,15 +108,11 @@ class Explanation:
 
     def to_mermaid(self) -> str:
         """A Mermaid flowchart, which GitHub and GitLab draw in a pull request."""
-        return graphs.mermaid(self.groups, self.notices, self._warnings())
+        return graphs.mermaid(self)
 
     def to_dot(self) -> str:
         """A graph for Graphviz' ``dot``."""
-        return graphs.dot(self.groups, self.notices, self._warnings())
-
-    def _warnings(self) -> list[str]:
-        missing = [NOT_INSTALLED] if self.not_installed else []
-        return missing + [str(notice) for notice in self.notices]
+        return graphs.dot(self)
 
 
 def _detail(entry: Entry, group: Group) -> str:

@@ -104,11 +104,6 @@ class Notice:
         return f"{self.signal}: {self.receiver} ({self.location}) {called}: {self.text}"
 
 
-def printable(name: str) -> str:
-    """The name without what would break a line, a terminal or a file format."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
-
-
 def place_of(location: str) -> tuple[str | None, int | None]:
     """The file, relative to the current directory if it is below, and the line."""
     file, _, line = location.rpartition(":")

@@ -114,12 +114,6 @@ class Receiver:
                 return True
         return any(one.passes(mapper, created, *written) for one in self.others)
 
-    def calling(self, fn: Callable[..., Any]) -> Receiver:
-        """This receiver, which calls ``fn`` instead of what was connected."""
-        copied = copy.copy(self)
-        copied.strong = fn
-        return copied
-
     @property
     def fn(self) -> Callable[..., Any] | None:
         """The callable, or ``None`` once a weakly connected one was garbage collected."""

@@ -15,8 +15,9 @@ import blinker
 from blinker import ANY
 
 from ..errors import ReceiverOptionError
-from ..receivers import dispatch, watching
+from ..receivers import dispatch
 from ..receivers.blocks import block
+from ..receivers.observing import observed, observed_async, observers
 from ..receivers.protocols import F
 from ..receivers.receiver import (
     Phase,
@@ -43,15 +44,6 @@ def known_signals() -> list[Signal]:
     """Every signal of the process, those of users included, by name."""
     with _signals_lock:
         return sorted(_signals, key=lambda signal: signal.name)
-
-
-def watch(watcher: watching.Watcher | None) -> None:
-    """Let ``watcher`` see the calls of all receivers from now on; ``None`` ends it."""
-    watching.watcher = watcher
-    for signal in known_signals():
-        # A table that is being made by another thread does not know of the watcher.
-        with signal._lock:
-            signal.forget_lookups()
 
 
 class Signal(blinker.NamedSignal):
@@ -300,6 +292,8 @@ class Signal(blinker.NamedSignal):
             call = receiver.strong or fn
             if _async_wrapper and receiver.is_async:
                 call = _async_wrapper(call)
+            if observers:
+                call = observed(call, self, receiver)
             results.append((fn, call(sender, **kwargs)))
         return results
 
@@ -316,14 +310,13 @@ class Signal(blinker.NamedSignal):
         results: Results = []
         for receiver, fn in _alive(self._audible(sender)):
             call = receiver.strong or fn
-            if receiver.is_async:
-                result = await call(sender, **kwargs)
-            elif _sync_wrapper is not None:
-                result = await _sync_wrapper(call)(sender, **kwargs)
-            else:
-                result = call(sender, **kwargs)
-                if isawaitable(result):  # a decorated async receiver
-                    result = await result
+            if _sync_wrapper is not None and not receiver.is_async:
+                call = _sync_wrapper(call)
+            if observers:
+                call = observed_async(call, self, receiver)
+            result = call(sender, **kwargs)
+            if isawaitable(result):
+                result = await result
             results.append((fn, result))
         return results
 
@@ -336,7 +329,10 @@ class Signal(blinker.NamedSignal):
         for receiver, fn in _alive(self._audible(sender)):
             try:
                 self._refuse_async([receiver], sender, "send_robust()")
-                result = (receiver.strong or fn)(sender, **kwargs)
+                call = receiver.strong or fn
+                if observers:
+                    call = observed(call, self, receiver)
+                result = call(sender, **kwargs)
             except Exception as error:
                 logger.exception(
                     "%s: receiver %s failed for %s", self.name, receiver, describe_sender(sender)
@@ -364,10 +360,7 @@ class Signal(blinker.NamedSignal):
     def _current(self) -> list[Receiver]:
         with self._lock:
             self._prune()
-            receivers: Iterable[Receiver] = self._connected.values()
-            if (watcher := watching.watcher) is not None:
-                receivers = watcher.watched(self, receivers)
-            return list(receivers)
+            return list(self._connected.values())
 
     def forget_lookups(self) -> None:
         """Let new mappings be seen by the next lookup."""

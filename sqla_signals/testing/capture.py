@@ -11,21 +11,19 @@ from collections.abc import Iterator, Mapping
 from traceback import format_exception, walk_tb
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import inspect
-
 from .._sqlalchemy.sessions import current_task
 from ..changes.change import UNSET, Change
-from ..observe import Call, Observer
 from ..receivers.blocks import block
-from ..receivers.receiver import describe_sender, identity
+from ..receivers.observing import Call, Observer
+from ..receivers.receiver import describe_sender
 from ..signals.builtin import receiver_failed
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
+    from ..receivers.observing import Moment
     from ..receivers.receiver import Call as Way
     from ..receivers.receiver import Receiver
-    from ..receivers.watching import Moment
     from ..signals.signal import Signal
 
 
@@ -140,7 +138,8 @@ class Capture(Observer):
         self.sent: list[Sent] = []
         self.failures: list[Failure] = []
         # The last call to end in each thread and task: the next receiver may get the same signal.
-        self._last: dict[Any, tuple[Sent, Call] | None] = {}
+        self._last: dict[Any, tuple[Sent, Any]] = {}
+        self._sent_by: dict[Call, Sent] = {}
 
     @block
     def around(self, call: Call) -> Iterator[None]:
@@ -148,26 +147,23 @@ class Capture(Observer):
         try:
             yield
         finally:
-            if not call.goes_on:
-                noted = call.kept.get(self)
-                if noted is not None:
-                    self._last[_here()] = (noted, call)
-                logged = call.on != "flush" or call.signal is receiver_failed
-                if call.error is not None and logged:
-                    self.failures.append(Failure(call))
+            sent = self._sent_by.pop(call, None)
+            if sent is not None:
+                self._last[_here()] = (sent, call.event)
+            logged = call.on != "flush" or call.signal is receiver_failed
+            if call.error is not None and logged:
+                self.failures.append(Failure(call))
 
     def called(self, call: Call) -> None:
         """Note what is sent, unless another receiver was called with it."""
         assert call.signal is not None
         assert call.receiver is not None
-        last = self._last.pop(_here(), None)
-        if last is not None and _is_same(last[1], call):
-            sent = last[0]
-        else:
+        sent, event = self._last.pop(_here(), (None, None))
+        if sent is None or event != call.event or sent.called[-1].serial >= call.receiver.serial:
             sent = Sent(call.signal, call.on, call.sender, call.arguments)
             self.sent.append(sent)
         sent.called.append(call.receiver)
-        call.kept[self] = sent
+        self._sent_by[call] = sent
 
     def session_event(self, moment: Moment, session: Session, about: Any) -> None:
         """What comes now is not what was sent before."""
@@ -177,30 +173,3 @@ class Capture(Observer):
 def _here() -> tuple[int, Any]:
     task = current_task()
     return threading.get_ident(), id(task) if task is not None else None
-
-
-def _is_same(before: Call, call: Call) -> bool:
-    """Whether two calls that follow each other are two receivers of one signal that was sent."""
-    if (before.signal, before.on) != (call.signal, call.on):
-        return False
-    if identity(before.sender) != identity(call.sender):
-        return False
-    assert before.receiver is not None
-    assert call.receiver is not None
-    if before.receiver.serial >= call.receiver.serial:
-        return False
-    old, new = before.arguments, call.arguments
-    if "instance" in old:
-        return row_of(old["instance"]) == row_of(new.get("instance")) and old.get(
-            "action"
-        ) == new.get("action")
-    if "statement" in old:
-        return old["statement"] is new.get("statement")
-    return old.keys() == new.keys() and all(old[name] is new[name] for name in old)
-
-
-def row_of(instance: Any) -> Any:
-    """What an instance stands for: with ``on="commit"`` each receiver gets one of its own."""
-    state = inspect(instance, raiseerr=False)
-    key = getattr(state, "key", None)
-    return key if key is not None else id(instance)

@@ -14,10 +14,11 @@ from .._sqlalchemy.mappers import all_mappers, is_mapped, secondary_relationship
 from ..changes.change import Change
 from ..errors import ReceiverOptionError
 from ..receivers.installations import model_signals
+from ..receivers.observing import row_of
 from ..receivers.receiver import Receiver, describe_sender, matches
 from ..signals.kinds import AssociationSignal
 from ..signals.signal import Signal
-from .capture import Sent, row_of
+from .capture import Sent
 
 if TYPE_CHECKING:
     from ..receivers.receiver import Call

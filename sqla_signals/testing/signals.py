@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .. import observe
 from ..errors import ReceiverOptionError
 from ..receivers.blocks import block
 from ..receivers.installations import installations
+from ..receivers.observing import observers
 from ..signals.signal import Signal
 from .capture import Capture, Failure, Sent
 from .filters import Expected, Wanted
@@ -192,11 +192,11 @@ class Signals:
 
     def start(self) -> None:
         """Look on from now. The fixture does that."""
-        observe.add(self._capture)
+        observers.append(self._capture)
 
     def stop(self) -> None:
         """Look on no more, and disconnect what listens."""
-        observe.remove(self._capture)
+        observers.remove(self._capture)
         for disconnect in self._heard:
             disconnect()
 

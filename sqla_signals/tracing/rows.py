@@ -97,14 +97,16 @@ class Pending:
     """
 
     def __init__(self, session: Session, instance: Any) -> None:
+        self._session = session
         self._new = set(pending_states(session))
         self._deleted = set(deleted_states(session))
         self._modified = modified_states(session)
         self._state = state_or_none(instance)
         self._values = dict(instance_dict(instance)) if self._state is not None else {}
 
-    def differences(self, session: Session) -> Iterator[tuple[str, State, str]]:
+    def differences(self) -> Iterator[tuple[str, State, str]]:
         """What was done, to which state, and to which attributes."""
+        session = self._session
         for state in list(pending_states(session)):
             if state not in self._new:
                 yield "adds", state, ""

@@ -1,15 +1,14 @@
-"""What a trace is made of: a tree of steps with times, as text and in Chrome's trace format.
-
-Plain values; what is recorded, and when, is in :mod:`sqla_signals.trace`.
-"""
+"""What a trace is made of: a tree of steps with times, as text and in Chrome's trace format."""
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import perf_counter_ns
 from typing import Any, Final, Literal
 
@@ -91,11 +90,6 @@ class TracedStep:
         return line
 
 
-def as_text(step: TracedStep) -> str:
-    """The tree of a step, one line for each."""
-    return "\n".join(_lines(step, "", ""))
-
-
 def _lines(step: TracedStep, head: str, tail: str) -> Iterator[str]:
     first, *more = str(step).splitlines()
     below = tail + ("│  " if step.children else "   ")
@@ -120,50 +114,59 @@ class Tracks:
         """The number of this task, or else of this thread."""
         thread, task = threading.current_thread(), current_task()
         key: Any = thread.ident if task is None else weakref.ref(task)
-        number = self._numbers.get(key)
-        if number is None:
-            with self._lock:
-                number = self._numbers.setdefault(key, len(self._numbers) + 1)
-                self.names[number] = thread.name if task is None else task.get_name()
+        with self._lock:
+            number = self._numbers.setdefault(key, len(self._numbers) + 1)
+            self.names.setdefault(number, thread.name if task is None else task.get_name())
         return number
 
 
-def as_chrome(root: TracedStep, tracks: Tracks) -> dict[str, Any]:
-    """The JSON object format of Chrome's tracing.
+class Trace:
+    """What :func:`sqla_signals.trace` gives: ``print()`` it, look at its steps, or save it."""
 
-    https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU
-    """
-    pid = os.getpid()
-    names = {0: ("process_name", "sqla_signals")} | {
-        number: ("thread_name", name) for number, name in tracks.names.items()
-    }
-    events: list[Mapping[str, Any]] = [
-        {"ph": "M", "pid": pid, "tid": tid or 1, "name": what, "args": {"name": name}}
-        for tid, (what, name) in names.items()
-    ]
-    for step in root.walk():
-        event: dict[str, Any] = {
-            "name": f"{step.name} {step.detail}".rstrip() if step.kind != "receiver" else step.name,
-            "cat": step.kind,
-            "pid": pid,
-            "tid": step.track,
-            "ts": (step.start_ns - root.start_ns) / 1e3,
-        }
-        if step.kind in MOMENTS:
-            event |= {"ph": "i", "s": "t"}
-        else:
-            end = step.end_ns if step.end_ns is not None else perf_counter_ns()
-            event |= {"ph": "X", "dur": (end - step.start_ns) / 1e3}
-        args: dict[str, Any] = {}
-        if step.kind == "receiver":
-            args["location"] = step.detail
-        if step.undone:
-            args["rolled back"] = True
-        if step.error is not None:
-            args["error"] = f"{type(step.error).__name__}: {step.error}"
-        for kind, title in (("row", "rows"), ("change", "changes")):
-            found = [child for child in step.children if child.kind == kind]
-            if found:
-                args[title] = [str(child) for child in found]
-        events.append(event | ({"args": args} if args else {}))
-    return {"traceEvents": events, "displayTimeUnit": "ms"}
+    def __init__(self) -> None:
+        self.tracks: Tracks = Tracks()
+        self.root: TracedStep = TracedStep(kind="trace", name="trace", track=self.tracks.here())
+        """The first step, which contains the others."""
+
+    def __str__(self) -> str:
+        return "\n".join(_lines(self.root, "", ""))
+
+    def to_chrome(self) -> dict[str, Any]:
+        """The trace in Chrome's format, which https://ui.perfetto.dev opens, ready for JSON.
+
+        https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU
+        """
+        pid = os.getpid()
+        names = [("process_name", 1, "sqla_signals")]
+        names += [("thread_name", number, name) for number, name in self.tracks.names.items()]
+        events: list[dict[str, Any]] = [
+            {"ph": "M", "pid": pid, "tid": tid, "name": what, "args": {"name": name}}
+            for what, tid, name in names
+        ]
+        for step in self.root.walk():
+            is_receiver = step.kind == "receiver"
+            event: dict[str, Any] = {
+                "name": step.name if is_receiver else f"{step.name} {step.detail}".rstrip(),
+                "cat": step.kind,
+                "pid": pid,
+                "tid": step.track,
+                "ts": (step.start_ns - self.root.start_ns) / 1e3,
+            }
+            if step.kind in MOMENTS:
+                event |= {"ph": "i", "s": "t"}
+            else:
+                end = step.end_ns if step.end_ns is not None else perf_counter_ns()
+                event |= {"ph": "X", "dur": (end - step.start_ns) / 1e3}
+            args = {
+                "location": step.detail if is_receiver else None,
+                "rolled back": step.undone,
+                "error": step.error and f"{type(step.error).__name__}: {step.error}",
+                "rows": [str(child) for child in step.children if child.kind == "row"],
+                "changes": [str(child) for child in step.children if child.kind == "change"],
+            }
+            events.append(event | {"args": {name: arg for name, arg in args.items() if arg}})
+        return {"traceEvents": events, "displayTimeUnit": "ms"}
+
+    def save_chrome(self, path: str | Path) -> None:
+        """Write :meth:`to_chrome` into a file."""
+        Path(path).write_text(json.dumps(self.to_chrome()), encoding="utf-8")

@@ -13,10 +13,9 @@ from opentelemetry.trace import Tracer
 from sqlalchemy import Engine
 
 import sqla_signals
-from sqla_signals import observe
 from sqla_signals.durable.writing import header_sources
 from sqla_signals.opentelemetry import instrument, uninstrument
-from sqla_signals.receivers import watching
+from sqla_signals.receivers.observing import observers
 
 from ..conftest import create_sqlite_engine, create_tables
 from ..durable.models import Base
@@ -63,8 +62,7 @@ def spans() -> Iterator[Spans]:
     instrument(spans.provider)
     yield spans
     uninstrument()
-    assert observe._observers == ()
-    assert watching.watcher is None
+    assert observers == []
     assert header_sources == []
     spans.provider.shutdown()
 

@@ -9,8 +9,7 @@ import pytest
 from sqlalchemy import Engine
 
 import sqla_signals
-from sqla_signals import observe
-from sqla_signals.receivers import watching
+from sqla_signals.receivers.observing import observers
 
 from ..conftest import create_sqlite_engine, create_tables
 from .models import Base
@@ -20,8 +19,7 @@ from .models import Base
 def nobody_looks_on() -> Iterator[None]:
     """However a test ends, nothing of a trace is left in the way."""
     yield
-    assert observe._observers == ()
-    assert watching.watcher is None
+    assert observers == []
 
 
 @pytest.fixture

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import itertools
 import re
 import textwrap
 import threading
 import weakref
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -34,7 +32,6 @@ from sqla_signals import (
     receiver_failed,
     trace,
 )
-from sqla_signals.receivers import watching
 
 from .models import Entry, Order, Tag
 
@@ -567,33 +564,6 @@ def test_a_trace_holds_no_instance(shop: Engine):
     assert "Order 1" in str(traced)
 
 
-@pytest.mark.parametrize("reads", [(0, 1), (1, 0)])
-def test_a_trace_may_end_at_any_moment_of_what_other_threads_do(
-    shop: Engine, monkeypatch: pytest.MonkeyPatch, reads: tuple[int, int]
-):
-    """Whoever has found that somebody looks on finds nobody there when looking again."""
-
-    def fails(sender, **kwargs):
-        raise ValueError("no")
-
-    with trace(), monkeypatch.context() as patch:
-        found = itertools.cycle([(watching.watcher, None)[read] for read in reads])
-        seen = property(lambda module: next(found))
-        patch.setattr(watching, "__class__", type("Leaving", (ModuleType,), {"watcher": seen}))
-        for on in ("flush", "commit", "rollback"):
-            post_save.connect(lambda sender, **kwargs: None, Order, weak=False, on=on)
-        post_save.connect(fails, Order, weak=False, on="commit")
-        post_save.connect(fails, Order, weak=False, on="rollback")
-        with Session(shop) as session:
-            session.add(Order())
-            on_commit(session, lambda: 1 // 0)
-            session.commit()
-            session.add(Order())
-            session.flush()
-    with Session(shop) as session:
-        assert session.scalars(select(Order.id)).all() == [1]
-
-
 def test_what_receivers_return_may_be_used_as_without_a_trace():
     """A task that they have started is that task, and what is to be awaited can be made one."""
     own = Signal("own")
@@ -674,3 +644,16 @@ def test_a_statement_about_many_rows_is_told_by_its_own_signals(shop: Engine):
            └─ post_bulk Order update, on='commit'
               └─ told
     """)
+
+
+def test_a_flush_of_a_session_that_two_installations_cover_is_one_step(shop: Engine):
+    """Also where no receiver listens."""
+    second = sqla_signals.install(Session)
+    try:
+        with trace() as traced, Session(shop) as session:
+            session.add(Order())
+            session.commit()
+            assert session.scalars(select(Order.id)).all() == [1]
+    finally:
+        second.remove()
+    assert [step.kind for step in traced.root.walk()] == ["trace", "commit", "flush", "row"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Awaitable, Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from sqlalchemy.util import await_only
@@ -13,6 +14,7 @@ from ..._sqlalchemy.instances import state_of
 from ...changes.change import Change
 from ...errors import AsyncReceiverError, note
 from ...receivers.dispatch import active_mutes, audible, unawaitable
+from ...receivers.observing import observed, observers
 from ...receivers.receiver import Receiver, describe_sender
 from ..columns.columns import Columns
 from .audience import audience_of
@@ -59,11 +61,12 @@ class Calls(dict["Mapper[Any]", "ModelCalls"]):
             return
         try:
             session = self.session_for(signal, receiver, sender)
+            if observers:
+                wait_for = partial(_wait_for, self.async_session, signal, receiver, sender)
+                fn = observed(fn, signal, receiver, wait_for)
             result = fn(sender, **arguments, session=session, signal=signal)
             if result is not None and inspect.isawaitable(result):
-                if self.async_session is None:
-                    cannot_await(result, unawaitable(signal, receiver, sender, PLAIN_SESSION))
-                await_only(result)
+                _wait_for(self.async_session, signal, receiver, sender, result)
         except BaseException as error:
             _note(error, signal, receiver, sender)
             raise
@@ -75,6 +78,19 @@ class Calls(dict["Mapper[Any]", "ModelCalls"]):
         if self.detached:
             return None
         return self.async_session if receiver.is_async else self.session
+
+
+def _wait_for(
+    async_session: AsyncSession | None,
+    signal: Signal,
+    receiver: Receiver,
+    sender: Any,
+    result: Awaitable[Any],
+) -> None:
+    """Await what a receiver has returned."""
+    if async_session is None:
+        cannot_await(result, unawaitable(signal, receiver, sender, PLAIN_SESSION))
+    await_only(result)
 
 
 def cannot_await(result: Awaitable[Any], error: AsyncReceiverError) -> NoReturn:
@@ -96,6 +112,9 @@ def send(
         fn = receiver.strong or receiver.fn
         if fn is None:
             continue
+        if observers:
+            error = unawaitable(signal, receiver, sender, where)
+            fn = observed(fn, signal, receiver, partial(cannot_await, error=error))
         try:
             result = fn(sender, **arguments, signal=signal)
             if result is not None and inspect.isawaitable(result):
@@ -164,6 +183,9 @@ class ModelCalls:
                 receiver.chooses and not receiver.passes(self.mapper, created, changes, unknown)
             ):
                 continue
+            if observers:
+                wait_for = partial(_wait_for, self._async_session, signal, receiver, cls)
+                fn = observed(fn, signal, receiver, wait_for)
             try:
                 result = fn(
                     cls,
@@ -177,7 +199,7 @@ class ModelCalls:
                     signal=signal,
                 )
                 if result is not None and inspect.isawaitable(result):
-                    self._wait_for(result, signal, receiver)
+                    _wait_for(self._async_session, signal, receiver, cls, result)
             except BaseException as error:
                 _note(error, signal, receiver, cls)
                 raise
@@ -199,6 +221,9 @@ class ModelCalls:
             fn = receiver.strong or receiver.fn
             if fn is None:
                 continue
+            if observers:
+                wait_for = partial(_wait_for, self._async_session, signal, receiver, cls)
+                fn = observed(fn, signal, receiver, wait_for)
             try:
                 result = fn(
                     cls,
@@ -209,7 +234,7 @@ class ModelCalls:
                     signal=signal,
                 )
                 if result is not None and inspect.isawaitable(result):
-                    self._wait_for(result, signal, receiver)
+                    _wait_for(self._async_session, signal, receiver, cls, result)
             except BaseException as error:
                 _note(error, signal, receiver, cls)
                 raise
@@ -219,11 +244,6 @@ class ModelCalls:
         if self._async_session is None:
             raise unawaitable(signal, receiver, self.cls, PLAIN_SESSION)
         return None if self._detached else self._async_session
-
-    def _wait_for(self, result: Awaitable[Any], signal: Signal, receiver: Receiver) -> None:
-        if self._async_session is None:
-            cannot_await(result, unawaitable(signal, receiver, self.cls, PLAIN_SESSION))
-        await_only(result)
 
     def using(self, instance: Any) -> Engine | Connection:
         """The bind that the row of an instance goes to."""

@@ -10,7 +10,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
-from functools import partial
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -21,16 +20,17 @@ from ..._sqlalchemy.sessions import current_task, ends_session_block
 from ...changes.change import UNSET
 from ...changes.effects import CREATED, DELETED, NEVER_MUTED, Effect, Executed, Frame
 from ...errors import AsyncReceiverError, SignalRecursionError
-from ...receivers import watching
+from ...receivers import observing
 from ...receivers.dispatch import was_audible
-from ...receivers.receiver import Call, Receiver, is_async
+from ...receivers.observing import Observer, note_failure, observers, transaction_notes
+from ...receivers.receiver import Call, Phase, Receiver, is_async, qualified_name
 from ...signals.builtin import post_bulk, post_delete, post_save
 from ...signals.signal import logger
 from ..calling.audience import Audiences
 from ..calling.calls import PLAIN_SESSION, Calls, async_session_of, cannot_await
 from ..columns.by_mapper import ColumnsByMapper
 from ..columns.copies import copies_of
-from .effect_calls import call_for, failed, signal_of
+from .effect_calls import call_for, failed, observed_call, signal_of
 from .session import DeliverySession, SchemaMaps, SessionSource
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Batch(NamedTuple):
     schemas: SchemaMaps
     frame: Frame
     cause: Cause | None
-    watched: watching.WatchedDelivery | None
+    notes: Mapping[Observer, Any]
 
 
 class Cause(NamedTuple):
@@ -152,12 +152,11 @@ def committed(
 ) -> None:
     """Deliver what a committed root transaction did, now or after what is being delivered."""
     delivery, cause = _current.get() or (None, None)
-    watcher = watching.watcher
-    if delivery is None and watcher is None and not _anybody_waits(frame):
+    if delivery is None and not _anybody_waits(frame):
         return
-    watched = watcher.delivery(session, "commit") if watcher is not None else None
+    notes = transaction_notes(session, "commit") if observers else {}
     is_waiting = delivery is not None and delivery.waits_for_us()
-    batch = Batch(source_for(session), schemas, frame, cause if is_waiting else None, watched)
+    batch = Batch(source_for(session), schemas, frame, cause if is_waiting else None, notes)
     if delivery is not None and is_waiting and delivery.add(batch):
         return
     delivery = _Delivery(batch)
@@ -198,10 +197,6 @@ def _deliver(delivery: _Delivery, batch: Batch) -> None:
     if not runs and not batch.frame.on_commit:
         return
     session = DeliverySession(batch.source, batch.schemas)
-    call, call_back = session.call, _call_back
-    if batch.watched is not None:
-        call = partial(batch.watched.receiver, call)
-        call_back = partial(batch.watched.callback, call_back)
     outer = _current.set(None)
     try:
         calling: Receiver | None = None
@@ -211,27 +206,28 @@ def _deliver(delivery: _Delivery, batch: Batch) -> None:
                     if receiver is not calling:
                         calling = receiver
                         _current.set((delivery, Cause(receiver, depth, batch.cause)))
-                    call(receiver, effect)
+                    if observers:
+                        with observing.observe(
+                            observed_call(effect, receiver, "commit", batch.notes)
+                        ):
+                            session.call(receiver, effect)
+                    else:
+                        session.call(receiver, effect)
         session.close()
-        _call_back_all(delivery, batch, depth, call_back)
+        _call_back_all(delivery, batch, depth)
     finally:
         session.close()
         _current.reset(outer)
 
 
-def _call_back_all(
-    delivery: _Delivery,
-    batch: Batch,
-    depth: int,
-    call_back: Callable[[Session, Callable[[], Any], str], None],
-) -> None:
+def _call_back_all(delivery: _Delivery, batch: Batch, depth: int) -> None:
     """Call the ``on_commit`` callbacks, and those that they add."""
     frame, called = batch.frame, 0
     for _ in range(MAX_DEPTH):
         called, added = len(frame.on_commit), frame.on_commit[called:]
         for fn in added:
             _current.set((delivery, Cause(fn, depth, batch.cause)))
-            call_back(batch.source.like, fn, "on_commit")
+            _call_back(batch.source.like, fn, "commit", batch.notes)
         if not added:
             return
     names = ", ".join(dict.fromkeys(repr(fn) for fn in frame.on_commit[called:]))
@@ -290,20 +286,31 @@ def rolled_back(session: Session, frame: Frame) -> None:
         except Exception as error:
             failed(effect, receiver, instance, error, "rollback")
 
-    call_back = _call_back
-    if (watcher := watching.watcher) is not None:
-        watched = watcher.delivery(session, "rollback")
-        call, call_back = partial(watched.receiver, call), partial(watched.callback, call_back)
+    notes = transaction_notes(session, "rollback") if observers else {}
     audiences = Audiences()
     for effect in frame.occurrences:
         for receiver in receivers_for(effect, "rollback", audiences):
-            call(receiver, effect)
+            if observers:
+                with observing.observe(observed_call(effect, receiver, "rollback", notes)):
+                    call(receiver, effect)
+            else:
+                call(receiver, effect)
     for fn in frame.on_rollback:
-        call_back(session, fn, "on_rollback")
+        _call_back(session, fn, "rollback", notes)
 
 
-def _call_back(session: Session, fn: Callable[[], Any], what: str) -> None:
+def _call_back(
+    session: Session, fn: Callable[[], Any], on: Phase, notes: Mapping[Observer, Any]
+) -> None:
     """Call a function given to ``on_commit`` or ``on_rollback``."""
+    if not observers:
+        _run_callback(session, fn, f"on_{on}")
+        return
+    with observing.observe(observing.Call(on=on, name=qualified_name(fn), notes=notes)):
+        _run_callback(session, fn, f"on_{on}")
+
+
+def _run_callback(session: Session, fn: Callable[[], Any], what: str) -> None:
     try:
         awaits = async_session_of(session) is not None
         error = AsyncReceiverError(f"{what}({fn!r}) is async, but was called by {PLAIN_SESSION}")
@@ -316,8 +323,7 @@ def _call_back(session: Session, fn: Callable[[], Any], what: str) -> None:
             await_only(result)
     except Exception as error:
         logger.exception("%s: callback %r failed", what, fn)
-        if (watcher := watching.watcher) is not None:
-            watcher.failed(error)
+        note_failure(error)
 
 
 def receivers_for(effect: Effect | Executed, on: Call, audiences: Audiences) -> Sequence[Receiver]:

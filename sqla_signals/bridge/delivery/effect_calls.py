@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from ..._sqlalchemy.instances import state_of
 from ...changes.effects import CREATED, DELETED, Effect, Executed
 from ...errors import printable
-from ...receivers import watching
+from ...receivers.observing import Call, Observer, note_failure
 from ...receivers.receiver import Phase, Receiver
 from ...signals.builtin import post_bulk, post_delete, post_save, receiver_failed
 from ...signals.signal import Signal, logger
@@ -18,6 +20,30 @@ def signal_of(effect: Effect | Executed) -> Signal:
     if isinstance(effect, Executed):
         return post_bulk
     return post_delete if effect.kind is DELETED else post_save
+
+
+def observed_call(
+    effect: Effect | Executed, receiver: Receiver, on: Phase, notes: Mapping[Observer, Any]
+) -> Call:
+    """Describe the call of a receiver for observers, as far as it is known before it."""
+    sender: Any
+    arguments: dict[str, Any]
+    if isinstance(effect, Executed):
+        sender, arguments = effect.sender, dict(effect.arguments)
+    else:
+        sender = state_of(effect.instance).manager.class_
+        arguments = {"instance": effect.instance, "using": effect.source.using}
+        if effect.kind is not DELETED:
+            arguments["created"] = effect.kind is CREATED
+    return Call(
+        on=on,
+        name=receiver.name,
+        signal=signal_of(effect),
+        receiver=receiver,
+        sender=sender,
+        arguments=arguments,
+        notes=notes,
+    )
 
 
 def call_for(effect: Effect, model: ModelCalls, receiver: Receiver, instance: Any) -> None:
@@ -70,8 +96,7 @@ def failed(
             "primary_key": key,
         },
     )
-    if (watcher := watching.watcher) is not None:
-        watcher.failed(error)
+    note_failure(error)
     receiver_failed.send_robust(
         sender,
         receiver=receiver.fn,

@@ -23,7 +23,7 @@ from ..._sqlalchemy.events import (
     unlisten_to_class,
 )
 from ..._sqlalchemy.mappers import all_mappers, is_mapped, mapper_of
-from ...receivers import watching
+from ...receivers.observing import observers
 from ...signals.builtin import post_save, pre_save
 from ..calling.audience import ROW_SIGNALS, Tables, tables
 from .flush import flushes, no_flush
@@ -95,8 +95,8 @@ _DELETES: Final = {"before_delete": before_delete, "after_delete": after_delete}
 
 _lock = threading.Lock()
 _listening: WeakKeyDictionary[Mapper[Any], set[str]] = WeakKeyDictionary()
-_settled: Tables | None = None
-"""The receivers for which the mappers that were there have their listeners."""
+_settled: tuple[Tables, bool] | None = None
+"""The receivers, and whether they were observed, for which all mappers have their listeners."""
 _new_mappers: list[weakref.ref[Mapper[Any]]] = []
 """Configured since."""
 
@@ -107,7 +107,7 @@ def listen_where_needed() -> None:
     Only what has come since the last time is looked at: there may be a thousand mappers.
     """
     global _settled
-    now = tables()
+    now = tables(), bool(observers)
     if now == _settled and not _new_mappers:
         return
     with _lock:
@@ -116,8 +116,10 @@ def listen_where_needed() -> None:
             mapper = _new_mappers.pop()()
             if mapper is not None:
                 new.add(mapper)
-        known = {receiver for table in _settled or () for receiver in table.receivers}
-        for signal, table in zip(ROW_SIGNALS, now, strict=True):
+        known: set[Receiver] = set()
+        if _settled is not None and _settled[1] >= now[1]:
+            known.update(receiver for table in _settled[0] for receiver in table.receivers)
+        for signal, table in zip(ROW_SIGNALS, now[0], strict=True):
             for receiver in table.receivers:
                 listeners = _listeners_for(signal, receiver)
                 mappers = new if receiver in known else {*new, *_mappers_of(receiver)}
@@ -132,7 +134,7 @@ def _listeners_for(signal: Signal, receiver: Receiver) -> Mapping[str, Callable[
     if receiver.call != "flush":
         return {**_SAVES, **_DELETES}  # a net effect takes all that happened to a row
     if signal is pre_save:
-        return _BEFORE_SAVES if watching.watcher is None else {**_BEFORE_SAVES, **_SAVES}
+        return {**_BEFORE_SAVES, **_SAVES} if observers else _BEFORE_SAVES
     return _SAVES if signal is post_save else _DELETES
 
 

@@ -16,7 +16,7 @@ from ..._sqlalchemy.unit_of_work import (
 )
 from ...changes.change import NO_DIFF, UNSET, Diff, pairs_of
 from ...changes.effects import DELETED, Kind
-from ...receivers import watching
+from ...receivers.observing import observers
 from ..calling.audience import audience_of
 
 if TYPE_CHECKING:
@@ -207,6 +207,6 @@ class _ColumnsToNote(dict["Mapper[Any]", "Columns | None"]):
 
     def __missing__(self, mapper: Mapper[Any]) -> Columns | None:
         # Asked when the first row is written: pre_save receivers may have connected others.
-        is_noted = audience_of(mapper).notes_saves or watching.watcher is not None
+        is_noted = audience_of(mapper).notes_saves or bool(observers)
         self[mapper] = found = self._calls[mapper].columns if is_noted else None
         return found
