@@ -33,7 +33,7 @@ from .bridge.flush import listening as mapper_events
 from .bridge.flush.flush import Flush
 from .bridge.statements import statement as statements
 from .bridge.statements.statement import POLICIES, Policy
-from .bridge.transaction import durable as owed
+from .bridge.transaction import durable
 from .bridge.transaction import frames as transactions
 from .errors import InstallError
 from .receivers import dispatch, mapping, watching
@@ -164,7 +164,7 @@ class Installation:
             flush.is_over = True
             _let_go()
             raise
-        owed.refuse_autocommit(
+        durable.refuse_autocommit(
             session, connections_of(session), lambda: flushes.states_to_flush(session, objects)
         )
         # A pre_* receiver may have connected one of a model that had none.
@@ -193,14 +193,16 @@ class Installation:
         self, session: Session, transaction: SessionTransaction, connection: Connection
     ) -> None:
         if self._is_mine(session):
-            owed.refuse_autocommit(session, [connection], lambda: flushes.states_in_flush(session))
+            durable.refuse_autocommit(
+                session, [connection], lambda: flushes.states_in_flush(session)
+            )
             transactions.begun(session, transaction, connection)
 
     def _before_commit(self, session: Session) -> None:
         if self._is_mine(session):
             if (watcher := watching.watcher) is not None:
                 watcher.session_event("before_commit", session)
-            owed.committing(session)
+            durable.committing(session)
 
     def _after_commit(self, session: Session) -> None:
         if self._is_mine(session):
@@ -220,7 +222,7 @@ class Installation:
         if self._is_mine(session):
             if (watcher := watching.watcher) is not None:
                 watcher.session_event("after_transaction_end", session, transaction)
-            transactions.ended(session, transaction, session_source, owed.left)
+            transactions.ended(session, transaction, session_source, durable.left)
 
     def _do_orm_execute(self, context: ORMExecuteState) -> Result[Any] | None:
         if not context.statement.is_dml or not self._is_mine(context.session):
