@@ -11,8 +11,8 @@ from sqlalchemy import delete, func, literal_column, select, update
 from ...errors import InstallError
 from .claims import Claims
 from .clock import database_time
-from .raw import raw
-from .reading import Claim, bytes_of
+from .raw import bytes_of, raw
+from .reading import Claim
 from .tables import MYSQL
 
 if TYPE_CHECKING:

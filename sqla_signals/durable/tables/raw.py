@@ -7,6 +7,8 @@ column that holds nonsense is read without an error.
 from __future__ import annotations
 
 import json
+from functools import reduce
+from operator import add
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import JSON, DateTime, Text, Uuid, cast, func, literal, type_coerce
@@ -30,18 +32,13 @@ def raw(connection: Connection, column: Column[Any]) -> ColumnElement[Any]:
     return column.label(column.name)
 
 
-def size(connection: Connection, *columns: Column[Any]) -> ColumnElement[Any]:
-    """How many bytes these columns take as text."""
-    sqlite = connection.dialect.name == "sqlite"
-    sizes = [
-        # Of a text SQLite counts characters; octet_length() came with 3.43.
-        func.coalesce((func.length if sqlite else func.octet_length)(raw(connection, column)), 0)
-        for column in columns
-    ]
-    total: ColumnElement[Any] = sizes[0]
-    for one in sizes[1:]:
-        total = total + one
-    return total
+def bytes_of(connection: Connection, events: Any) -> ColumnElement[Any]:
+    """How many bytes of an event are read, besides names."""
+    # Of a text SQLite counts characters; octet_length() came with 3.43.
+    size = func.length if connection.dialect.name == "sqlite" else func.octet_length
+    columns = events.payload, events.headers, events.receivers
+    sizes = [func.coalesce(size(raw(connection, column)), 0) for column in columns]
+    return reduce(add, sizes)
 
 
 def as_json(connection: Connection, value: Any) -> ColumnElement[Any]:
