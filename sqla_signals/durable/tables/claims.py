@@ -114,13 +114,10 @@ class Claims:
             # Not by NOT EXISTS: without fresh statistics, which a queue seldom has, PostgreSQL
             # expects nearly no row of that, and sorts the whole table for each batch.
             due = due.limit(limit + len(without))
-        try:
-            if self._outbox.ordered:
-                found = self._in_order(connection, due, without)
-            else:
-                found = {key: key for key in connection.scalars(due) if key not in without}
-        finally:
-            connection.rollback()
+        if self._outbox.ordered:
+            found = self._in_order(connection, due, without)
+        else:
+            found = {key: key for key in connection.scalars(due) if key not in without}
         return dict(islice(found.items(), limit))
 
     def _in_order(
