@@ -7,11 +7,9 @@ column that holds nonsense is read without an error.
 from __future__ import annotations
 
 import json
-from functools import reduce
-from operator import add
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import JSON, DateTime, Text, Uuid, cast, func, literal, type_coerce
+from sqlalchemy import JSON, DateTime, Text, Uuid, cast, func, literal, literal_column, type_coerce
 from sqlalchemy.types import NullType
 
 from ..message.envelope import read_json
@@ -37,8 +35,10 @@ def bytes_of(connection: Connection, events: Any) -> ColumnElement[Any]:
     # Of a text SQLite counts characters; octet_length() came with 3.43.
     size = func.length if connection.dialect.name == "sqlite" else func.octet_length
     columns = events.payload, events.headers, events.receivers
-    sizes = [func.coalesce(size(raw(connection, column)), 0) for column in columns]
-    return reduce(add, sizes)
+    total: ColumnElement[Any] = literal_column("0")
+    for column in columns:
+        total = total + func.coalesce(size(raw(connection, column)), 0)
+    return total
 
 
 def as_json(connection: Connection, value: Any) -> ColumnElement[Any]:
