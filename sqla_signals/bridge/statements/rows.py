@@ -28,7 +28,7 @@ from ...receivers.dispatch import active_mutes
 from ...signals.builtin import post_delete, post_save, pre_save
 from ..calling.audience import audience_of
 from ..calling.guard import IN_STATEMENT, guarded
-from ..transaction import durable as owed
+from ..transaction import durable
 from ..transaction import frames as transactions
 from .binds import bind_of, one_bind
 from .keys import Key, KeyColumns
@@ -316,7 +316,7 @@ class Rows:
         effects = [effect for one in self._written if (effect := self._effect(one)) is not None]
         if effects:
             transactions.frame_of(self._session).add(effects)
-            owed.flushed(self._session, effects)
+            durable.flushed(self._session, effects)
         with guarded(self._session, IN_STATEMENT):
             for kind, instance, changes, fields in self._written:
                 model = self._model(instance)
