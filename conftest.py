@@ -20,7 +20,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 import sqla_signals
 import sqla_signals.opentelemetry
-from sqla_signals.receivers.mapping import installations, model_signals
+from sqla_signals.receivers.installations import installations, model_signals
 
 OTHER_SIGNALS = (
     sqla_signals.receiver_failed,

@@ -14,6 +14,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -233,17 +234,7 @@ def _as_json(found: Backlog, late: bool) -> str:
             "late": late,
             "dead": found.dead,
             "dead_letters": [
-                {
-                    "sequence": dead.sequence,
-                    "id": str(dead.id),
-                    "model": dead.model,
-                    "subject": dead.subject,
-                    "kind": dead.kind,
-                    "receivers": dead.receivers,
-                    "attempts": dead.attempts,
-                    "dead_at": dead.dead_at.isoformat(),
-                    "last_error": dead.last_error,
-                }
+                {**asdict(dead), "id": str(dead.id), "dead_at": dead.dead_at.isoformat()}
                 for dead in found.dead_letters
             ],
         }

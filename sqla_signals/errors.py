@@ -58,7 +58,8 @@ class SessionInFlushError(SignalsError, InvalidRequestError):
 
     The session is in the middle of a flush then; letting the call through would leave that flush
     half written. So it is with a savepoint of a ``post_*`` receiver that ends with changes which
-    are not flushed.
+    are not flushed. The session of a durable receiver is committed by its worker, together with the
+    note that the event is done.
     """
 
 

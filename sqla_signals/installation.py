@@ -1,43 +1,36 @@
-"""``install`` and ``raw``: which sessions are listened to."""
+"""``install``: which sessions are listened to, and what each of their events does."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import sys
 import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy.orm import (
-    Session,
-    SessionTransaction,
-    UOWTransaction,
-    scoped_session,
-    sessionmaker,
-)
+from sqlalchemy.orm import Session, SessionTransaction, UOWTransaction
 
 from ._sqlalchemy.events import is_listener, listen_to, listen_to_class, unlisten, unlisten_to_class
 from ._sqlalchemy.instances import are_instances
-from ._sqlalchemy.sessions import all_sessions
+from ._sqlalchemy.sessions import all_sessions, is_scoped
+from ._sqlalchemy.transactions import connections_of
 from .bridge import instances
-from .bridge.calling.calls import RAW, async_session_of
+from .bridge.calling.calls import async_session_of
 from .bridge.delivery.session import SessionSource
-from .bridge.flush import autocommit
-from .bridge.flush import flush as flushes
 from .bridge.flush import listening as mapper_events
-from .bridge.flush.flush import Flush
+from .bridge.flush.flush import Flush, anybody_listens, states_in_flush, states_to_flush
 from .bridge.statements import statement as statements
 from .bridge.statements.statement import POLICIES, Policy
-from .bridge.transaction import durable as owed
+from .bridge.targets import Target, session_target
+from .bridge.transaction import durable
 from .bridge.transaction import frames as transactions
 from .errors import InstallError
-from .receivers import dispatch, mapping
+from .receivers import dispatch
+from .receivers.installations import installations, model_signals
 from .receivers.observing import observers, tell
+from .receivers.receiver import qualified_name
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from sqlalchemy.engine import Connection, Result
     from sqlalchemy.orm import ORMExecuteState
 
@@ -45,7 +38,7 @@ if TYPE_CHECKING:
 _lock = threading.RLock()
 _serials = itertools.count()
 _leaving: list[Installation] = []
-"""Removed, but a flush that was under way by then still needs their listeners."""
+"""Removed while a flush was under way, which needs their listeners until it ends."""
 
 
 def _let_go() -> None:
@@ -60,9 +53,7 @@ class Installation:
 
     def __init__(
         self,
-        target: Any,
-        behind: type | None,
-        maker: Callable[[], Any] | None,
+        target: Target,
         whose: str,
         session_factory: Callable[[], Any] | None,
         policy: Policy,
@@ -71,10 +62,10 @@ class Installation:
         self._whose = whose
         self.policy: Policy = policy
         self.serial: int = next(_serials)
-        self._target = target
-        self._behind = behind
+        self._target = target.sessions
+        self._async_class = target.async_class
+        self.maker = target.maker
         self.session_factory = session_factory
-        self.maker = maker
         self._listeners: list[tuple[str, Callable[..., Any]]] = [
             ("before_flush", self._before_flush),
             ("after_flush", self._after_flush),
@@ -89,8 +80,8 @@ class Installation:
             self._listen(*listener)
         mapper_events.start_listening()
         instances.start_listening()
-        mapping.installed(self)
-        for signal in mapping.model_signals:
+        installations.add(self)
+        for signal in model_signals:
             if signal.receivers:
                 self.listen_for(signal)
 
@@ -117,7 +108,7 @@ class Installation:
             if self._removed:
                 return
             self._removed = True
-            mapping.installations.discard(self)
+            installations.discard(self)
             _leaving.append(self)
         _let_go()
 
@@ -134,7 +125,7 @@ class Installation:
             else:
                 for session in all_sessions():  # also those like it that commit receivers get
                     unlisten(session, name, listener)
-        if not mapping.installations:
+        if not installations:
             mapper_events.stop_listening()
             instances.stop_listening()
 
@@ -145,7 +136,7 @@ class Installation:
             return
         if observers:
             tell("before_flush", session, context)
-        if not any(signal.table.receivers for signal in flushes.SIGNALS):
+        if not anybody_listens():
             return
         if not are_instances(objects):  # the flush is going to fail of that
             return
@@ -160,7 +151,9 @@ class Installation:
             flush.is_over = True
             _let_go()
             raise
-        autocommit.flushing(session, objects)
+        durable.refuse_autocommit(
+            session, connections_of(session), lambda: states_to_flush(session, objects)
+        )
         # A pre_* receiver may have connected one of a model that had none.
         mapper_events.listen_where_needed()
         for mapper in flush.announcement.updated_mappers:
@@ -187,14 +180,14 @@ class Installation:
         self, session: Session, transaction: SessionTransaction, connection: Connection
     ) -> None:
         if self._is_mine(session):
-            autocommit.begun(session, connection)
+            durable.refuse_autocommit(session, [connection], lambda: states_in_flush(session))
             transactions.begun(session, transaction, connection)
 
     def _before_commit(self, session: Session) -> None:
         if self._is_mine(session):
             if observers:
                 tell("before_commit", session)
-            owed.committing(session)
+            durable.committing(session)
 
     def _after_commit(self, session: Session) -> None:
         if self._is_mine(session):
@@ -211,10 +204,11 @@ class Installation:
             if transaction.parent is not None and not transaction.nested:
                 Flush.ended(session)  # its own subtransaction, which is rolled back if it fails
             _let_go()
-        if self._is_mine(session):
-            if observers:
-                tell("after_transaction_end", session, transaction)
-            transactions.ended(session, transaction, session_source, owed.left)
+        of_flush = transaction.parent is not None and not transaction.nested
+        if observers and self._is_mine(session):
+            tell("after_transaction_end", session, transaction)
+        if not of_flush and self._is_mine(session):
+            transactions.ended(session, transaction, session_source, durable.left)
 
     def _do_orm_execute(self, context: ORMExecuteState) -> Result[Any] | None:
         if not context.statement.is_dml or not self._is_mine(context.session):
@@ -227,6 +221,11 @@ class Installation:
             for name, listener in self._listeners:
                 listen_to(new, name, listener, first=False)
 
+    @property
+    def makes_sessions(self) -> bool:
+        """Whether it says how the session of commit receivers is made."""
+        return self.session_factory is not None or self.maker is not None
+
     def closeness(self, session: Session) -> float:
         """How specifically this installation is for a session; 0 if it is not."""
         if not isinstance(self._target, type):
@@ -234,12 +233,13 @@ class Installation:
             return math.inf if listens else 0
         if not isinstance(session, self._target) or not self._is_mine(session):
             return 0
-        return len(self._target.__mro__) + (len(self._behind.__mro__) if self._behind else 0)
+        classes = [cls for cls in (self._target, self._async_class) if cls is not None]
+        return sum(len(cls.__mro__) for cls in classes)
 
     def _is_mine(self, session: Session) -> bool:
         if self._removed:
             return False
-        return self._behind is None or isinstance(async_session_of(session), self._behind)
+        return self._async_class is None or isinstance(async_session_of(session), self._async_class)
 
     def __str__(self) -> str:
         """Whose work it sends signals for."""
@@ -279,7 +279,7 @@ def install(
     """
     if session_factory is not None and not callable(session_factory):
         raise InstallError(f"session_factory={session_factory!r} cannot be called")
-    if hasattr(session_factory, "registry"):  # a scoped_session or an async_scoped_session
+    if is_scoped(session_factory):
         raise InstallError(
             f"session_factory={session_factory!r} gives the session that the application is "
             f"working with, so a receiver's work would be done there. Give what makes its "
@@ -290,8 +290,7 @@ def install(
     _let_go()
     if target is None:
         target = Session
-    sessions, behind, maker = session_target(target)
-    return Installation(sessions, behind, maker, _whose(target), session_factory, bulk)
+    return Installation(session_target(target), _whose(target), session_factory, bulk)
 
 
 def _whose(target: Any) -> str:
@@ -299,134 +298,27 @@ def _whose(target: Any) -> str:
     if target is Session:
         return "every Session"
     if isinstance(target, type):
-        return f"{target.__module__}.{target.__qualname__}"
+        return qualified_name(target)
     return f"a {type(target).__name__}"
 
 
 def policy_for(session: Session) -> Policy:
     """The ``bulk`` policy of the installation that is closest to the session."""
-    closest = max(
-        mapping.installations, key=lambda one: (one.closeness(session), one.serial), default=None
-    )
+    closest = max(installations, key=lambda one: (one.closeness(session), one.serial), default=None)
     return closest.policy if closest is not None else "ignore"
 
 
 def session_source(session: Session) -> SessionSource:
     """Where commit receivers get their session from, by the closest installation that says it."""
-    mine = sorted(
-        (one for one in mapping.installations if one.closeness(session)),
+    closest_last = sorted(
+        (one for one in installations if one.makes_sessions and one.closeness(session)),
         key=lambda one: one.closeness(session),
     )
-    factories = [one.session_factory for one in mine if one.session_factory is not None]
-    makers = [one.maker for one in mine if one.maker is not None]
+    factories = [one.session_factory for one in closest_last if one.session_factory is not None]
+    makers = [one.maker for one in closest_last if one.maker is not None]
     return SessionSource(
         session,
         async_session_of(session),
         factories[-1] if factories else None,
         makers[-1] if makers else None,
     )
-
-
-def session_target(target: Any) -> tuple[Any, type | None, Callable[[], Any] | None]:
-    """The ``Session`` class or instance whose events to listen to.
-
-    The second is the class of the ``AsyncSession`` that must be in front, if any will not do: many
-    share a ``Session`` class. The third makes more of these sessions, if the target does that.
-    """
-    if isinstance(target, Session) or (isinstance(target, type) and issubclass(target, Session)):
-        return target, None, None
-    if isinstance(target, sessionmaker):
-        return target.class_, None, target
-    if isinstance(target, scoped_session):
-        if isinstance(target.session_factory, sessionmaker | type):
-            return session_target(target.session_factory)
-        raise not_sessions(target)
-    asyncio: Any = sys.modules.get("sqlalchemy.ext.asyncio")
-    if asyncio is not None:
-        if isinstance(target, asyncio.AsyncSession):
-            return target.sync_session, None, None
-        if isinstance(target, asyncio.async_scoped_session) and isinstance(
-            target.session_factory, asyncio.async_sessionmaker
-        ):
-            return session_target(target.session_factory)
-        if isinstance(target, asyncio.async_sessionmaker):
-            if "_made_by" not in target.class_.__dict__:
-                # A class of its own, as a sessionmaker gives itself, to know its sessions by.
-                own = (target.class_,)
-                target.class_ = type(target.class_.__name__, own, {"_made_by": "sqla_signals"})
-            sync_class = target.kw.get("sync_session_class") or target.class_.sync_session_class
-            return session_target(sync_class)[0], target.class_, target
-        if isinstance(target, type) and issubclass(target, asyncio.AsyncSession):
-            return target.sync_session_class, target, None  # type: ignore[attr-defined]
-    if isinstance(getattr(target, "session", None), scoped_session):  # Flask-SQLAlchemy's db
-        return session_target(target.session)
-    raise not_sessions(target)
-
-
-def not_sessions(target: Any) -> InstallError:
-    """The error for something that makes no sessions."""
-    return InstallError(
-        f"install({target!r}): not something that makes sessions. Give a Session class, a "
-        f"sessionmaker, a scoped_session, an AsyncSession class, an async_sessionmaker, a "
-        f"Flask-SQLAlchemy db, or nothing for every session."
-    )
-
-
-class raw:
-    """Mark what a session writes inside the block as ``raw=True``, for loading fixtures.
-
-    :param session: a ``Session``, for ``with``; or an ``AsyncSession``, for ``async with``.
-
-    What is pending at the end of the block is flushed there, so that it is raw as well; not after
-    an exception. Blocks may nest.
-    """
-
-    def __init__(self, session: Any) -> None:
-        if hasattr(session, "registry"):  # a scoped_session or an async_scoped_session
-            session = session()
-        self._session = session
-        self._sync: Session = getattr(session, "sync_session", session)
-        if not isinstance(self._sync, Session):
-            raise InstallError(f"raw({session!r}): give a Session or an AsyncSession")
-
-    def _enter(self) -> None:
-        self._sync.info[RAW] = self._sync.info.get(RAW, 0) + 1
-
-    def _exit(self) -> None:
-        self._sync.info[RAW] -= 1
-        if not self._sync.info[RAW]:
-            del self._sync.info[RAW]
-
-    def __enter__(self) -> None:
-        if self._session is not self._sync:
-            raise InstallError(f"raw({self._session!r}): with an AsyncSession, use 'async with'")
-        self._enter()
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            if exc is None:
-                self._sync.flush()
-        finally:
-            self._exit()
-
-    async def __aenter__(self) -> None:
-        if self._session is self._sync:
-            raise InstallError(f"raw({self._session!r}): with a plain Session, use 'with'")
-        self._enter()
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            if exc is None:
-                await self._session.flush()
-        finally:
-            self._exit()

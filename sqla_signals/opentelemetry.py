@@ -43,9 +43,10 @@ from .durable.message.envelope import UnknownModelError
 from .durable.message.naming import find_mapper
 from .durable.writing import header_sources
 from .receivers.blocks import block
-from .receivers.mapping import known_outbox, model_signals
+from .receivers.installations import model_signals
+from .receivers.mapped import known_outbox
 from .receivers.observing import Observer, observers
-from .receivers.receiver import describe_sender
+from .receivers.receiver import describe_sender, qualified_name
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -185,7 +186,7 @@ class _Instrumentation(Observer):
 def _end(span: Span, error: BaseException | None) -> None:
     if error is not None:
         span.record_exception(error)
-        span.set_attribute("error.type", f"{type(error).__module__}.{type(error).__qualname__}")
+        span.set_attribute("error.type", qualified_name(error))
         span.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error}"))
     span.end()
 

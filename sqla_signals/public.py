@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from .bridge.calling.raw import raw
 from .bridge.transaction.frames import on_commit, on_rollback
 from .changes.change import UNSET, Change
 from .errors import (
@@ -19,7 +20,7 @@ from .errors import (
     SignalsNotInstalledWarning,
 )
 from .explaining import explain
-from .installation import Installation, install, raw
+from .installation import Installation, install
 from .receivers.dispatch import mute
 from .signals.builtin import (
     class_prepared,

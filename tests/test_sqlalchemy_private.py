@@ -239,6 +239,7 @@ KEY_SWITCHES = ("_key_switchers",)
 ASYNC_SESSIONS = ("_proxied", "_assign_proxied")
 EVENTS = ("_EventKey", "_removed_from_collection", "_stored_in_collection")
 ELSEWHERE = (
+    "_managers",
     "_begin",
     "_clslevel",
     "_empty_listener_reg",

@@ -14,13 +14,11 @@ from .mappers import all_mappers
 from .sessions import all_sessions
 
 if TYPE_CHECKING:
-    from sqlalchemy.orm import InstanceState, Mapper
-
-    State = InstanceState[Any]
+    from sqlalchemy.orm import Mapper
 
 
 def is_listener(session: Session, event_name: str, fn: Callable[..., Any]) -> bool:
-    """Whether ``fn`` listens to this one session, or to the one that it is like."""
+    """Whether ``fn`` was added to this session itself, not to its class."""
     dispatch = session.__dict__.get("dispatch")
     return dispatch is not None and fn in getattr(dispatch, event_name).listeners
 
@@ -28,8 +26,8 @@ def is_listener(session: Session, event_name: str, fn: Callable[..., Any]) -> bo
 def listen_to_class(cls: Any, event_name: str, fn: Callable[..., Any]) -> None:
     """Add a listener of all sessions of a class, or of all mappers; once, if it is there already.
 
-    ``event.listen`` changes the collections (event/attr.py, ``_ClsLevelDispatch``), and so breaks
-    whoever runs through one of them: another thread, or the caller. Here they are replaced.
+    ``event.listen`` changes collections in place (event/attr.py, ``_ClsLevelDispatch``), which
+    breaks a loop over one of them in another thread or in the caller. Here they are replaced.
     """
     _replace_listeners(cls, event_name, fn, lambda others: [*others, fn])
     event_registry._stored_in_collection(
@@ -38,9 +36,9 @@ def listen_to_class(cls: Any, event_name: str, fn: Callable[..., Any]) -> None:
 
 
 def unlisten_to_class(cls: Any, event_name: str, fn: Callable[..., Any]) -> None:
-    """Undo :func:`listen_to_class`; also if SQLAlchemy has forgotten the listener meanwhile.
+    """Undo :func:`listen_to_class`.
 
-    Its own test fixtures let it, with ``SessionEvents._clear()``.
+    SQLAlchemy may have forgotten the listener: its test fixtures call ``SessionEvents._clear()``.
     """
     _replace_listeners(cls, event_name, fn, lambda others: others)
     key = event_registry._EventKey(cls, event_name, fn, cls)
@@ -69,9 +67,9 @@ def _replace_listeners(
 
 
 def listen_to(owner: Any, event_name: str, fn: Callable[..., Any], *, first: bool) -> None:
-    """Add a listener of one session, mapper or class manager, that gets the state itself.
+    """Add a listener of one session, mapper or class manager, as with ``raw=True``.
 
-    It replaces the collection, as :func:`listen_to_class` does.
+    The collection is replaced, as by :func:`listen_to_class`.
     """
     collection = getattr(owner.dispatch, event_name).for_modify(owner.dispatch)
     others = [one for one in collection.listeners if one != fn]
@@ -95,10 +93,10 @@ def is_last_listener(mapper: Mapper[Any], event_name: str, fn: Callable[..., Any
 def wrap_init(
     mapper: Mapper[Any], wrap: Callable[[Callable[..., None]], Callable[..., None]]
 ) -> None:
-    """Let ``wrap(init)`` be called where SQLAlchemy constructs an instance of exactly this class.
+    """Replace the ``__init__`` of exactly this class by ``wrap(init)``.
 
-    The ``init`` event comes before ``__init__``, and there is none behind it. What is replaced is
-    called for the outermost constructor alone: a ``super().__init__()`` does not come here.
+    SQLAlchemy has an event before ``__init__`` but none after it. A ``super().__init__()`` in a
+    subclass does not call the wrapper.
     """
     manager = mapper.class_manager
     init = manager.original_init

@@ -1,4 +1,4 @@
-"""Mappers: which there are, and what is behind their attributes."""
+"""Mappers: which there are, their attributes, and how their classes are related."""
 
 from __future__ import annotations
 
@@ -9,20 +9,54 @@ from sqlalchemy.orm import (
     MANYTOONE,
     ColumnProperty,
     CompositeProperty,
+    QueryableAttribute,
     RelationshipProperty,
     SynonymProperty,
     attributes,
 )
 from sqlalchemy.orm.exc import UnmappedColumnError
 from sqlalchemy.orm.mapper import _mapper_registries
-from sqlalchemy.schema import Column
+from sqlalchemy.schema import Column, Table
 
 from ..errors import SignalsError
 
 if TYPE_CHECKING:
-    from sqlalchemy.orm import ClassManager, InstanceState, Mapper
+    from sqlalchemy.orm import ClassManager, Mapper
 
-    State = InstanceState[Any]
+
+def all_mappers() -> list[Mapper[Any]]:
+    """Every mapper of the process that is complete, configured or not.
+
+    ``registry.mappers`` (orm/decl_api.py) raises while another thread defines a class, and for as
+    long as somebody keeps a class whose definition has failed. ``keyrefs()`` copies in one step,
+    and ``Mapper.__init__`` ends with ``_flag_new_mapper``.
+    """
+    managers = [ref() for registry in _registries() for ref in registry._managers.keyrefs()]
+    mappers = [manager.__dict__.get("mapper") for manager in managers if manager is not None]
+    return [mapper for mapper in mappers if mapper is not None and mapper._ready_for_configure]
+
+
+def configured_mappers() -> list[Mapper[Any]]:
+    """Every mapper that can be configured, after configuring it.
+
+    ``configure_mappers()`` does not do: it raises if one class of the process cannot be configured.
+    """
+    for registry in _registries():
+        try:
+            registry.configure(cascade=True)
+        except SignalsError:
+            raise
+        except Exception:
+            continue  # using one of its classes raises this, too
+    return [mapper for mapper in all_mappers() if mapper.configured]
+
+
+def _registries() -> list[Any]:
+    return [registry for ref in _mapper_registries.keyrefs() if (registry := ref())]
+
+
+manager_of_class: Callable[[type], ClassManager[Any]] = attributes.manager_of_class
+"""The class manager of a mapped class."""
 
 
 def mapper_of(cls: type) -> Mapper[Any] | None:
@@ -39,35 +73,9 @@ def is_mapped(cls: type) -> bool:
     return mapper_of(cls) is not None
 
 
-def all_mappers() -> list[Mapper[Any]]:
-    """Every mapper of the process that is complete, configured or not.
-
-    ``registry.mappers`` (orm/decl_api.py) raises while another thread defines a class, and for as
-    long as somebody keeps a class whose definition has failed. ``keyrefs()`` copies in one step,
-    and ``Mapper.__init__`` ends with ``_flag_new_mapper``.
-    """
-    managers = [ref() for registry in _registries() for ref in registry._managers.keyrefs()]
-    mappers = [manager.__dict__.get("mapper") for manager in managers if manager is not None]
-    return [mapper for mapper in mappers if mapper is not None and mapper._ready_for_configure]
-
-
-def _registries() -> list[Any]:
-    return [registry for ref in _mapper_registries.keyrefs() if (registry := ref())]
-
-
-def configured_mappers() -> list[Mapper[Any]]:
-    """Every mapper that can be used; those that nobody has used yet are configured.
-
-    ``configure_mappers()`` raises if there is one class in the process that cannot be configured.
-    """
-    for registry in _registries():
-        try:
-            registry.configure(cascade=True)
-        except SignalsError:
-            raise
-        except Exception:
-            continue  # so does whoever uses one of its classes
-    return [mapper for mapper in all_mappers() if mapper.configured]
+def property_count(mapper: Mapper[Any]) -> int:
+    """How many properties a mapper has; more come when one is assigned to its class later."""
+    return len(mapper._props)
 
 
 def column_keys(mapper: Mapper[Any], attribute: str) -> frozenset[str]:
@@ -92,25 +100,11 @@ def column_keys(mapper: Mapper[Any], attribute: str) -> frozenset[str]:
     return frozenset()
 
 
-def property_count(mapper: Mapper[Any]) -> int:
-    """How many properties a mapper has; they grow when one is assigned to its class later."""
-    return len(mapper._props)
-
-
-def reference_count(mapper: Mapper[Any]) -> int:
-    """How many relationships and cascades of others lead to the mapper, which may grow as well."""
-    return sum(
-        len(parent._dependency_processors) + len(parent._delete_orphans)
-        for parent in mapper.iterate_to_root()
-    )
-
-
-manager_of_class: Callable[[type], ClassManager[Any]] = attributes.manager_of_class
-"""The class manager of a mapped class."""
-
-
 def attribute_of(column: Any, mapper: Mapper[Any]) -> str | None:
-    """The attribute of a column of the class, or of an alias, or of a key; else ``None``."""
+    """The name of the attribute for a column; ``None`` if the class has none.
+
+    :param column: a column of the class or of an alias of it, or the key of one.
+    """
     if isinstance(column, str):
         column = mapper.local_table.c.get(column)
     else:
@@ -134,9 +128,22 @@ def key_columns_of(mapper: Mapper[Any]) -> list[Any]:
     return found
 
 
-def can_orphan(mapper: Mapper[Any]) -> bool:
-    """Whether a ``delete-orphan`` cascade leads to the mapper."""
-    return any(parent._delete_orphans for parent in mapper.iterate_to_root())
+def relations_size(mapper: Mapper[Any]) -> int:
+    """How many properties a mapper has, and how many relationships and cascades lead to it.
+
+    It grows when a property is assigned to one of the classes later.
+    """
+    size = len(mapper._props)
+    parent: Mapper[Any] | None = mapper
+    while parent is not None:
+        size += len(parent._dependency_processors) + len(parent._delete_orphans)
+        parent = parent.inherits
+    return size
+
+
+def is_referenced(mapper: Mapper[Any]) -> bool:
+    """Whether a relationship of another class leads to the mapper."""
+    return any(parent._dependency_processors for parent in mapper.iterate_to_root())
 
 
 def referenced_keys(mapper: Mapper[Any]) -> Iterator[str]:
@@ -159,6 +166,34 @@ def referenced_keys(mapper: Mapper[Any]) -> Iterator[str]:
                 yield key
 
 
-def is_referenced(mapper: Mapper[Any]) -> bool:
-    """Whether a relationship of another class leads to the mapper."""
-    return any(parent._dependency_processors for parent in mapper.iterate_to_root())
+def can_orphan(mapper: Mapper[Any]) -> bool:
+    """Whether a ``delete-orphan`` cascade leads to the mapper."""
+    return any(parent._delete_orphans for parent in mapper.iterate_to_root())
+
+
+def secondary_relationship(attribute: Any) -> RelationshipProperty[Any] | None:
+    """The many-to-many relationship of ``User.groups``, without configuring mappers.
+
+    ``None`` if it is anything else.
+    """
+    prop = getattr(attribute, "prop", None) if isinstance(attribute, QueryableAttribute) else None
+    if not isinstance(prop, RelationshipProperty) or prop._init_args.secondary.argument is None:
+        return None
+    return prop
+
+
+def writes_rows(prop: RelationshipProperty[Any]) -> bool:
+    """Whether a relationship has a ``secondary`` table and can write rows of it.
+
+    It cannot write to a join, nor to a table without the foreign keys to both sides: then
+    ``ManyToManyDP._synchronize`` fails as soon as the collection is changed.
+    """
+    if prop.viewonly or not isinstance(prop.secondary, Table):
+        return False
+    pairs = (*prop.synchronize_pairs, *(prop.secondary_synchronize_pairs or ()))
+    return all(column.table is prop.secondary for _, column in pairs)
+
+
+def both_sides(prop: RelationshipProperty[Any]) -> list[RelationshipProperty[Any]]:
+    """A relationship, and those tied to it by ``back_populates`` or ``backref``."""
+    return [prop, *filter(writes_rows, prop._reverse_property)]

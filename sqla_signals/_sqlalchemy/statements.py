@@ -1,4 +1,4 @@
-"""Statements on mapped classes: what they write, and how they are executed."""
+"""INSERT, UPDATE and DELETE of mapped classes: what they write, and how they are executed."""
 
 from __future__ import annotations
 
@@ -18,26 +18,31 @@ from .mappers import attribute_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Result
-    from sqlalchemy.orm import InstanceState, Mapper, ORMExecuteState
+    from sqlalchemy.orm import Mapper, ORMExecuteState
 
-    State = InstanceState[Any]
 
-_BulkUDCompileState: Final = renamed(bulk_persistence, "BulkUDCompileState")
-_NEW: Final = hasattr(bulk_persistence, "_expand_other_attrs")
-_expand: Final[Any] = getattr(
-    bulk_persistence, "_expand_other_attrs" if _NEW else "_expand_composites"
-)
+SEEN_OPTION: Final = "_sqla_signals_seen"
+"""Execution option of a statement that one installation has taken care of.
+
+The underscore hides it from users, as it does for SQLAlchemy's own options.
+"""
+BIND_ARGUMENT: Final = "_sa_skip_events"
+"""A bind argument that ``ORMExecuteState.invoke_statement()`` adds, and nothing reads.
+
+It must not reach a ``get_bind(self, mapper=None, clause=None)``, as in SQLAlchemy's recipe for
+readers and writers, because that takes no other arguments.
+"""
+
+
+def dml_of(statement: Any) -> Any:
+    """The INSERT, UPDATE or DELETE itself, also where ``from_statement()`` is around it."""
+    return statement.element if isinstance(statement, FromStatement) else statement
 
 
 def dml_mapper(statement: Any) -> Mapper[Any] | None:
     """The mapper of the class that an INSERT, UPDATE or DELETE names, ``None`` for any other."""
     entity = _dml_entity(statement)
     return None if entity is None else entity.mapper
-
-
-def dml_entity(statement: Any) -> Any:
-    """The class, or the alias of one, that the statement names."""
-    return _dml_entity(statement).entity
 
 
 def _dml_entity(statement: Any) -> Any:
@@ -47,9 +52,10 @@ def _dml_entity(statement: Any) -> Any:
     return dml_of(statement).table._annotations.get("parententity")
 
 
-def dml_of(statement: Any) -> Any:
-    """The INSERT, UPDATE or DELETE itself, also where ``from_statement()`` is around it."""
-    return statement.element if isinstance(statement, FromStatement) else statement
+def dml_table(statement: Any) -> Any:
+    """The table that an UPDATE or DELETE writes, or the alias of it that it names."""
+    entity = _dml_entity(statement)
+    return entity.selectable if entity.is_aliased_class else entity.mapper.local_table
 
 
 def dml_operation(statement: Any) -> Literal["insert", "update", "delete"]:
@@ -61,31 +67,36 @@ def dml_operation(statement: Any) -> Literal["insert", "update", "delete"]:
     return "insert" if dml.is_insert else "update" if dml.is_update else "delete"
 
 
+def dml_strategy(context: ORMExecuteState) -> str:
+    """How the ORM is going to execute an INSERT, UPDATE or DELETE.
+
+    The rule is that of ``orm_pre_session_exec`` in ``orm/bulk_persistence.py``.
+    """
+    strategy: str = execution_options_of(context).get("dml_strategy", "auto")
+    if strategy != "auto":
+        return strategy
+    parameters = context.parameters
+    is_bulk = bool(parameters) if context.is_insert else isinstance(parameters, list)
+    return "bulk" if is_bulk else "orm"
+
+
+def execution_options_of(context: ORMExecuteState) -> Mapping[str, Any]:
+    """The execution options of a statement, with those that listeners have added so far."""
+    statement: Any = context.statement
+    return {**statement.get_execution_options(), **context.local_execution_options}
+
+
 def returns_rows(statement: Any) -> bool:
     """Whether an INSERT, UPDATE or DELETE has a RETURNING of the user's."""
     return bool(dml_of(statement)._returning)
 
 
 def may_skip_rows(statement: Any) -> bool:
-    """Whether the statement may leave rows alone that it was given one by one."""
+    """Whether a statement with a list of parameters may leave some of these rows alone."""
     return bool(
         getattr(statement, "_where_criteria", ())
         or getattr(statement, "_post_values_clause", None) is not None
     )
-
-
-def set_values(statement: Any, mapper: Mapper[Any]) -> dict[str, Any]:
-    """What an UPDATE sets, by attribute: Python values, or SQL."""
-    values = dict(getattr(statement, "_ordered_values", None) or statement._values or {})
-    found: dict[str, Any] = {}
-    for target, value in values.items():
-        column = target
-        while isinstance(column, BinaryExpression):  # column["key"], a part of its value
-            column, value = column.left, target
-        name = attribute_of(column, mapper)
-        if name is not None:
-            found[name] = _plain(value)
-    return found
 
 
 def is_replacing(statement: Any) -> bool:
@@ -109,6 +120,20 @@ def is_beyond_its_condition(statement: Any) -> bool:
     )
 
 
+def set_values(statement: Any, mapper: Mapper[Any]) -> dict[str, Any]:
+    """What an UPDATE sets, by attribute: Python values, or SQL."""
+    values = dict(getattr(statement, "_ordered_values", None) or statement._values or {})
+    found: dict[str, Any] = {}
+    for target, value in values.items():
+        column = target
+        while isinstance(column, BinaryExpression):  # column["key"], a part of its value
+            column, value = column.left, target
+        name = attribute_of(column, mapper)
+        if name is not None:
+            found[name] = _plain(value)
+    return found
+
+
 def inserted_values(statement: Any, mapper: Mapper[Any]) -> list[dict[str, Any]] | None:
     """What an INSERT says in ``values()``, by row and attribute; ``None`` if it selects them."""
     if statement.select is not None:
@@ -126,16 +151,37 @@ def inserted_values(statement: Any, mapper: Mapper[Any]) -> list[dict[str, Any]]
     ]
 
 
+def has_many_values(statement: Any) -> bool:
+    """Whether an INSERT has a list in its ``values()``."""
+    return bool(statement._multi_values)
+
+
+def _plain(value: Any) -> Any:
+    is_plain = isinstance(value, BindParameter) and value.callable is None and not value.required
+    return value.value if is_plain else value
+
+
 def by_column(parameters: Iterable[Mapping[str, Any]], mapper: Mapper[Any]) -> list[dict[str, Any]]:
-    """Lists of values with what SQLAlchemy takes apart, such as composites, by their columns."""
+    """Parameters with the columns of a composite in place of the composite."""
     expanded = [dict(one) for one in parameters]
     _expand(mapper, expanded)
     return expanded
 
 
-def has_many_values(statement: Any) -> bool:
-    """Whether an INSERT has a list in its ``values()``."""
-    return bool(statement._multi_values)
+_EXPANSIONS: Final = ("_expand_other_attrs", "_expand_composites")  # of 2.1, and of 2.0
+_expand: Final[Any] = next(
+    getattr(bulk_persistence, name) for name in _EXPANSIONS if hasattr(bulk_persistence, name)
+)
+
+
+def upsert_of(statement: Any, mapper: Mapper[Any]) -> Upsert | None:
+    """The ``ON CONFLICT`` of an INSERT; ``TypeError`` for ``ON DUPLICATE KEY`` and the like."""
+    clause = getattr(statement, "_post_values_clause", None)
+    if clause is None:
+        return None
+    if not hasattr(clause, "inferred_target_elements"):
+        raise TypeError
+    return Upsert(clause, mapper)
 
 
 class Upsert:
@@ -164,73 +210,11 @@ class Upsert:
         """The attributes that tell which row is in the way, if the statement says so."""
 
 
-def upsert_of(statement: Any, mapper: Mapper[Any]) -> Upsert | None:
-    """The ``ON CONFLICT`` of an INSERT; ``TypeError`` for one that is not of the known kind."""
-    clause = getattr(statement, "_post_values_clause", None)
-    if clause is None:
-        return None
-    if not hasattr(clause, "inferred_target_elements"):
-        raise TypeError
-    return Upsert(clause, mapper)
-
-
-def _plain(value: Any) -> Any:
-    is_plain = isinstance(value, BindParameter) and value.callable is None and not value.required
-    return value.value if is_plain else value
-
-
-SEEN_OPTION: Final = "_sqla_signals_seen"
-"""Execution option of a statement that one installation has taken care of.
-
-With an underscore, as SQLAlchemy's own: such an option is not shown to the user.
-"""
-BIND_ARGUMENT: Final = "_sa_skip_events"
-"""``ORMExecuteState.invoke_statement()`` adds it to the bind arguments; it means nothing any more.
-
-A ``get_bind(self, mapper=None, clause=None)``, as in SQLAlchemy's recipe, does not take it.
-"""
-
-
-def execution_options_of(context: ORMExecuteState) -> Mapping[str, Any]:
-    """The options of a statement and of its execution, with what listeners have added so far."""
-    statement: Any = context.statement
-    return {**statement.get_execution_options(), **context.local_execution_options}
-
-
-def with_options_of(query: Any, statement: Any) -> Any:
-    """A query with the execution options that a statement has itself."""
-    return query.execution_options(**statement.get_execution_options())
-
-
-def dml_strategy(context: ORMExecuteState) -> str:
-    """How the ORM is going to execute an INSERT, UPDATE or DELETE.
-
-    The rule is that of ``orm_pre_session_exec`` in ``orm/bulk_persistence.py``.
-    """
-    strategy: str = execution_options_of(context).get("dml_strategy", "auto")
-    if strategy != "auto":
-        return strategy
-    parameters = context.parameters
-    is_bulk = bool(parameters) if context.is_insert else isinstance(parameters, list)
-    return "bulk" if is_bulk else "orm"
-
-
-def execute_last(
-    context: ORMExecuteState, execute: Callable[[ORMExecuteState], Result[Any]]
-) -> Result[Any]:
-    """Let ``execute`` do what is left once all other listeners for ``do_orm_execute`` were called.
-
-    They may still restrict the statement, or say where it goes.
-    """
-    context._events_todo.append(execute)
-    return context.invoke_statement()
-
-
 def matching(statement: Any, columns: Iterable[Column[Any]] = ()) -> Select[Any]:
     """The query for the rows that an UPDATE or DELETE would write now.
 
-    It has the tables of the statement itself: a condition on another one, even on that of a parent
-    class, joins it only as far as the condition says so.
+    It has the conditions of the statement and no others. So a table that is named in a condition is
+    not joined, not even that of a parent class, unless a condition says how.
 
     :param columns: what to select, of the table that the statement writes.
     """
@@ -247,25 +231,17 @@ def matching(statement: Any, columns: Iterable[Column[Any]] = ()) -> Select[Any]
     return as_core(query.options(*statement._with_options))
 
 
-def dml_table(statement: Any) -> Any:
-    """The table that an UPDATE or DELETE writes, or the alias of it that it names."""
-    entity = _dml_entity(statement)
-    return entity.selectable if entity.is_aliased_class else entity.mapper.local_table
+_BulkUDCompileState: Final = renamed(bulk_persistence, "BulkUDCompileState")
 
 
-def fetched(result: Result[Any]) -> int | None:
-    """Fetch all rows of a statement from the driver, for the result to give out; their number.
+def as_core(query: Select[Any]) -> Select[Any]:
+    """A query to which the ORM adds no conditions of its own.
 
-    No instance is made of a row before the caller reads it, as without us. ``None`` if the rows
-    come from several cursors.
+    It would do so for each class that the query names: for single-table inheritance, and those of
+    ``with_loader_criteria()``. For an UPDATE or DELETE it adds those of the written class alone.
     """
-    rows_of: Any = result if isinstance(result, CursorResult) else getattr(result, "raw", None)
-    if rows_of is None:
-        return None
-    # CursorResult._rewind() of engine/cursor.py does the same with rows that were processed.
-    rows = rows_of.cursor_strategy.fetchall(rows_of, rows_of.cursor)
-    rows_of.cursor_strategy = FullyBufferedCursorFetchStrategy(None, initial_buffer=rows)
-    return len(rows)
+    query._propagate_attrs = immutabledict()
+    return query
 
 
 def without_where(statement: Any) -> Any:
@@ -275,11 +251,27 @@ def without_where(statement: Any) -> Any:
     return statement
 
 
-def as_core(query: Select[Any]) -> Select[Any]:
-    """A query that takes its conditions as they are.
+def execute_last(
+    context: ORMExecuteState, execute: Callable[[ORMExecuteState], Result[Any]]
+) -> Result[Any]:
+    """Call ``execute`` after all other listeners for ``do_orm_execute``.
 
-    The ORM would restrict each class that they name to the rows of that class, and to those that
-    ``with_loader_criteria()`` leaves; an UPDATE or DELETE does so for the class it writes alone.
+    They may still restrict the statement, or choose its bind.
     """
-    query._propagate_attrs = immutabledict()
-    return query
+    context._events_todo.append(execute)
+    return context.invoke_statement()
+
+
+def fetched(result: Result[Any]) -> int | None:
+    """Fetch all rows from the driver into the result; return their number.
+
+    No instance is made of a row before the caller reads it, as without signals. ``None`` if the
+    rows come from several cursors.
+    """
+    rows_of: Any = result if isinstance(result, CursorResult) else getattr(result, "raw", None)
+    if rows_of is None:
+        return None
+    # CursorResult._rewind() of engine/cursor.py does the same with rows that were processed.
+    rows = rows_of.cursor_strategy.fetchall(rows_of, rows_of.cursor)
+    rows_of.cursor_strategy = FullyBufferedCursorFetchStrategy(None, initial_buffer=rows)
+    return len(rows)

@@ -11,20 +11,7 @@ from sqlalchemy.sql import sqltypes
 
 if TYPE_CHECKING:
     from sqlalchemy import Dialect
-    from sqlalchemy.orm import InstanceState
     from sqlalchemy.types import TypeEngine
-
-    State = InstanceState[Any]
-
-
-class PlainDialect(DefaultDialect):
-    """No database's: for what column types make of values by themselves."""
-
-    supports_native_decimal = True
-    """Floats would lose digits."""
-    _json_serializer = None
-    """In 2.0 only the dialects of databases have these two."""
-    _json_deserializer = None
 
 
 BinaryType: Final[type[Any]] = sqltypes._Binary
@@ -33,13 +20,21 @@ IntervalType: Final[type[Any]] = sqltypes._AbstractInterval
 """The base of all types for a ``timedelta``, emulated or not."""
 
 
+class PlainDialect(DefaultDialect):
+    """The dialect of no database: with it, column types convert values without a driver."""
+
+    supports_native_decimal = True  # otherwise numbers become floats and lose digits
+    _json_serializer = None  # in 2.0 only the dialects of databases have these two
+    _json_deserializer = None
+
+
 def has_sql_expression(kind: TypeEngine[Any]) -> bool:
     """Whether a type puts SQL around its values, in statements that write or read them."""
     return bool(kind._has_bind_expression or kind._has_column_expression)
 
 
 def json_functions(dialect: Dialect) -> tuple[Callable[[Any], str], Callable[[str], Any]]:
-    """What the engine writes a JSON column with, and reads it."""
+    """The functions by which an engine writes and reads a JSON column."""
     write = getattr(dialect, "_json_serializer", None)
     read = getattr(dialect, "_json_deserializer", None)
     return write or json.dumps, read or json.loads

@@ -23,8 +23,8 @@ from .._sqlalchemy.events import (
     wrap_init,
 )
 from .._sqlalchemy.mappers import all_mappers
-from ..receivers import mapping
 from ..receivers.dispatch import audible
+from ..receivers.installations import after_configured, installations
 from ..signals.builtin import class_prepared, post_init, pre_init
 from .calling.calls import send
 
@@ -54,7 +54,7 @@ def _announced(init: Callable[..., None], cls: type) -> Callable[..., None]:
 def _load(state: InstanceState[Any], context: QueryContext | None) -> None:
     """``load``: an instance was made from a row, or as a copy of one."""
     session = state.session
-    if session is not None and not any(one.closeness(session) for one in mapping.installations):
+    if session is not None and not any(one.closeness(session) for one in installations):
         return
     # A receiver may load more of the instance while the query is not done with it; this is what
     # restore_load_context does for listeners.
@@ -67,7 +67,7 @@ def _load(state: InstanceState[Any], context: QueryContext | None) -> None:
 
 
 def _send(signal: InstanceSignal, cls: type, **arguments: Any) -> None:
-    if mapping.installations:
+    if installations:
         receivers = audible(signal, cls, signal.table.lookup(cls))
         send(signal, cls, receivers, "Python code that cannot wait for it", **arguments)
 
@@ -115,8 +115,8 @@ def _after_configured() -> None:
 
 def start_listening() -> None:
     """Follow classes and receivers, from now on."""
-    if _after_configured not in mapping.after_configured:
-        mapping.after_configured.append(_after_configured)
+    if _after_configured not in after_configured:
+        after_configured.append(_after_configured)
         for signal in (pre_init, post_init):
             signal.receiver_connected.connect(_receivers_changed)
             signal.receiver_disconnected.connect(_receivers_changed)
@@ -126,8 +126,8 @@ def start_listening() -> None:
 
 def stop_listening() -> None:
     """Remove every listener."""
-    if _after_configured in mapping.after_configured:
-        mapping.after_configured.remove(_after_configured)
+    if _after_configured in after_configured:
+        after_configured.remove(_after_configured)
         for signal in (pre_init, post_init):
             signal.receiver_connected.disconnect(_receivers_changed)
             signal.receiver_disconnected.disconnect(_receivers_changed)

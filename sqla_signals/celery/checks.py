@@ -1,8 +1,8 @@
-"""Settings of a Celery app under which a committed event could be lost, found before the first.
+"""Refuses settings of a Celery app under which a committed event could be lost.
 
-What can be given with each message and each task (late acknowledgement, confirms, ``mandatory``,
-JSON) the publisher gives, and needs no setting. Here is the rest. What is set in the broker itself
-cannot be seen from here.
+The publisher itself gives whatever can be given with a message or a task (late acknowledgement,
+confirms, ``mandatory``, JSON); these are the other settings. Those of the broker itself cannot be
+seen from here.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PERSISTENT: Final = (2, "persistent")
 
 
 def check(app: Celery, task: Any) -> None:
-    """Look at the settings of the app.
+    """Check the settings of the app.
 
     :param task: the task that runs the messages, with the app's annotations.
     :raises InstallError: something must be set; one message says all of it.
@@ -45,7 +45,7 @@ def check(app: Celery, task: Any) -> None:
 
 
 def warn_of_pickle(app: Celery) -> None:
-    """Tell whoever runs this that messages of other tasks may hold code."""
+    """Warn that messages of other tasks may hold code."""
     if {"pickle", "application/x-python-serialize"} & set(app.conf.accept_content):
         logger.warning(
             "the Celery app %r accepts pickle: who can write to its broker can run any code in its "
@@ -55,7 +55,7 @@ def warn_of_pickle(app: Celery) -> None:
 
 
 def warn_of_forgetting(app: Celery) -> None:
-    """Tell a worker whose broker does not know what it had when it is killed."""
+    """Warn that the broker forgets the messages of a worker that is killed."""
     driver = driver_of(app)
     if driver in ("filesystem", "memory"):
         logger.warning(

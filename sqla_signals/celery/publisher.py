@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -16,11 +15,13 @@ from celery.exceptions import Reject, Retry, SoftTimeLimitExceeded
 
 from ..durable import BusyError, MalformedMessageError, Message, UnknownModelError, Worker
 from ..durable.message.naming import find_mapper
-from ..durable.relay import at_least_one, known_outboxes, the_outbox
+from ..durable.outbox import models_by_outbox, the_outbox
+from ..durable.relay import at_least_one
 from ..durable.sessions import bind_for_writing, engines_of
 from ..durable.tables.dead_letters import bury_message, no_message
+from ..durable.tables.failures import pause_after
 from ..errors import InstallError, ReceiverOptionError, SignalsError, printable
-from ..receivers.mapping import known_outbox
+from ..receivers.mapped import known_outbox
 from ..signals.signal import logger
 from .checks import TASK_OPTIONS, check, warn_of_forgetting, warn_of_pickle
 from .sending import Parcel, Sender
@@ -31,18 +32,20 @@ if TYPE_CHECKING:
 
     from ..durable import Outbox
 
-FIRST_RETRY: Final = 1.0
-LAST_RETRY: Final = 600.0
-"""Seconds before a failed receiver is called again; twice as long each time.
+LONGEST_RETRY: Final = 600.0
+"""Seconds before a failed receiver is called again, at most.
 
-At most half the visibility timeout of Redis, which counts while a worker holds a task back.
+Or half the visibility timeout of Redis, which counts while a worker holds a task back.
 """
+
+_REJECTED: Final = 1.0
+"""Seconds before a task that could not be sent again goes back to the broker."""
 
 _MAX_RETRIES: Final = 1_000_000_000
 
 
 class MessageTooLargeError(SignalsError, ValueError):
-    """A message is larger than what the broker is trusted with."""
+    """A message is larger than ``max_bytes``."""
 
 
 class CeleryPublisher:
@@ -148,14 +151,13 @@ class CeleryPublisher:
             except Exception as error:
                 failures[message] = error
                 continue
-            if waiting and size + length > self.max_bytes:
+            if waiting and (
+                len(waiting) == self.events_per_message or size + length > self.max_bytes
+            ):
                 parcels.append(_parcel(waiting))
                 waiting, size = [], 0
             waiting.append((message, text))
             size += length
-            if len(waiting) == self.events_per_message:
-                parcels.append(_parcel(waiting))
-                waiting, size = [], 0
         if waiting:
             parcels.append(_parcel(waiting))
         return parcels
@@ -196,8 +198,7 @@ class CeleryPublisher:
             if (message is not None and attempt < self.max_attempts)
             or not self._bury(message, text, error, attempt)
         ]
-        longest = min(self._last_retry, FIRST_RETRY * 2 ** min(attempt - 1, 30))
-        pause = longest * random.uniform(0.75, 1.25)
+        pause = pause_after(attempt, self._longest_retry)
         self._send_again(again, {"countdown": pause, "retries": attempt})
         if failed and len(texts) == 1:
             # What Celery shows to those who watch it.
@@ -212,16 +213,16 @@ class CeleryPublisher:
                 raise next(iter(refused.values()))
         except Exception as error:
             # Not gone, so this task must not be either; but not at once again.
-            time.sleep(FIRST_RETRY)
+            time.sleep(_REJECTED)
             raise Reject(error, requeue=True) from error
 
     @cached_property
-    def _last_retry(self) -> float:
+    def _longest_retry(self) -> float:
         timeout = (self.app.conf.broker_transport_options or {}).get("visibility_timeout")
-        return min(LAST_RETRY, timeout / 2) if timeout else LAST_RETRY
+        return min(LONGEST_RETRY, timeout / 2) if timeout else LONGEST_RETRY
 
     def _bury(self, message: Message | None, text: str, error: Exception, attempts: int) -> bool:
-        """Make it a dead letter; return whether that worked."""
+        """Write a dead letter; return whether that worked."""
         sessions = self.worker.sessions
         try:
             outbox, engine = self._outbox_of(message)
@@ -244,12 +245,12 @@ class CeleryPublisher:
         if os.getpid() == self._pid:  # the pool is solo, which sends this as well
             return
         session, _front = self.worker.sessions.make()
-        models = [mapper for mappers in known_outboxes().values() for mapper in mappers]
+        models = [mapper for models in models_by_outbox().values() for mapper in models]
         for engine in engines_of(session, models):
             engine.dispose(close=False)
 
     def _outbox_of(self, message: Message | None) -> tuple[Outbox, Engine]:
-        """The outbox that a message is from, and its engine; of what is nobody's, the first."""
+        """The outbox that a message is from, and its engine; the first, if no model tells."""
         sessions = self.worker.sessions
         if message is not None:
             try:
@@ -262,12 +263,12 @@ class CeleryPublisher:
         try:
             outbox = the_outbox()
         except InstallError:
-            outbox = min(known_outboxes(), key=lambda one: one.table.fullname)
+            outbox = min(models_by_outbox(), key=lambda one: one.table.fullname)
         return outbox, sessions.engine_of(outbox)
 
 
 def _checked_attempt(retries: Any) -> int:
-    """Which attempt this is: what comes from the broker may say anything."""
+    """The number of the attempt, by a header of the broker in which anything may be written."""
     return min(max(retries, 0), _MAX_RETRIES) + 1 if isinstance(retries, int) else 1
 
 
@@ -279,7 +280,7 @@ def _message(text: str) -> Message | None:
 
 
 def _is_told_to_end(error: SystemExit) -> bool:
-    """Whether it comes from the pool's handler of signals, which interrupts whatever runs."""
+    """Whether the pool's handler of signals has raised it, which interrupts any receiver."""
     return any(
         frame.f_globals.get("__name__") == "billiard.common"
         for frame, _ in walk_tb(error.__traceback__)
@@ -287,7 +288,7 @@ def _is_told_to_end(error: SystemExit) -> bool:
 
 
 def _exited(message: Message | None, error: SystemExit) -> SignalsError:
-    """What the message has failed with; let through, it would end a process of the pool."""
+    """The error of a message whose receiver has raised SystemExit, which would end the process."""
     where = " ".join(getattr(error, "__notes__", ()))
     failure = SignalsError(
         f"a receiver ended with SystemExit({error.code!r}), and a worker goes on all the same. "

@@ -33,7 +33,7 @@ class UnroutableError(SignalsError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Parcel:
-    """What travels as one task."""
+    """The messages of one task."""
 
     task_id: str
     texts: Sequence[str]
@@ -71,9 +71,9 @@ class Sender:
         self._staging: _Staging | None = None
 
     def send(self, parcels: Sequence[Parcel]) -> Failures:
-        """Send the tasks, and return those that the broker has not taken, with the reason.
+        """Send the tasks, and return those that the broker has refused, with the reason.
 
-        :raises Exception: it can take none at all. It may have taken some all the same.
+        :raises Exception: sending failed; the broker may have taken some of them all the same.
         """
         with self._lock:
             fresh = self._open()
@@ -158,7 +158,11 @@ class Sender:
 
 
 class _Confirms:
-    """What a channel of RabbitMQ has confirmed. Only :class:`Sender` publishes on it."""
+    """Waits for the confirmations of RabbitMQ on a channel that only :class:`Sender` uses.
+
+    kombu's own ``confirm_publish`` waits for each message before it sends the next one, which takes
+    seven times as long for a thousand.
+    """
 
     def __init__(self, channel: Any) -> None:
         self._sent = 0
@@ -175,13 +179,13 @@ class _Confirms:
         self._waiting[self._sent] = parcel
 
     def wait(self, connection: Any) -> Failures:
-        """Wait for all of them; return what was not taken."""
+        """Wait for all confirmations; return the parcels that were refused."""
         while self._waiting:
             connection.drain_events(timeout=CONFIRM_TIMEOUT)
         return self.end()[1]
 
     def end(self) -> tuple[list[Parcel], Failures]:
-        """What was not confirmed either way, and what was not taken."""
+        """Begin anew; return the parcels without a confirmation, and those that were refused."""
         unsettled, failures = list(self._waiting.values()), self._failures
         self._waiting, self._failures = {}, {}
         return unsettled, failures
@@ -209,10 +213,10 @@ class _Confirms:
 
 
 class _Staging:
-    """Where tasks for ``filesystem://`` are written, so that workers find each as a whole.
+    """Writes tasks for ``filesystem://`` elsewhere first, so that workers find whole files.
 
-    They take a file as soon as it is there, and what has not been written by then is lost. The
-    place is there only while something is sent, since nobody tells a process to tidy up.
+    A worker takes a file as soon as it is there, and loses the part that is not written by then.
+    The folder exists only while tasks are sent, since nobody tells a process to tidy up.
     """
 
     def __init__(self, connection: Any) -> None:
@@ -225,7 +229,7 @@ class _Staging:
         self._staged.mkdir(mode=0o700, exist_ok=True)
 
     def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
-        """Let the workers have what was sent, unless that failed; leave nothing behind."""
+        """Move the files to where workers look, unless sending has failed; leave nothing behind."""
         try:
             if failed is None:
                 for path in sorted(self._staged.iterdir()):

@@ -18,7 +18,6 @@ from .message.envelope import (
 from .outbox import Outbox, outbox_table
 from .publishers import LocalPublisher, Publisher
 from .relay import Relay
-from .tables import claims as claims
 from .tables import upkeep as upkeep
 from .worker import Worker
 

@@ -74,7 +74,7 @@ def insert_lines(
 
 
 def _json_lines(values: Iterable[Any]) -> str:
-    """Each value as JSON on a line of its own; half the work of encoding one after the other."""
+    """Write each value as JSON on a line of its own, in half the time of one call for each."""
     text = as_json([one for value in values for one in (value, _BREAK)])
     return text[1:].replace(f',"{_BREAK}",', "\n").removesuffix(f',"{_BREAK}"]')
 
@@ -86,12 +86,12 @@ _BREAK: Final = uuid4().hex
 
 @lru_cache(maxsize=1000)
 def _names(receivers: tuple[str, ...]) -> str:
-    """The names of receivers, of which many rows have the same, as JSON."""
+    """Write names of receivers as JSON, once for the many rows that have the same."""
     return as_json(receivers)
 
 
 def _execute(outbox: OutboxTables, connection: Connection, parameters: dict[str, str]) -> None:
-    """Execute the statement as it was compiled once, which costs half of what ``execute`` does."""
+    """Execute the statement, which is compiled once, in half the time of ``execute()``."""
     if connection.get_execution_options().get("schema_translate_map"):
         connection.execute(_statement(outbox), parameters)
         return

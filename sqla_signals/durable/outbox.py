@@ -1,4 +1,4 @@
-"""The outbox of a metadata: what the core finds there, and writes events to."""
+"""The outbox of a metadata: how it is made, found and written to."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import MetaData
 
-from ..errors import ReceiverOptionError
-from ..receivers.mapping import OUTBOX
+from .._sqlalchemy.mappers import configured_mappers
+from ..errors import InstallError, ReceiverOptionError
+from ..receivers.mapped import OUTBOX, durable_receivers, known_outbox
 from .message.codec import check_columns
 from .tables.tables import OutboxTables
 from .writing import insert_events
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from sqlalchemy import Connection
     from sqlalchemy.orm import Mapper
 
@@ -80,3 +83,37 @@ def outbox_table(
     )
     metadata.info[OUTBOX] = outbox
     return outbox
+
+
+def models_by_outbox() -> dict[Outbox, list[Mapper[Any]]]:
+    """The outboxes of this process, each with the models that write into it."""
+    found: dict[Outbox, list[Mapper[Any]]] = {}
+    for mapper in configured_mappers():
+        if outbox := known_outbox(mapper):
+            found.setdefault(outbox, []).append(mapper)
+    return found
+
+
+def with_durable_receivers(models: Iterable[Mapper[Any]]) -> list[Mapper[Any]]:
+    """Those of these models that have durable receivers."""
+    receivers = durable_receivers()
+    return [model for model in models if any(one.matches(model.class_) for one in receivers)]
+
+
+def the_outbox() -> Outbox:
+    """The outbox of this process: the only one, or the only one whose models have receivers.
+
+    :raises InstallError: there is none, or there are several.
+    """
+    found = models_by_outbox()
+    candidates = [*found]
+    if len(candidates) > 1:
+        candidates = [one for one, models in found.items() if with_durable_receivers(models)]
+    if len(candidates) == 1:
+        return candidates[0]
+    raise InstallError(
+        "several outboxes are known in this process. Say which one: Relay(..., outbox=...)"
+        if found
+        else "no outbox is known in this process. Import the models, and call "
+        "outbox_table(Base.metadata) beside them"
+    )

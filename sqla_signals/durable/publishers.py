@@ -1,4 +1,4 @@
-"""Who takes messages from the relay: the protocol, and the embedded default."""
+"""Publishers, which take messages from the relay: the protocol, and the embedded default."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class Publisher(Protocol):
     """How many events a relay should claim at once."""
 
     def publish(self, messages: Sequence[Message]) -> Mapping[Message, Exception]:
-        """Hand the messages over, and return those that it did not work for, with the reason.
+        """Hand the messages over, and return those that could not be handed over, with the reason.
 
         :param messages: in the order of their events. One event may come several times, for
             several receivers.
 
-        What is not returned must be safe when this returns: the relay forgets it. What is returned
-        is tried again later, by itself, and becomes a dead letter after too many attempts; a
-        :class:`BusyError` does not count as one.
+        A message that is not returned must be safe by now: the relay forgets it. A message that is
+        returned is tried again later, by itself, and becomes a dead letter after too many attempts;
+        a :class:`BusyError` does not count as one.
         Raise an exception if nothing can be handed over now, as when the broker is down: all of the
         messages are kept then, and no attempt counts.
         """

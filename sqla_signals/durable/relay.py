@@ -11,25 +11,18 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from sqlalchemy import Engine
-from sqlalchemy.orm import configure_mappers
 
-from .._sqlalchemy.mappers import all_mappers
-from ..errors import InstallError, ReceiverOptionError
-from ..receivers.mapping import durable_receivers, known_outbox
+from ..errors import ReceiverOptionError
 from ..signals.signal import logger
+from .outbox import Outbox, the_outbox
 from .publishers import LocalPublisher, Publisher
 from .sessions import Sessions, keep_to_one_loop
-from .tables.claims import Claims, claims_for
-from .waiting import Waiting, waiting_for
+from .tables.holding import claims_for
+from .waiting import Polling, waiting_for
 from .worker import Worker
-
-if TYPE_CHECKING:
-    from sqlalchemy.orm import Mapper
-
-    from .outbox import Outbox
 
 SHORTEST_POLL: Final = 0.05
 LONGEST_POLL: Final = 1.0
@@ -73,7 +66,7 @@ class Relay:
         self.outbox: Outbox = outbox or the_outbox()
         self.batch_size: int = batch_size or self.publisher.batch_size
         keep_to_one_loop(self.engine)
-        self._claims: Claims = claims_for(self.engine, self.outbox, max_attempts)
+        self._claims = claims_for(self.engine, self.outbox, max_attempts)
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -83,7 +76,7 @@ class Relay:
         return self.sessions.engine_of(self.outbox)
 
     def run_once(self) -> int:
-        """Publish one batch of what is due now; return how many events it had.
+        """Publish one batch of the events that are due; return how many these were.
 
         An event whose receivers fail is put back, and not an error here.
 
@@ -97,7 +90,7 @@ class Relay:
             _inside.reset(inside)
 
     def run(self, *, handle_signals: bool = False) -> None:
-        """Publish what there is and wait for more, until :meth:`stop` is called.
+        """Publish events and wait for more, until :meth:`stop` is called.
 
         :param handle_signals: stop at SIGTERM and SIGINT, after the batch at hand; a second one
             ends the process as it would have otherwise. For the main thread only.
@@ -105,20 +98,17 @@ class Relay:
         While the database or the broker is down it goes on trying, less and less often.
         """
         with self._handling() if handle_signals else nullcontext():
-            self._run()
+            logger.info("relay of %r is running", self.outbox)
+            try:
+                self._work(waiting_for(self.outbox, self.engine, self._stopping))
+            except BaseException:
+                # Nobody sees a SystemExit that ends a thread.
+                logger.exception("relay of %r: nothing more is delivered", self.outbox)
+                raise
+            finally:
+                logger.info("relay of %r has stopped", self.outbox)
 
-    def _run(self) -> None:
-        logger.info("relay of %r is running", self.outbox)
-        try:
-            self._work(waiting_for(self.outbox, self.engine, self._stopping))
-        except BaseException:
-            # In a thread nobody would hear of a SystemExit.
-            logger.exception("relay of %r: nothing more is delivered", self.outbox)
-            raise
-        finally:
-            logger.info("relay of %r has stopped", self.outbox)
-
-    def _work(self, waiting: Waiting) -> None:
+    def _work(self, waiting: Polling) -> None:
         pause = SHORTEST_POLL
         while not self._stopping.is_set():
             longest = LONGEST_POLL
@@ -192,37 +182,3 @@ def at_least_one(what: str, **options: int | None) -> None:
     for name, number in options.items():
         if number is not None and number < 1:
             raise ReceiverOptionError(f"{what}({name}={number}): it must be 1 or more")
-
-
-def known_outboxes() -> dict[Outbox, list[Mapper[Any]]]:
-    """The outboxes of this process, with their models."""
-    configure_mappers()
-    found: dict[Outbox, list[Mapper[Any]]] = {}
-    for mapper in all_mappers():
-        if outbox := known_outbox(mapper):
-            found.setdefault(outbox, []).append(mapper)
-    return found
-
-
-def the_outbox() -> Outbox:
-    """The outbox of this process: the only one, or the only one whose models have receivers.
-
-    :raises InstallError: there is none, or there are several.
-    """
-    found = known_outboxes()
-    candidates = {*found}
-    if len(candidates) > 1:
-        receivers = durable_receivers()
-        candidates = {
-            outbox
-            for outbox, mappers in found.items()
-            if any(fn.matches(mapper.class_) for fn in receivers for mapper in mappers)
-        }
-    if len(candidates) == 1:
-        return candidates.pop()
-    raise InstallError(
-        "several outboxes are known in this process. Say which one: Relay(..., outbox=...)"
-        if found
-        else "no outbox is known in this process. Import the models, and call "
-        "outbox_table(Base.metadata) beside them"
-    )

@@ -1,4 +1,4 @@
-"""Where relays and workers get their sessions from, and the loop on which asynchronous ones run."""
+"""How relays and workers make sessions, and the loop on which asynchronous sessions run."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from sqlalchemy import Engine, QueuePool, Update, event, update
 from sqlalchemy.exc import UnboundExecutionError
-from sqlalchemy.orm import Session, scoped_session, sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.util import greenlet_spawn
 
-from .._sqlalchemy.mappers import all_mappers
+from .._sqlalchemy.sessions import maker_behind, plain_session
 from ..bridge.calling.calls import is_sharded
 from ..errors import InstallError
-from ..receivers import mapping
+from ..receivers.installations import installations
+from .outbox import models_by_outbox, with_durable_receivers
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -31,7 +32,7 @@ T = TypeVar("T")
 
 
 class Sessions:
-    """Makes sessions, and runs what uses them where that is possible.
+    """Makes sessions, and runs functions that use them, on an event loop where they need one.
 
     :param source: a ``sessionmaker``, an ``async_sessionmaker``, an ``Engine``, an ``AsyncEngine``,
         a ``scoped_session``, or any function that returns a ``Session`` or an ``AsyncSession``.
@@ -45,7 +46,7 @@ class Sessions:
             made = self._factory()
         except TypeError as error:
             raise InstallError(f"{source!r} makes no sessions: {error}") from error
-        sync = getattr(made, "sync_session", made)
+        sync = plain_session(made)
         if not isinstance(sync, Session):
             raise InstallError(f"{source!r} makes no Session and no AsyncSession, but {made!r}")
         check_not_sharded(sync)
@@ -55,7 +56,7 @@ class Sessions:
     def make(self) -> tuple[Session, AsyncSession | None]:
         """A new session, and the ``AsyncSession`` in front of it if there is one."""
         made = self._factory()
-        sync = getattr(made, "sync_session", made)
+        sync = plain_session(made)
         return sync, made if self.is_async else None
 
     def engine_of(self, outbox: Outbox) -> Engine:
@@ -65,11 +66,9 @@ class Sessions:
 
         :raises InstallError: they go to several databases, or to none that the sessions know.
         """
-        models = [one for one in all_mappers() if mapping.known_outbox(one) is outbox]
-        receivers = mapping.durable_receivers()
-        heard = [one for one in models if any(fn.matches(one.class_) for fn in receivers)]
+        models = models_by_outbox().get(outbox, [])
         session, _ = self.make()
-        engines = engines_of(session, heard or models)
+        engines = engines_of(session, with_durable_receivers(models) or models)
         if not engines and (bind := _bind(session, clause=update(outbox.table))) is not None:
             engines = {bind.engine}
         if len(engines) == 1:
@@ -92,7 +91,7 @@ _LOOP: Final = "sqla_signals.loop"
 
 
 def keep_to_one_loop(engine: Engine) -> None:
-    """Have a connection that is taken to another event loop be an error: it would hang there.
+    """Refuse connections on another event loop than the one that opened them: they would hang.
 
     :raises InstallError: some are open already, and so belong to another loop than ours.
     """
@@ -143,7 +142,7 @@ def engines_of(session: Session, mappers: Iterable[Mapper[Any]]) -> set[Engine]:
 
 
 def bind_for_writing(session: Session, mapper: Mapper[Any]) -> Engine | Connection:
-    """Where a session writes the rows of a model to, if it reads them from elsewhere."""
+    """The bind to which a session writes the rows of a model; it may read them from another."""
     return session.get_bind(mapper=mapper, clause=_write(mapper))
 
 
@@ -161,7 +160,7 @@ def _bind(session: Session, **arguments: Any) -> Engine | Connection | None:
 
 def _factory(source: Any) -> Callable[[], Any]:
     if source is None:
-        factories = {one.session_factory for one in mapping.installations if one.session_factory}
+        factories = {one.session_factory for one in installations if one.session_factory}
         if len(factories) == 1:
             found: Callable[[], Any] = factories.pop()
             return found
@@ -170,19 +169,13 @@ def _factory(source: Any) -> Callable[[], Any]:
             "async_sessionmaker or an engine, or call sqla_signals.install(session_factory=...) "
             "before, once"
         )
-    if isinstance(source, scoped_session):
-        return _factory(source.session_factory)
+    source = maker_behind(source)
     if isinstance(source, Engine):
         return sessionmaker(source, expire_on_commit=False)
     extension: Any = sys.modules.get("sqlalchemy.ext.asyncio")
-    if extension is not None:
-        if isinstance(source, extension.async_scoped_session):
-            return _factory(source.session_factory)
-        if isinstance(source, extension.AsyncEngine):
-            maker: Callable[[], Any] = extension.async_sessionmaker(source, expire_on_commit=False)
-            return maker
-    if isinstance(getattr(source, "session", None), scoped_session):  # Flask-SQLAlchemy's db
-        return _factory(source.session)
+    if extension is not None and isinstance(source, extension.AsyncEngine):
+        maker: Callable[[], Any] = extension.async_sessionmaker(source, expire_on_commit=False)
+        return maker
     if not callable(source):
         raise InstallError(
             f"{source!r} makes no sessions. Give a sessionmaker, an async_sessionmaker, an "

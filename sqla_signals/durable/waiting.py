@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ..signals.signal import logger
 
@@ -13,20 +13,8 @@ if TYPE_CHECKING:
     from .outbox import Outbox
 
 
-class Waiting(Protocol):
-    """Waits."""
-
-    def wait(self, seconds: float) -> None:
-        """Return after so many seconds, or earlier."""
-        ...
-
-    def end(self) -> None:
-        """Give back what was needed for it."""
-        ...
-
-
 class Polling:
-    """Waits until the time is over, or the relay is stopped."""
+    """Lets the relay wait until its next poll is due, or it is stopped."""
 
     def __init__(self, stopping: threading.Event) -> None:
         self._stopping = stopping
@@ -36,11 +24,11 @@ class Polling:
         self._stopping.wait(seconds)
 
     def end(self) -> None:
-        """Nothing to give back."""
+        """Give back what was needed for waiting, which is nothing here."""
 
 
 class Listening(Polling):
-    """Listens on a connection of its own for the ``NOTIFY`` of an outbox."""
+    """Ends the waiting at a ``NOTIFY`` of the outbox, for which it has a connection of its own."""
 
     def __init__(self, stopping: threading.Event, engine: Engine, channel: str) -> None:
         super().__init__(stopping)
@@ -80,8 +68,8 @@ class Listening(Polling):
             self._connection = None
 
 
-def waiting_for(outbox: Outbox, engine: Engine, stopping: threading.Event) -> Waiting:
-    """Listening where the outbox notifies and the driver, which is psycopg, can wait for it."""
+def waiting_for(outbox: Outbox, engine: Engine, stopping: threading.Event) -> Polling:
+    """Listening, where the outbox notifies and the driver can wait for that, as psycopg can."""
     if outbox.notify and engine.dialect.name == "postgresql":
         if engine.dialect.driver == "psycopg" and not engine.dialect.is_async:
             return Listening(stopping, engine, outbox.channel)

@@ -1,30 +1,32 @@
-"""What a worker process does with a message: call one receiver, once.
+"""A worker runs a message: it calls one receiver, once.
 
 The receiver gets what an ``on="commit"`` receiver gets: a session and a transaction of its own, and
 an instance that lives in it and holds the values of the event. A row in the inbox, written in that
-same transaction, says that it is done; so what the receiver does to the database happens once,
-however often the message comes.
+same transaction, says that it is done; so the effects of the receiver on the database happen
+once, however often the message comes.
 """
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError
 
 from .._sqlalchemy.instances import attached_copy, detached_copy
-from .._sqlalchemy.sessions import current_task, is_autocommit, is_committing
+from .._sqlalchemy.sessions import current_task
+from .._sqlalchemy.transactions import is_autocommit
 from ..bridge.calling.calls import Calls
+from ..bridge.calling.guard import IN_DURABLE, guarded
 from ..changes.change import UNSET, Change, Changes, diff_of
 from ..errors import AsyncReceiverError, AutocommitError, SignalsError, printable
-from ..receivers.mapping import outbox_of
+from ..receivers.mapped import known_outbox
 from ..receivers.observing import Call, observe, observers
 from ..receivers.receiver import Receiver
 from ..signals.builtin import post_delete, post_save, receiver_failed
-from ..signals.signal import ModelSignal, logger
+from ..signals.kinds import ModelSignal
+from ..signals.signal import logger
 from .message.codec import Codec, codec_of
 from .message.envelope import (
     SCHEMA,
@@ -39,7 +41,7 @@ from .sessions import Sessions, bind_for_writing
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Dialect, Engine
-    from sqlalchemy.orm import Mapper, Session, SessionTransaction
+    from sqlalchemy.orm import Mapper, Session
 
     from .outbox import Outbox
 
@@ -81,18 +83,14 @@ class Worker:
     def _run(self, message: Message) -> bool:
         try:
             call = _Call(message)
-        except Exception as error:
-            _log_unfit(message, error)
+            return self.sessions.run(lambda: call.run(self.sessions))
+        except MessageError as error:
+            logger.error("event %s cannot be run here: %s", message.id, printable(error))
             raise
-        return self.sessions.run(lambda: call.run(self.sessions))
-
-
-def _log_unfit(message: Message, error: Exception) -> None:
-    logger.error("event %s cannot be run here: %s", message.id, printable(error))
 
 
 class _Call:
-    """One message, made out against the models and receivers of this process."""
+    """One message, with the model and the receiver that it names in this process."""
 
     def __init__(self, message: Message) -> None:
         self.message = message
@@ -107,65 +105,47 @@ class _Call:
         self.signal: ModelSignal = post_delete if self.deleted else post_save
         self.mapper: Mapper[Any] = find_mapper(message.model, message.outbox)
         self.receiver: Receiver = find_receiver(message.receiver, self.signal, self.mapper.class_)
-        self.outbox: Outbox = outbox_of(self.mapper, self.receiver)
+        self.outbox: Outbox = known_outbox(self.mapper)
         self.event = Event(message.id, message.occurred_at, message.attempt, message.sequence)
 
     def run(self, sessions: Sessions) -> bool:
         """Call the receiver in a transaction that is committed if it returns."""
         session, front = sessions.make()
         instance: Any = None
-        begun: SessionTransaction | None = None
-
-        def before_commit(_: Session) -> None:
-            if begun is not None and begun is session.get_transaction() and is_committing(begun):
-                raise SignalsError(f"{self._name()} has called commit(). {_LEAVE_IT}")
-
-        event.listen(session, "before_commit", before_commit)
         try:
             # Where the row is, and so its outbox and its inbox.
             using = bind_for_writing(session, self.mapper)
-            try:
-                codec = codec_of(self.mapper, using.dialect)
-                instance = self._instance(session, codec)
-                arguments = self._arguments(codec)
-            except MessageError as error:
-                _log_unfit(self.message, error)
-                raise
+            codec = codec_of(self.mapper, using.dialect)
+            instance = self._instance(session, codec)
+            arguments = self._arguments(codec)
             if not self._enter(session, using):
                 return False
-            begun = session.get_transaction()
-            self._call(Calls(session, front), instance=instance, using=using, **arguments)
-            if session.get_transaction() is not begun:
-                raise SignalsError(f"{self._name()} has ended its transaction. {_LEAVE_IT}")
-            begun = None
+            with guarded(session, IN_DURABLE):
+                self._call(Calls(session, front), instance=instance, using=using, **arguments)
             session.commit()
             return True
         except MessageError:
             session.rollback()
             raise
         except Exception as error:
-            begun = None
             session.rollback()
             self._failed(instance, error)
             raise
         finally:
-            event.remove(session, "before_commit", before_commit)
             session.close()
 
-    def _name(self) -> str:
-        return f"{self.signal.name}: receiver {self.receiver} is durable, and"
-
     def _enter(self, session: Session, using: Engine | Connection) -> bool:
-        """Write into the inbox that this is done; ``False`` if it was."""
+        """Note in the inbox that this is done; return ``False`` if it was done before."""
         if not session.in_transaction():
             session.begin()  # with autobegin=False nobody else does
         # The session itself would ask listeners where a statement goes.
         connection = session.connection(bind_arguments={"bind": using})
         if is_autocommit(connection):
             raise AutocommitError(
-                f"{self._name()} the sessions of this worker are on {connection.engine!r} with "
-                f"isolation_level='AUTOCOMMIT': the note that it is done would stay when it "
-                f"fails. Give the Relay or the Worker sessions on an engine with transactions"
+                f"{self.signal.name}: receiver {self.receiver} is durable, and the sessions of "
+                f"this worker are on {connection.engine!r} with isolation_level='AUTOCOMMIT': the "
+                f"note that it is done would stay when it fails. Give the Relay or the Worker "
+                f"sessions on an engine with transactions"
             )
         row = {"event_id": self.message.id, "receiver": self.message.receiver}
         try:
@@ -225,10 +205,10 @@ class _Call:
         changes |= codec.decode_changes(self.data.get("changes", {}))
         along = codec.keys.intersection(self.data.get("along", ()))
         fields = None if self.created else along.union(changes)
-        if fields is not None and not self.receiver.passes(self.mapper, fields):
+        if not self.receiver.passes(self.mapper, self.created, fields or ()):
             raise MessageError(
-                f"receiver {self.receiver} of {self.signal.name} listens to other fields of "
-                f"{self.mapper.class_.__name__} than those that have changed. If that was another "
+                f"receiver {self.receiver} of {self.signal.name} does not ask for such a change of "
+                f"{self.mapper.class_.__name__}, by its created= or fields=. If that was another "
                 f"way when the event was written, delete its dead letter"
             )
         return {
@@ -274,10 +254,3 @@ class _Call:
             instance=instance,
             exception=error,
         )
-
-
-_LEAVE_IT: Final = (
-    "Leave it out: its session is committed when it returns, together with the note that it is "
-    "done, and rolled back when it raises an exception. Work of its own can have a session of its "
-    "own"
-)

@@ -12,11 +12,11 @@ from uuid import UUID
 from sqlalchemy import Text, bindparam, func, insert, select, type_coerce
 
 from .._sqlalchemy.instances import state_of
-from .._sqlalchemy.sessions import is_autocommit
+from .._sqlalchemy.transactions import is_autocommit
 from ..changes.effects import CREATED, DELETED
 from ..errors import AutocommitError
 from .lines import COLUMNS, Row, as_json, insert_lines
-from .message.codec import Codec, codec_of, tells_primary_key
+from .message.codec import Codec, codec_of
 from .message.envelope import SCHEMA
 from .tables.clock import database_time
 from .tables.tables import MYSQL
@@ -106,12 +106,11 @@ def _rows(events: Events, dialect: Dialect) -> Iterator[Row]:
 
 
 def _reference(instance: Any, dialect: Dialect) -> dict[str, Any]:
-    """Names another row."""
+    """Name the row of another instance."""
     state = state_of(instance)
-    mapper = state.manager.mapper
-    codec = codec_of(mapper, dialect)
+    codec = codec_of(state.manager.mapper, dialect)
     assert state.key is not None
-    key = codec.encode_key(state.key[1]) if tells_primary_key(mapper) else None
+    key = codec.encode_key(state.key[1]) if codec.tells_primary_key else None
     return {"model": codec.model, "key": key}
 
 

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm import class_mapper
 
-from .._sqlalchemy.associations import writes_rows
-from .._sqlalchemy.mappers import configured_mappers, is_mapped
+from .._sqlalchemy.mappers import configured_mappers, is_mapped, writes_rows
 from ..bridge.flush.m2m import association_of
 from ..errors import ReceiverOptionError, printable
-from ..receivers import mapping
 from ..receivers.dispatch import audible
-from ..receivers.receiver import CALLS, Call, Receiver, describe_sender, unwrapped
+from ..receivers.installations import installations, model_signals
+from ..receivers.receiver import CALLS, Call, Receiver, describe_sender, qualified_name, unwrapped
 from ..signals.builtin import receiver_failed
 from ..signals.kinds import AssociationSignal
 from ..signals.signal import Signal, known_signals
@@ -41,9 +40,9 @@ def explain(target: Any = None) -> Explanation:
     is one that is listened to, is only known when something happens. Callbacks given to
     ``on_commit()`` and ``on_rollback()`` are not receivers.
     """
-    known, sent = known_signals(), [*mapping.model_signals, receiver_failed]
+    known, sent = known_signals(), [*model_signals, receiver_failed]
     signals = sorted((one for one in known if one in sent), key=sent.index)
-    mappers = sorted(configured_mappers(), key=lambda mapper: _dotted(mapper.class_))
+    mappers = sorted(configured_mappers(), key=lambda mapper: qualified_name(mapper.class_))
     asked: list[Mapper[Any]] = []
     others: list[Signal] = []  # may be sent by anything, installed or not
     if target is None:
@@ -71,7 +70,7 @@ def explain(target: Any = None) -> Explanation:
             if _is_in(target, mapper.class_.__module__) or any(hears(r, mapper) for r in own)
         ]
     elif isinstance(target, type):
-        subject = _dotted(target)
+        subject = qualified_name(target)
         if is_mapped(target):
             class_mapper(target)  # raises if it cannot be configured
         asked = [
@@ -94,7 +93,7 @@ def explain(target: Any = None) -> Explanation:
     more = list(_other_senders(signals if isinstance(target, Signal) else others, groups))
     return Explanation(
         subject,
-        tuple(sorted(str(installation) for installation in mapping.installations)),
+        tuple(sorted(str(installation) for installation in installations)),
         target not in others if isinstance(target, Signal) else bool(groups or not more),
         (*groups, *more),
         tuple(
@@ -116,7 +115,7 @@ def _groups(
     for mapper in mappers:
         steps = tuple(step for signal in signals for step in _steps(signal, mapper))
         if steps or mapper in asked:
-            yield Group((_dotted(mapper.class_),), steps)
+            yield Group((qualified_name(mapper.class_),), steps)
 
 
 def _merged(groups: Iterable[Group]) -> Iterator[Group]:
@@ -186,6 +185,7 @@ def _entry(signal: Signal, receiver: Receiver, sender: Any) -> Entry:
         file,
         line,
         sender_name(receiver.sender),
+        receiver.created,
         tuple(sorted(receiver.fields)) if receiver.fields is not None else None,
         receiver.propagate,
         receiver.durable,
@@ -198,11 +198,7 @@ def _entry(signal: Signal, receiver: Receiver, sender: Any) -> Entry:
 
 def sender_name(sender: Any) -> str:
     """How a sender is named here: classes with their modules."""
-    return _dotted(sender) if isinstance(sender, type) else describe_sender(sender)
-
-
-def _dotted(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
+    return qualified_name(sender) if isinstance(sender, type) else describe_sender(sender)
 
 
 def _module_of(receiver: Receiver) -> str:

@@ -27,6 +27,7 @@ class Entry:
     line: int | None
     sender: str
     """What it was connected to: a class, a name in quotes, a relationship, ``any sender``."""
+    created: bool | None
     fields: tuple[str, ...] | None
     propagate: bool
     durable: bool
@@ -45,6 +46,8 @@ class Entry:
     def options(self) -> list[str]:
         """The options that are not the default, as one would write them."""
         given = []
+        if self.created is not None:
+            given.append(f"created={self.created}")
         if self.fields is not None:
             given.append(f"fields={{{', '.join(map(repr, self.fields))}}}")
         if self.dispatch_uid is not None:

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 from blinker import ANY
 from sqlalchemy import Column
 
-from .._sqlalchemy.associations import writes_rows
-from .._sqlalchemy.mappers import all_mappers
+from .._sqlalchemy.mappers import all_mappers, writes_rows
 from ..bridge.flush.m2m import association_of
 from ..errors import printable
-from ..receivers import mapping
 from ..receivers.dispatch import audible
-from ..receivers.receiver import Receiver, matches
+from ..receivers.installations import model_signals
+from ..receivers.receiver import Receiver, matches, qualified_name
 from ..signals.kinds import AssociationSignal
 from .parts import Notice, place_of
 
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
 def notices(signal: Signal, receiver: Receiver) -> Iterator[Notice]:
     """What there is to say about a receiver; nothing about signals that are sent by hand."""
-    if not any(signal is known for known in mapping.model_signals):
+    if not any(signal is known for known in model_signals):
         return
     if isinstance(signal, AssociationSignal):
         never, limits = _never_of_association(receiver), []
@@ -93,7 +92,7 @@ def _never_matched(receiver: Receiver, mappers: list[Mapper[Any]]) -> str | None
 
 
 def _names_of(cls: type) -> set[str]:
-    return {cls.__name__, f"{cls.__module__}.{cls.__qualname__}"}
+    return {cls.__name__, qualified_name(cls)}
 
 
 def is_meant(receiver: Receiver, mapper: Mapper[Any]) -> bool:

@@ -23,11 +23,17 @@ from .receiver import CALLS, Call, Receiver, describe_sender, identity, matches,
 
 
 class Table:
-    """The receivers of one signal, in the order of connection, looked up by sender."""
+    """The receivers of one signal, in the order of connection, looked up by sender.
+
+    It is made when it is first asked for something, because many may be connected in a row.
+
+    :param connected: gives the receivers.
+    """
 
     __slots__ = (
         "_any",
         "_by_class",
+        "_connected",
         "_exact",
         "_of_class",
         "_wide",
@@ -38,8 +44,18 @@ class Table:
         "receivers",
     )
 
-    def __init__(self, receivers: Iterable[Receiver]) -> None:
-        self.receivers: tuple[Receiver, ...] = tuple(_in_order(receivers))
+    def __init__(self, connected: Callable[[], Iterable[Receiver]]) -> None:
+        self._connected = connected
+
+    def __getattr__(self, name: str) -> Any:
+        """Make the table: called while a slot is empty."""
+        if name not in self.__slots__:
+            raise AttributeError(name)
+        self._make()
+        return getattr(self, name)
+
+    def _make(self) -> None:
+        self.receivers: tuple[Receiver, ...] = tuple(_in_order(self._connected()))
         self.flush: bool = any(r.call == "flush" for r in self.receivers)
         """Whether anybody is called for any sender while it is sent."""
         self.commit: bool = any(r.call == "commit" for r in self.receivers)
@@ -48,20 +64,23 @@ class Table:
         """Whether there is a durable receiver of any sender."""
         self.outlasts_flush: bool = any(r.call != "flush" for r in self.receivers)
         """Whether anybody waits for the end of a transaction."""
-        # Grouped once: a lookup asks those that may match, however many receivers there are.
-        self._any = _by_call(r for r in self.receivers if r.sender is ANY)
-        self._wide: list[Receiver] = []
-        self._of_class: dict[Any, list[Receiver]] = defaultdict(list)
+        # Grouped once: a lookup asks those that may match, however many receivers there are. What
+        # is put into a slot is complete, because another thread may make the table too.
+        wide: list[Receiver] = []
+        of_class: dict[Any, list[Receiver]] = defaultdict(list)
         named: dict[Any, list[Receiver]] = defaultdict(list)
         for r in self.receivers:
             sender = r.sender
             if isinstance(sender, type) and is_mapped(sender) and not r.propagate:
-                self._of_class[identity(sender)].append(r)
+                of_class[identity(sender)].append(r)
                 continue
-            self._wide.append(r)
+            wide.append(r)
             if sender is not ANY and not isinstance(sender, type):
                 named[identity(sender)].append(r)
-        any_sender = [r for r in self._wide if r.sender is ANY]
+        any_sender = [r for r in wide if r.sender is ANY]
+        self._any = _by_call(any_sender)
+        self._wide = wide
+        self._of_class = of_class
         # Only senders that someone named are kept here, so the dictionary is bounded.
         self._exact: dict[Any, dict[Call, tuple[Receiver, ...]]] = {
             key: _by_call(_in_order(any_sender, of_sender)) for key, of_sender in named.items()
@@ -105,10 +124,8 @@ class AnySignal(Protocol):
 
     name: str
 
-    @property
-    def table(self) -> Table:
-        """Its receivers, by sender."""
-        ...
+    table: Table
+    """Its receivers, by sender."""
 
     @property
     def receivers(self) -> Mapping[Any, Any]:

@@ -41,6 +41,7 @@ class Options(TypedDict, total=False):
 
     on: Phase
     propagate: bool
+    created: bool | None
     fields: Collection[Any] | None
     durable: bool
     name: str | None

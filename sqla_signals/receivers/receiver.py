@@ -41,26 +41,6 @@ _serials = itertools.count()
 class Receiver:
     """A callable connected to a signal for one sender, with the options it was connected with."""
 
-    __slots__ = (
-        "__weakref__",
-        "_columns",
-        "_fn",
-        "_sender",
-        "dispatch_uid",
-        "durable",
-        "fields",
-        "fn_id",
-        "is_async",
-        "key",
-        "location",
-        "name",
-        "on",
-        "propagate",
-        "serial",
-        "strong",
-        "weak",
-    )
-
     def __init__(
         self,
         fn: Callable[..., Any],
@@ -69,6 +49,7 @@ class Receiver:
         weak: bool,
         on: Phase = "flush",
         propagate: bool = False,
+        created: bool | None = None,
         fields: frozenset[str] | None = None,
         durable: bool = False,
         name: str | None = None,
@@ -83,16 +64,22 @@ class Receiver:
             on,
             durable,
             # The same function may be connected twice with different filters; it is called once.
-            (propagate, fields) if dispatch_uid is None else None,
+            (propagate, created, fields) if dispatch_uid is None else None,
         )
         self.on: Phase = on
+        self.call: Call = "durable" if durable else on
         self.propagate: bool = propagate
+        self.created: bool | None = created
         self.fields: frozenset[str] | None = fields
+        self.others: tuple[Receiver, ...] = ()
+        """Other connections of the same function, each with conditions of its own."""
+        self.chooses: bool = created is not None or fields is not None
+        """Whether it is not called for each row."""
         self.durable: bool = durable
         self.dispatch_uid: object = dispatch_uid
         self.weak: bool = weak
         self.is_async: bool = is_async(fn)
-        self.name: str = name or default_name(fn)
+        self.name: str = name or qualified_name(fn)
         self.location: str = location(fn)
         self._columns: WeakKeyDictionary[Mapper[Any], frozenset[str]] = WeakKeyDictionary()
 
@@ -117,17 +104,15 @@ class Receiver:
         except TypeError:
             self._sender = _strong(sender)
 
-    def passes(self, mapper: Mapper[Any], *written: Iterable[str]) -> bool:
-        """Whether ``fields`` lets an UPDATE of these column attributes through."""
-        if self.fields is None:
-            return True
-        wanted = self.columns(mapper)
-        return any(not wanted.isdisjoint(keys) for keys in written)
-
-    @property
-    def call(self) -> Call:
-        """How it is called."""
-        return "durable" if self.durable else self.on
+    def passes(self, mapper: Mapper[Any], created: bool, *written: Iterable[str]) -> bool:
+        """Whether the conditions let a new row through, or an UPDATE of these attributes."""
+        if self.created is created or self.created is None:
+            if created or self.fields is None:
+                return True
+            wanted = self.columns(mapper)
+            if any(not wanted.isdisjoint(keys) for keys in written):
+                return True
+        return any(one.passes(mapper, created, *written) for one in self.others)
 
     @property
     def fn(self) -> Callable[..., Any] | None:
@@ -178,12 +163,15 @@ class Receiver:
         return sender is cls or (isinstance(sender, str) and is_named(cls, sender))
 
     def merged(self, other: Receiver) -> Receiver:
-        """This receiver, with ``fields`` that let through what either of the two would."""
-        if self.fields is None or self.fields == other.fields:
+        """This receiver, which lets through what either of the two would."""
+        if not self.chooses:
             return self
         merged = copy.copy(self)
-        merged.fields = None if other.fields is None else self.fields | other.fields
-        merged._columns = WeakKeyDictionary()
+        if other.chooses:
+            merged.others = (*self.others, other)
+        else:
+            merged.created, merged.fields, merged.others = None, None, ()
+            merged.chooses = False
         return merged
 
     def __str__(self) -> str:
@@ -220,11 +208,12 @@ def is_async(fn: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(unwrapped(fn))
 
 
-def default_name(fn: Callable[..., Any]) -> str:
-    """``module.qualname`` of ``fn``, or of its class if it is an instance."""
-    while isinstance(fn, functools.partial):
-        fn = fn.func
-    named: Any = fn if hasattr(fn, "__qualname__") else type(fn)
+def qualified_name(named: Any) -> str:
+    """``module.qualname`` of a class or a function, or of the class of an instance."""
+    while isinstance(named, functools.partial):
+        named = named.func
+    if not hasattr(named, "__qualname__"):
+        named = type(named)
     return f"{getattr(named, '__module__', '?')}.{named.__qualname__}"
 
 
@@ -253,14 +242,14 @@ def matches(wanted: Any, sender: Any, propagate: bool = False) -> bool:
 
 def describe(fn: Callable[..., Any]) -> str:
     """How a function is named in messages."""
-    return f"{default_name(fn)} ({location(fn)})"
+    return f"{qualified_name(fn)} ({location(fn)})"
 
 
 def is_named(cls: type, name: str) -> bool:
     """Whether ``name`` is the class's bare or dotted name."""
     if "." not in name:
         return cls.__name__ == name
-    return name in (f"{cls.__module__}.{cls.__qualname__}", f"{cls.__module__}.{cls.__name__}")
+    return name in (qualified_name(cls), f"{cls.__module__}.{cls.__name__}")
 
 
 def is_class_name(name: str) -> bool:
@@ -333,10 +322,13 @@ def check_durable_name(name: str) -> None:
         )
 
 
-def check_callable(fn: Any, signal: str, arguments: tuple[str, ...] | None) -> None:
+def check_callable(
+    fn: Any, signal: str, arguments: tuple[str, ...] | None, can_await: bool
+) -> None:
     """Raise :class:`ReceiverTypeError` if the signal of this name could not call ``fn``.
 
-    :param arguments: the names of what it sends; ``None`` if whoever sends it decides.
+    :param arguments: the names of what the signal sends; ``None`` if its sender decides.
+    :param can_await: whether the code that sends the signal can await a receiver.
     """
     if not callable(fn):
         raise ReceiverTypeError(f"{signal}: {fn!r} is not callable, so it cannot be a receiver")
@@ -347,6 +339,10 @@ def check_callable(fn: Any, signal: str, arguments: tuple[str, ...] | None) -> N
     who = f"{signal}: receiver {describe(fn)}"
     if inspect.isgeneratorfunction(unwrapped(fn)) or inspect.isasyncgenfunction(unwrapped(fn)):
         raise ReceiverTypeError(f"{who} is a generator: calling it would run nothing of its body")
+    if is_async(fn) and not can_await:
+        raise ReceiverTypeError(
+            f"{who} is async, but what sends {signal} never awaits. Make it a plain function."
+        )
     if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
         raise ReceiverTypeError(
             f"{who} must accept **kwargs, because signals may send more in a later version. "

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from .kinds import AssociationSignal, BulkSignal, FailureSignal, InstanceSignal
-from .signal import ModelSignal, Signal
+from .kinds import (
+    AssociationSignal,
+    FailureSignal,
+    InstalledSignal,
+    InstanceSignal,
+    ModelSignal,
+)
+from .signal import Signal
 
 _SAVE_ARGUMENTS: Final = (
     "instance", "created", "changes", "update_fields", "raw", "using", "session", "signal",
@@ -52,7 +58,6 @@ pre_save: Final = ModelSignal(
     change to a collection only), for bulk statements and the legacy ``bulk_save_objects()``.
     """,
     arguments=_SAVE_ARGUMENTS,
-    phases=("flush",),
 )
 post_save: Final = ModelSignal(
     "post_save",
@@ -88,7 +93,6 @@ pre_delete: Final = ModelSignal(
     Not sent: for rows that the database deletes by ``ON DELETE CASCADE``.
     """,
     arguments=_DELETE_ARGUMENTS,
-    phases=("flush",),
 )
 post_delete: Final = ModelSignal(
     "post_delete",
@@ -136,9 +140,8 @@ m2m_changed: Final = AssociationSignal(
         "instance", "action", "relationship", "model", "pk_set", "raw", "using", "session",
         "signal",
     ),
-    phases=("flush",),
 )  # fmt: skip
-pre_bulk: Final = BulkSignal(
+pre_bulk: Final = InstalledSignal(
     "pre_bulk",
     """Sent before an ORM-enabled ``insert()``, ``update()`` or ``delete()`` is executed.
 
@@ -159,9 +162,8 @@ pre_bulk: Final = BulkSignal(
     execution option ``{"signals": "skip"}``.
     """,
     arguments=("operation", "statement", "parameters", "using", "session", "signal"),
-    phases=("flush",),
 )
-post_bulk: Final = BulkSignal(
+post_bulk: Final = InstalledSignal(
     "post_bulk",
     """Sent after an ORM-enabled ``insert()``, ``update()`` or ``delete()`` was executed.
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Unpack, overload
 
 from ..errors import ReceiverTypeError
 from ..receivers.protocols import F, M, Options, OtherSender, OwnSignal, ReceiverDecorator
-from ..receivers.receiver import Phase
-from .signal import ModelSignal, Signal
+from .kinds import ModelSignal
+from .signal import Signal
 
 
 @overload
@@ -37,18 +37,7 @@ def receiver(
     weak: bool = False,
     **options: Unpack[Options],
 ) -> Callable[[F], F]: ...
-def receiver(
-    signal: Any,
-    *,
-    sender: Any = None,
-    on: Phase = "flush",
-    propagate: bool = False,
-    fields: Collection[Any] | None = None,
-    durable: bool = False,
-    name: str | None = None,
-    dispatch_uid: object = None,
-    weak: bool = False,
-) -> Any:
+def receiver(signal: Any, *, sender: Any = None, weak: bool = False, **options: Any) -> Any:
     """Connect the decorated function to one signal or several, and return the function itself.
 
     The options are those of :meth:`Signal.connect`, except that ``weak`` is ``False`` here.
@@ -59,19 +48,14 @@ def receiver(
         if not isinstance(one, Signal):
             raise ReceiverTypeError(f"receiver() takes signals such as post_save, not {signal!r}")
 
+    chooses_saves = "created" in options and any(one._tells_saves for one in signals)
+
     def decorate(fn: F) -> F:
         for one in signals:
-            one.connect(
-                fn,
-                sender=sender,
-                weak=weak,
-                on=on,
-                propagate=propagate,
-                fields=fields,
-                durable=durable,
-                name=name,
-                dispatch_uid=dispatch_uid,
-            )
+            given = options
+            if chooses_saves and not one._tells_saves:  # it chooses among saves; deletes pass
+                given = {key: value for key, value in options.items() if key != "created"}
+            one.connect(fn, sender, weak, **given)
         return fn
 
     return decorate

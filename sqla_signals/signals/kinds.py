@@ -1,18 +1,27 @@
-"""Signals of an installation that are about something else than the row of one instance."""
+"""The kinds of signals that are built in: what may connect to each, and with which options."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from blinker import ANY
 from sqlalchemy.schema import Table
 
-from .._sqlalchemy.associations import secondary_relationship
-from ..errors import ReceiverOptionError, ReceiverTypeError
-from ..receivers import mapping
-from ..receivers.receiver import Phase, Receiver, describe, describe_sender
-from .signal import ModelSignal, Signal, refuse_fields
+from .._sqlalchemy.mappers import secondary_relationship
+from ..errors import ReceiverOptionError
+from ..receivers import mapped
+from ..receivers.installations import model_signals
+from ..receivers.protocols import M, Options, OtherSender, P, R, ReceiverOf
+from ..receivers.receiver import (
+    Phase,
+    Receiver,
+    check_durable_name,
+    describe_sender,
+    identity,
+    is_class_name,
+)
+from .signal import Signal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,53 +30,47 @@ if TYPE_CHECKING:
 class FailureSignal(Signal):
     """Tells of what has failed after a transaction, where nothing can be awaited."""
 
-    def _check_receivers(self, receivers: Collection[Receiver]) -> None:
-        refuse_async(self, receivers)
-        super()._check_receivers(receivers)
+    _awaits = False
 
 
-def refuse_async(signal: Signal, receivers: Collection[Receiver]) -> None:
-    """Refuse receivers that would have to be awaited."""
-    for receiver in receivers:
-        if receiver.is_async:
-            raise ReceiverTypeError(
-                f"{signal.name}: receiver {receiver} is async, but what sends {signal.name} never "
-                f"awaits. Make it a plain function."
-            )
+class InstalledSignal(Signal):
+    """A signal that an installation sends, not the user; its sender is a mapped class."""
 
-
-class SpecialSignal(Signal):
-    """A signal that an installation sends, and not for the row of one instance.
-
-    ``fields`` is refused: it filters by the changes of a row.
-    """
-
-    _remedy: str
+    _remedy = "give a mapped class, a base class or mixin of models, or a class name"
 
     def __init__(
-        self, name: str, doc: str, *, arguments: Collection[str], phases: tuple[Phase, ...]
+        self,
+        name: str,
+        doc: str,
+        *,
+        arguments: Collection[str],
+        phases: tuple[Phase, ...] = ("flush",),
     ) -> None:
         super().__init__(name, doc, arguments=arguments)
         self._phases = phases
-        mapping.model_signals.append(self)
+        model_signals.append(self)
 
     def _is_sender(self, sender: Any) -> bool:
-        raise NotImplementedError
+        return isinstance(sender, str | type)
 
-    def _check_sender(self, sender: Any, receiver: Callable[..., Any]) -> None:
+    def _check_sender(self, sender: Any) -> None:
         if sender is not ANY and not self._is_sender(sender):
             raise ReceiverOptionError(
-                f"{self.name}: receiver {describe(receiver)}: sender={describe_sender(sender)} is "
-                f"no sender of this signal; {self._remedy}"
+                f"sender={describe_sender(sender)} is not a sender of this signal; {self._remedy}"
+            )
+        if isinstance(sender, str) and not is_class_name(sender):
+            raise ReceiverOptionError(
+                f"sender={sender!r} is not the name of a class. Write 'Order', or "
+                f"'shop.models.Order' if there are several."
             )
 
     def _check_receivers(self, receivers: Collection[Receiver]) -> None:
         super()._check_receivers(receivers)
-        mapping.connected(self, receivers)
+        mapped.connect(self, receivers)
 
 
-class AssociationSignal(SpecialSignal):
-    """Sent by the ``secondary`` table of a many-to-many relationship."""
+class AssociationSignal(InstalledSignal):
+    """Sent by the ``secondary`` table of a many-to-many relationship, not by a class."""
 
     _remedy = (
         "give the Table that is the relationship's secondary, or the relationship itself, "
@@ -82,22 +85,41 @@ class AssociationSignal(SpecialSignal):
         return prop is not None and not prop.viewonly
 
 
-class BulkSignal(SpecialSignal):
-    """Sent by a mapped class, for a statement about any number of its rows."""
+class ModelSignal(InstalledSignal):
+    """Sent by a mapped class, for one of its instances."""
 
-    _remedy = "give a mapped class, a base class or mixin of models, or a class name"
+    _tells_changes = True
 
-    def _is_sender(self, sender: Any) -> bool:
-        return isinstance(sender, str | type)
+    if TYPE_CHECKING:
+
+        def connect(  # type: ignore[override]  # takes fewer receivers than its base
+            self,
+            receiver: ReceiverOf[M, P, R],
+            sender: type[M] | OtherSender = ANY,
+            weak: bool = True,
+            **options: Unpack[Options],
+        ) -> Callable[P, R]:
+            """Like :meth:`Signal.connect`, for receivers that take an instance of ``sender``."""
+            ...
+
+    def _check_durable(self, receiver: Callable[..., Any], on: Phase, name: str) -> None:
+        if "commit" not in self._phases or on == "rollback":
+            raise ReceiverOptionError(
+                f"durable=True delivers what was committed, which "
+                f"{self.name if on != 'rollback' else 'on=' + repr(on)} does not know. "
+                f"Connect it to post_save or post_delete, and leave out on="
+            )
+        check_durable_name(name)
+        for known in mapped.durable_receivers():
+            if known.name == name and known.fn_id != identity(receiver):
+                raise ReceiverOptionError(
+                    f"durable=True: {known} has the name {name!r} already, and a worker could not "
+                    f"tell the two apart. Give one of them another name="
+                )
 
 
 class InstanceSignal(ModelSignal):
     """A signal of the Python side of a model: no row is written, and nothing can be awaited."""
 
-    def __init__(self, name: str, doc: str, *, arguments: Collection[str]) -> None:
-        super().__init__(name, doc, arguments=arguments, phases=("flush",))
-
-    def _check_receivers(self, receivers: Collection[Receiver]) -> None:
-        refuse_async(self, receivers)
-        refuse_fields(self, receivers)
-        super()._check_receivers(receivers)
+    _awaits = False
+    _tells_changes = False

@@ -1,4 +1,4 @@
-"""``Signal``: ordered receivers behind blinker's API, and ``ModelSignal``, which models send."""
+"""``Signal``: ordered receivers behind blinker's API."""
 
 from __future__ import annotations
 
@@ -6,33 +6,29 @@ import logging
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Generator, Mapping
+from collections.abc import Callable, Collection, Coroutine, Generator, Iterable, Iterator, Mapping
 from inspect import isawaitable
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Unpack
+from typing import Any, Final
 
 import blinker
 from blinker import ANY
 
 from ..errors import ReceiverOptionError
-from ..receivers import dispatch, mapping
+from ..receivers import dispatch
 from ..receivers.blocks import block
 from ..receivers.observing import observed, observed_async, observers
-from ..receivers.protocols import F, M, Options, OtherSender, P, R, ReceiverOf
+from ..receivers.protocols import F
 from ..receivers.receiver import (
-    CALLS,
-    PHASES,
     Phase,
     Receiver,
     check_callable,
-    check_durable_name,
-    default_name,
     describe,
     describe_sender,
     field_names,
     identity,
-    is_class_name,
     is_same_sender,
+    qualified_name,
     sender_list,
 )
 
@@ -45,7 +41,7 @@ _signals_lock: Final = threading.Lock()
 
 
 def known_signals() -> list[Signal]:
-    """Every signal that there is, a user's own as well, by name."""
+    """Every signal of the process, those of users included, by name."""
     with _signals_lock:
         return sorted(_signals, key=lambda signal: signal.name)
 
@@ -64,6 +60,11 @@ class Signal(blinker.NamedSignal):
 
     arguments: tuple[str, ...] | None = None
     _phases: tuple[Phase, ...] = ("flush",)
+    _tells_changes = False
+    """Whether it is sent for a row with its changes, among which ``fields=`` chooses."""
+
+    _awaits = True
+    """Whether what sends it can await a receiver."""
 
     # blinker keeps sets of ids in instance attributes and iterates over them without a lock; none
     # of that is used here, so its __init__, which creates them, is not called.
@@ -77,7 +78,8 @@ class Signal(blinker.NamedSignal):
             self.arguments = tuple(arguments)
         self._connected: dict[Any, Receiver] = {}
         self._forgotten: deque[Receiver] = deque()
-        self._table: dispatch.Table | None = None
+        self.table: dispatch.Table = dispatch.Table(self._current)
+        """The receivers as they are now; a new object after each change."""
         # Reentrant: garbage collection inside the lock may run a weak reference's callback.
         self._lock = threading.RLock()
         with _signals_lock:
@@ -95,7 +97,10 @@ class Signal(blinker.NamedSignal):
         """Whether this thread or task is inside :meth:`muted` or a ``mute`` that covers all."""
         return dispatch.is_muted(self)
 
-    # -- connecting ----------------------------------------------------------------------------
+    @property
+    def _tells_saves(self) -> bool:
+        """Whether it is sent for new rows and for updated ones, which ``created=`` tells apart."""
+        return "created" in (self.arguments or ())
 
     def connect(
         self,
@@ -105,6 +110,7 @@ class Signal(blinker.NamedSignal):
         *,
         on: Phase = "flush",
         propagate: bool = False,
+        created: bool | None = None,
         fields: Collection[Any] | None = None,
         durable: bool = False,
         name: str | None = None,
@@ -122,6 +128,7 @@ class Signal(blinker.NamedSignal):
         :param on: ``"flush"``: called at once, inside the transaction; ``"commit"``: after the
             transaction was committed, in one of its own; ``"rollback"``: after the work was undone.
         :param propagate: also for the mapped subclasses of ``sender``.
+        :param created: ``True``: only for new rows; ``False``: only for rows that were updated.
         :param fields: attribute names; only called when one of them changed, or the row is new or
             deleted.
         :param durable: called by a worker process, at least once, even if this one dies right
@@ -137,25 +144,38 @@ class Signal(blinker.NamedSignal):
         sent = self.arguments
         if durable and sent is not None:
             sent = (*sent, "event")
-        check_callable(receiver, self.name, sent)
-        who = f"{self.name}: receiver {describe(receiver)}"
-        if on not in PHASES or on not in self._phases:
-            raise ReceiverOptionError(
-                f"{who}: on={on!r} is not one of {', '.join(map(repr, self._phases))}, "
-                f"which this signal takes"
-            )
-        if not isinstance(name, str | None):
-            raise ReceiverOptionError(f"{who}: name={name!r} is no str")
+        check_callable(receiver, self.name, sent, self._awaits)
         try:
+            if on not in self._phases:
+                raise ReceiverOptionError(
+                    f"on={on!r} is not one of {', '.join(map(repr, self._phases))}, which this "
+                    f"signal takes"
+                )
+            if not isinstance(name, str | None):
+                raise ReceiverOptionError(f"name={name!r} is not a string")
             if durable:
-                self._check_durable(receiver, on, name or default_name(receiver))
+                self._check_durable(receiver, on, name or qualified_name(receiver))
                 on = "commit"
+            if created is not None and not self._tells_saves:
+                raise ReceiverOptionError(
+                    f"created= chooses between new rows and updated ones, as pre_save and "
+                    f"post_save tell of, and {self.name} does not. Leave it out."
+                )
+            if not isinstance(created, bool | None):
+                raise ReceiverOptionError(f"created={created!r} is not True, False or None")
             names = field_names(fields)
+            if names is not None and not self._tells_changes:
+                raise ReceiverOptionError(
+                    f"fields= selects changes of rows, as pre_save and post_save tell of, and "
+                    f"{self.name} does not. Leave it out."
+                )
             senders = sender_list(sender)
+            for one in senders:
+                self._check_sender(one)
         except ReceiverOptionError as error:
-            raise ReceiverOptionError(f"{who}: {error}") from None
-        for one in senders:
-            self._check_sender(one, receiver)
+            raise ReceiverOptionError(
+                f"{self.name}: receiver {describe(receiver)}: {error}"
+            ) from None
         connected = [
             Receiver(
                 receiver,
@@ -163,6 +183,7 @@ class Signal(blinker.NamedSignal):
                 weak=weak,
                 on=on,
                 propagate=propagate,
+                created=created,
                 fields=names,
                 durable=durable,
                 name=name,
@@ -176,14 +197,9 @@ class Signal(blinker.NamedSignal):
             self._prune()
             for new in connected:
                 self._connected.setdefault(new.key, new)
-            self._table = None
-        self._announce_connect(receiver, sender, weak)
+            self.forget_lookups()
+        self._notify("receiver_connected", receiver=receiver, sender=sender, weak=weak)
         return receiver
-
-    def _announce_connect(self, receiver: Callable[..., Any], sender: Any, weak: bool) -> None:
-        # blinker's cached property: the signal exists once somebody asked for it.
-        if "receiver_connected" in self.__dict__ and self.receiver_connected.receivers:
-            self.receiver_connected.send(self, receiver=receiver, sender=sender, weak=weak)
 
     def disconnect(  # type: ignore[override]
         self,
@@ -220,11 +236,15 @@ class Signal(blinker.NamedSignal):
             ]
             for key in gone:
                 del self._connected[key]
-            self._table = None
-        listened_to = "receiver_disconnected" in self.__dict__
-        if gone and listened_to and self.receiver_disconnected.receivers:
-            self.receiver_disconnected.send(self, receiver=receiver, sender=sender)
+            self.forget_lookups()
+        if gone:
+            self._notify("receiver_disconnected", receiver=receiver, sender=sender)
         return bool(gone)
+
+    def _notify(self, name: str, **arguments: Any) -> None:
+        # A cached property of blinker's: the signal exists once somebody asked for it.
+        if name in self.__dict__:
+            getattr(self, name).send(self, **arguments)
 
     @block
     def connected_to(  # type: ignore[override]
@@ -247,8 +267,6 @@ class Signal(blinker.NamedSignal):
         with dispatch.mute(self):
             yield
 
-    # -- sending -------------------------------------------------------------------------------
-
     def send(
         self,
         sender: Any = None,
@@ -264,24 +282,19 @@ class Signal(blinker.NamedSignal):
         :raises AsyncReceiverError: a receiver is async and no ``_async_wrapper`` was given; then
             no receiver was called at all.
         """
-        table = self._table or self.table
-        if not table.receivers:  # sending to nobody has to cost next to nothing
-            return []
-        results: Results = []
-        receivers = dispatch.audible(self, sender, table.lookup(sender))
+        if not self.table.receivers:
+            return []  # at once, because most signals have no receivers
+        receivers = self._audible(sender)
         if _async_wrapper is None:
-            for receiver in receivers:
-                if receiver.is_async:
-                    raise dispatch.unawaitable(self, receiver, sender, "send(): use send_async()")
-        for receiver in receivers:
-            fn = receiver.fn
-            if fn is not None:
-                call = receiver.strong or fn
-                if _async_wrapper and receiver.is_async:
-                    call = _async_wrapper(call)
-                if observers:
-                    call = observed(call, self, receiver)
-                results.append((fn, call(sender, **kwargs)))
+            self._refuse_async(receivers, sender, "send()")
+        results: Results = []
+        for receiver, fn in _alive(receivers):
+            call = receiver.strong or fn
+            if _async_wrapper and receiver.is_async:
+                call = _async_wrapper(call)
+            if observers:
+                call = observed(call, self, receiver)
+            results.append((fn, call(sender, **kwargs)))
         return results
 
     async def send_async(
@@ -295,10 +308,7 @@ class Signal(blinker.NamedSignal):
     ) -> Results:
         """Like :meth:`send`, awaiting async receivers; sync ones are called in their turn."""
         results: Results = []
-        for receiver in self._lookup(sender):
-            fn = receiver.fn
-            if fn is None:
-                continue
+        for receiver, fn in _alive(self._audible(sender)):
             call = receiver.strong or fn
             if _sync_wrapper is not None and not receiver.is_async:
                 call = _sync_wrapper(call)
@@ -316,15 +326,9 @@ class Signal(blinker.NamedSignal):
         Exceptions that are not an ``Exception``, such as ``KeyboardInterrupt``, pass through.
         """
         results: Results = []
-        for receiver in self._lookup(sender):
-            fn = receiver.fn
-            if fn is None:
-                continue
+        for receiver, fn in _alive(self._audible(sender)):
             try:
-                if receiver.is_async:
-                    raise dispatch.unawaitable(
-                        self, receiver, sender, "send_robust(): use send_async()"
-                    )
+                self._refuse_async([receiver], sender, "send_robust()")
                 call = receiver.strong or fn
                 if observers:
                     call = observed(call, self, receiver)
@@ -339,45 +343,37 @@ class Signal(blinker.NamedSignal):
 
     def has_receivers_for(self, sender: Any) -> bool:
         """Whether anybody would be called for ``sender``, in any phase. Ignores muting."""
-        table = self.table
-        return any(table.lookup(sender, call) for call in CALLS)
+        return any(self.table.phases(sender).values())
 
     def receivers_for(self, sender: Any) -> Generator[Callable[..., Any]]:
         """Yield the receivers that :meth:`send` would call for ``sender``, in order."""
-        for receiver in self.table.lookup(sender):
-            fn = receiver.fn
-            if fn is not None:
-                yield fn
+        yield from (fn for _, fn in _alive(self.table.lookup(sender)))
 
-    def _lookup(self, sender: Any) -> tuple[Receiver, ...]:
-        table = self._table or self.table
-        return dispatch.audible(self, sender, table.lookup(sender))
+    def _audible(self, sender: Any) -> tuple[Receiver, ...]:
+        return dispatch.audible(self, sender, self.table.lookup(sender))
 
-    @property
-    def table(self) -> dispatch.Table:
-        """The receivers as they are now; a new object after each change."""
-        table = self._table
-        if table is None:
-            with self._lock:
-                self._prune()
-                table = self._table = dispatch.Table(self._connected.values())
-        return table
+    def _refuse_async(self, receivers: Iterable[Receiver], sender: Any, method: str) -> None:
+        for receiver in receivers:
+            if receiver.is_async:
+                raise dispatch.unawaitable(self, receiver, sender, f"{method}: use send_async()")
 
-    # -- bookkeeping ---------------------------------------------------------------------------
+    def _current(self) -> list[Receiver]:
+        with self._lock:
+            self._prune()
+            return list(self._connected.values())
 
     def forget_lookups(self) -> None:
         """Let new mappings be seen by the next lookup."""
-        self._table = None
+        self.table = dispatch.Table(self._current)
 
-    def _check_sender(self, sender: Any, receiver: Callable[..., Any]) -> None:
-        """Overridden where only some objects can be senders."""
+    def _check_sender(self, sender: Any) -> None:
+        """Overridden by signals that only some objects send."""
 
     def _check_receivers(self, receivers: Collection[Receiver]) -> None:
-        """Overridden where options depend on the sender."""
-        refuse_fields(self, receivers)
+        """Overridden by signals whose options depend on mapped classes."""
 
     def _check_durable(self, receiver: Callable[..., Any], on: Phase, name: str) -> None:
-        """Overridden where there is something to be durable."""
+        """Overridden by signals that can be delivered durably."""
         raise ReceiverOptionError(
             "durable=True is for what mapped classes send; whoever sends this signal can write "
             "into the database first, and be durable by that"
@@ -386,7 +382,7 @@ class Signal(blinker.NamedSignal):
     def _forget(self, receiver: Receiver) -> None:
         # Called by a weak reference at any moment, even inside the lock: nothing is removed here.
         self._forgotten.append(receiver)
-        self._table = None
+        self.forget_lookups()
 
     def _prune(self) -> None:
         while self._forgotten:
@@ -394,79 +390,16 @@ class Signal(blinker.NamedSignal):
             if self._connected.get(receiver.key) is receiver:
                 del self._connected[receiver.key]
 
-    def _disconnect(self, receiver_id: Any, sender_id: Any) -> None:
-        raise NotImplementedError("blinker's internal bookkeeping is not used")
-
-    def _cleanup_bookkeeping(self) -> None:
-        with self._lock:
-            self._prune()
-
     def _clear_state(self) -> None:
         """Disconnect every receiver. For tests."""
         with self._lock:
-            self._forgotten.clear()
             self._connected.clear()
-            self._table = None
+            self.forget_lookups()
 
 
-def refuse_fields(signal: Signal, receivers: Collection[Receiver]) -> None:
-    """Refuse receivers that ask for changes of rows where there are none."""
+def _alive(receivers: Iterable[Receiver]) -> Iterator[tuple[Receiver, Callable[..., Any]]]:
+    """The receivers with their functions, except those that were garbage collected meanwhile."""
     for receiver in receivers:
-        if receiver.fields is not None:
-            raise ReceiverOptionError(
-                f"{signal.name}: receiver {receiver}: fields= selects changes of rows, as pre_save "
-                f"and post_save tell of, and {signal.name} does not. Leave it out."
-            )
-
-
-class ModelSignal(Signal):
-    """A signal that is sent by mapped classes, by an installation and not by hand."""
-
-    if TYPE_CHECKING:
-
-        def connect(  # type: ignore[override]  # takes fewer receivers than its base
-            self,
-            receiver: ReceiverOf[M, P, R],
-            sender: type[M] | OtherSender = ANY,
-            weak: bool = True,
-            **options: Unpack[Options],
-        ) -> Callable[P, R]:
-            """Like :meth:`Signal.connect`, for receivers that take an instance of ``sender``."""
-            ...
-
-    def __init__(
-        self, name: str, doc: str, *, arguments: Collection[str], phases: tuple[Phase, ...]
-    ) -> None:
-        super().__init__(name, doc, arguments=arguments)
-        self._phases = phases
-        mapping.model_signals.append(self)
-
-    def _check_sender(self, sender: Any, receiver: Callable[..., Any]) -> None:
-        if sender is not ANY and not isinstance(sender, str | type):
-            raise ReceiverOptionError(
-                f"{self.name}: receiver {describe(receiver)}: sender={sender!r} is no sender; "
-                f"give a mapped class, a base class or mixin of models, or a class name"
-            )
-        if isinstance(sender, str) and not is_class_name(sender):
-            raise ReceiverOptionError(
-                f"{self.name}: receiver {describe(receiver)}: sender={sender!r} is not the name "
-                f"of a class. Write 'Order', or 'shop.models.Order' if there are several."
-            )
-
-    def _check_receivers(self, receivers: Collection[Receiver]) -> None:
-        mapping.connected(self, receivers)
-
-    def _check_durable(self, receiver: Callable[..., Any], on: Phase, name: str) -> None:
-        if "commit" not in self._phases or on == "rollback":
-            raise ReceiverOptionError(
-                f"durable=True delivers what was committed, which "
-                f"{self.name if on != 'rollback' else 'on=' + repr(on)} does not know. "
-                f"Connect it to post_save or post_delete, and leave out on="
-            )
-        check_durable_name(name)
-        for known in mapping.durable_receivers():
-            if known.name == name and known.fn_id != identity(receiver):
-                raise ReceiverOptionError(
-                    f"durable=True: {known} has the name {name!r} already, and a worker could not "
-                    f"tell the two apart. Give one of them another name="
-                )
+        fn = receiver.fn
+        if fn is not None:
+            yield receiver, fn

@@ -10,11 +10,10 @@ from blinker import ANY
 from sqlalchemy import Table
 from sqlalchemy.orm import QueryableAttribute, class_mapper
 
-from .._sqlalchemy.associations import secondary_relationship
-from .._sqlalchemy.mappers import all_mappers, is_mapped
+from .._sqlalchemy.mappers import all_mappers, is_mapped, secondary_relationship
 from ..changes.change import Change
 from ..errors import ReceiverOptionError
-from ..receivers import mapping
+from ..receivers.installations import model_signals
 from ..receivers.observing import row_of
 from ..receivers.receiver import Receiver, describe_sender, matches
 from ..signals.kinds import AssociationSignal
@@ -95,11 +94,11 @@ class Wanted:
 
     def is_of_models(self) -> bool:
         """Whether an installation sends it."""
-        return self.signal is None or any(self.signal is one for one in mapping.model_signals)
+        return self.signal is None or any(self.signal is one for one in model_signals)
 
     def has_listeners(self) -> bool:
         """Whether somebody listens; not who would get these arguments."""
-        signals = [self.signal] if self.signal is not None else mapping.model_signals
+        signals = [self.signal] if self.signal is not None else model_signals
         return any(
             self.on in (None, receiver.call)
             and (self.receiver is None or self._is_receiver(receiver))
@@ -112,7 +111,7 @@ class Wanted:
         """Whether what this sender sends may reach a receiver; not if it can send nothing."""
         if self.sender is ANY:
             return True
-        if all(signal is not one for one in mapping.model_signals):
+        if all(signal is not one for one in model_signals):
             if receiver.matches(self.sender):  # it may be sent by anything
                 return True
         elif isinstance(signal, AssociationSignal):

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ReceiverOptionError
-from ..receivers import mapping
 from ..receivers.blocks import block
+from ..receivers.installations import installations
 from ..receivers.observing import observers
 from ..signals.signal import Signal
 from .capture import Capture, Failure, Sent
@@ -238,7 +238,7 @@ class Signals:
 
     @staticmethod
     def _why_not(wanted: Wanted) -> str:
-        if wanted.is_of_models() and not mapping.installations:
+        if wanted.is_of_models() and not installations:
             return ": sqla_signals is not installed; call sqla_signals.install()"
         if not wanted.has_listeners():
             return (

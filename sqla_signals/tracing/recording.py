@@ -19,9 +19,10 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy.orm import Session
 
-from .._sqlalchemy.sessions import is_committing
+from .._sqlalchemy.sessions import plain_session
+from .._sqlalchemy.transactions import is_committing
 from ..receivers.blocks import block
-from ..receivers.mapping import model_signals
+from ..receivers.installations import model_signals
 from ..receivers.observing import Observer, observers
 from ..receivers.receiver import describe_sender
 from .rows import Pending, association_rows, row_name, rows_of, state_or_none
@@ -277,5 +278,5 @@ _here: ContextVar[Mapping[_Recorder, TracedStep]] = ContextVar(
 def _session_of(call: Call) -> Session | None:
     """The session in which a flush receiver is called."""
     session = call.arguments.get("session") if call.on == "flush" else None
-    session = getattr(session, "sync_session", session)
+    session = plain_session(session)
     return session if isinstance(session, Session) else None

@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import inspect
 from sqlalchemy.orm import InstanceState
 
-from .._sqlalchemy.associations import association_changes
 from .._sqlalchemy.instances import instance_dict
-from .._sqlalchemy.unit_of_work import deleted_states, modified_states, pending_states
-from ..bridge.columns.columns import columns_of
+from .._sqlalchemy.unit_of_work import (
+    association_changes,
+    deleted_states,
+    modified_states,
+    pending_states,
+)
+from ..bridge.columns.by_mapper import columns_of
 from ..bridge.flush.flush import Flush
 from ..bridge.flush.m2m import primary_key_of
 from ..changes.change import NO_DIFF

@@ -44,7 +44,7 @@ from sqla_signals import (
     pre_init,
     receiver,
 )
-from sqla_signals.receivers.mapping import installations
+from sqla_signals.receivers.installations import installations
 
 from .models import Author, Base, Book, Named, Tag
 from .observing import asynchronous, rows

@@ -33,7 +33,7 @@ from sqla_signals import (
 )
 
 from .models import Author, Base, Book, Named, Tag
-from .observing import FLUSH_SIGNALS, both, listen, rows
+from .observing import FLUSH_SIGNALS, Log, both, listen, rows
 
 # -- sender: mapped classes, lists, any ----------------------------------------------------------
 
@@ -339,6 +339,129 @@ def test_on_flush_is_the_default_and_means_in_the_transaction(session: Session):
     assert seen == [["a"]]
     session.rollback()
     assert rows(session, Author.name) == []
+
+
+# -- created -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("created", [True, False])
+@pytest.mark.parametrize("signal", [pre_save, post_save], ids=lambda one: one.name)
+def test_created_means_only_new_rows_or_only_updates(session, author, signal, created: bool):
+    """In a flush that writes both."""
+    log = Log()
+    signal.connect(log, sender=Author, created=created)
+    author.age = 2
+    session.add(Author(name="new"))
+    session.flush()
+    assert log.lines == [
+        f"{signal.name} created Author(new)" if created else f"{signal.name} updated Author(a)"
+    ]
+    assert rows(session, Author.name, Author.age) == [("a", 2), ("new", None)]
+
+
+@pytest.mark.parametrize("created", [True, False])
+def test_created_is_held_against_the_net_effect_after_a_commit(session, created: bool):
+    """A row that was created and updated is new; a savepoint that was rolled back did nothing."""
+    log = Log()
+    post_save.connect(log, sender=Author, created=created, on="commit")
+    author = Author(name="a")
+    session.add(author)
+    session.flush()
+    author.age = 1
+    with session.begin_nested() as savepoint:
+        session.add(Author(name="undone"))
+        session.flush()
+        savepoint.rollback()
+    session.commit()
+    assert log.lines == (["post_save created Author(a)"] if created else [])
+    author.age = 2
+    session.commit()
+    assert log.lines == [
+        "post_save created Author(a)" if created else "post_save updated Author(a)"
+    ]
+    assert rows(session, Author.name, Author.age) == [("a", 2)]
+
+
+@pytest.mark.parametrize("created", [True, False])
+def test_created_is_held_against_what_was_undone(session, author, created: bool):
+    """For receivers of rollbacks too."""
+    log = Log()
+    post_save.connect(log, sender=Author, created=created, on="rollback")
+    author.age = 2
+    session.add(Author(name="new"))
+    session.flush()
+    session.rollback()
+    assert log.lines == [
+        "post_save created Author(new)" if created else "post_save updated Author(a)"
+    ]
+    assert rows(session, Author.name, Author.age) == [("a", 1)]
+
+
+def test_created_and_fields_must_both_hold(session, author):
+    """A new row has no update, so created=False leaves it out, whatever its fields are."""
+    log = Log()
+    post_save.connect(log, sender=Author, created=False, fields={"age"})
+    session.add(Author(name="new", age=1))
+    author.name = "b"
+    session.flush()
+    assert log.lines == []
+    author.age = 2
+    session.flush()
+    assert log.lines == ["post_save updated Author(b)"]
+
+
+def test_a_function_connected_with_different_conditions_gets_what_any_of_them_lets_through(
+    session, author
+):
+    """And is called once for a row, where it was connected first."""
+    log = Log()
+    post_save.connect(log, sender=Author, created=True)
+    post_save.connect(log, sender=Author, created=False, fields={"age"})
+    session.add(Author(name="new"))
+    author.name = "b"
+    session.flush()
+    assert log.lines == ["post_save created Author(new)"]
+    author.age = 2
+    session.flush()
+    assert log.lines == ["post_save created Author(new)", "post_save updated Author(b)"]
+    post_save.connect(log, sender=Author)
+    author.name = "c"
+    session.flush()
+    assert log.lines[2:] == ["post_save updated Author(c)"]
+
+
+@pytest.mark.parametrize("created", [True, False])
+def test_created_chooses_among_saves_and_lets_deletions_of_the_same_receiver_pass(
+    session, author, created: bool
+):
+    """As fields= does."""
+    log = Log()
+    receiver([post_save, post_delete], sender=Author, created=created)(log)
+    session.delete(author)
+    session.flush()
+    assert log.lines == ["post_delete Author(a)"]
+
+
+@pytest.mark.parametrize(
+    "signal", [pre_delete, post_delete, receiver_failed, Signal("own")], ids=lambda one: one.name
+)
+def test_created_is_refused_where_no_row_is_saved(signal: Signal):
+    """It would choose among nothing."""
+
+    def hear(sender, **kwargs):
+        pass
+
+    with pytest.raises(ReceiverOptionError, match=r"hear .*created= chooses between new rows"):
+        signal.connect(hear, created=True)
+    with pytest.raises(ReceiverOptionError, match=r"hear .*created= chooses between new rows"):
+        receiver(signal, created=True)(hear)
+    assert not signal.receivers
+
+
+def test_created_is_true_or_false():
+    """Anything else is a mistake."""
+    with pytest.raises(ReceiverOptionError, match="created='yes' is not True, False or None"):
+        receiver(post_save, sender=Author, created="yes")(lambda sender, **kwargs: None)
 
 
 # -- fields --------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ from sqlalchemy.orm import (
 
 import sqla_signals
 from sqla_signals import m2m_changed, post_bulk, post_delete, post_save, trace
-from sqla_signals.receivers.mapping import installations
+from sqla_signals.receivers.installations import installations
 
 from ..conftest import before_sqlalchemy
 from .observing import Log, listen

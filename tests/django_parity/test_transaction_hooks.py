@@ -17,7 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from sqla_signals import SignalsError, on_commit, on_rollback, post_save, receiver
-from sqla_signals.receivers.mapping import installations
+from sqla_signals.receivers.installations import installations
 
 from ..contract.observing import rows
 from .models import Thing

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 import sqla_signals
 from sqla_signals.durable import Relay
-from sqla_signals.durable.tables import claims
+from sqla_signals.durable.tables import failures
 
 from ..conftest import IN_CI, clear_postgresql, create_sqlite_engine, create_tables
 from .models import Base, Ledger, outbox
@@ -32,7 +32,7 @@ DATABASES = [
 @pytest.fixture(autouse=True)
 def long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """However slow the machine is, what has failed is not due before :func:`make_due`."""
-    monkeypatch.setattr(claims, "FIRST_RETRY", 60.0)
+    monkeypatch.setattr(failures, "FIRST_RETRY", 60.0)
 
 
 @pytest.fixture(scope="session")

@@ -191,11 +191,8 @@ def test_a_task_that_comes_again_calls_nobody(shop, app, publisher, relay, calls
 
 
 @on_sqlite
-def test_a_receiver_that_fails_is_sent_again_for_later(
-    shop, app, publisher, relay, calls, monkeypatch
-):
+def test_a_receiver_that_fails_is_sent_again_for_later(shop, app, publisher, relay, calls):
     """With the same id and a pause that grows; nothing that it wrote remains."""
-    monkeypatch.setattr("sqla_signals.celery.publisher.FIRST_RETRY", 60.0)
     place(shop, "bad")
     drain(relay)
     first, _ = sent(app)

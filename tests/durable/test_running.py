@@ -29,7 +29,15 @@ from sqlalchemy.orm import (
 )
 
 import sqla_signals
-from sqla_signals import AsyncReceiverError, Change, SignalsError, post_delete, post_save, receiver
+from sqla_signals import (
+    AsyncReceiverError,
+    Change,
+    SessionInFlushError,
+    SignalsError,
+    post_delete,
+    post_save,
+    receiver,
+)
 from sqla_signals.durable import (
     SECRET,
     MalformedMessageError,
@@ -81,6 +89,38 @@ def test_a_receiver_gets_what_a_commit_receiver_gets_and_the_event(shop: Engine)
     assert event.occurred_at == message.occurred_at
     assert abs(datetime.now(UTC) - event.occurred_at) < timedelta(minutes=5)
     assert ledger(shop) == ["a"]
+
+
+@pytest.mark.parametrize("created", [True, False])
+def test_created_is_held_against_what_the_transaction_came_to(shop: Engine, created: bool):
+    """The event is written for the rows that the receiver asks for, and for no others."""
+    write(created=created)
+    place(shop, "a")
+    with Session(shop) as session:
+        session.scalars(select(Order)).one().status = "b"
+        session.commit()
+    for message in messages(shop):
+        assert Worker(shop).run(message)
+    assert ledger(shop) == (["a"] if created else ["b"])
+
+
+def test_a_receiver_connected_with_different_conditions_runs_what_any_of_them_lets_through(
+    shop: Engine,
+):
+    """The worker knows all its connections, not the first one alone."""
+
+    def fn(sender, instance, session, **kwargs):
+        session.add(Ledger(entry=instance.status))
+
+    for options in ({"fields": {"id"}}, {"fields": {"status"}}, {"created": True}):
+        post_save.connect(fn, Order, weak=False, durable=True, name="shop.fn", **options)
+    place(shop, "a")
+    with Session(shop) as session:
+        session.scalars(select(Order)).one().status = "b"
+        session.commit()
+    for message in messages(shop):
+        assert Worker(shop).run(message)
+    assert ledger(shop) == ["a", "b"]
 
 
 def test_the_instance_lives_in_the_session(shop: Engine):
@@ -196,8 +236,11 @@ def test_a_receiver_that_ends_its_transaction_has_failed(shop: Engine, method: s
     place(shop, "a")
     (message,) = messages(shop)
     worker = Worker(shop)
-    with pytest.raises(SignalsError, match=r"fn .*is durable, and has .*Leave it out"):
+    with pytest.raises(
+        SessionInFlushError, match=rf"{method}\(\) was called by a receiver"
+    ) as caught:
         worker.run(message, attempt=1)
+    assert "Remedy: leave it out" in "".join(caught.value.__notes__)
     assert ledger(shop) == []
     assert [worker.run(message, attempt=2), worker.run(message, attempt=3)] == [True, False]
     assert ledger(shop) == ["work"]
@@ -643,3 +686,25 @@ def test_a_class_of_the_same_name_without_an_outbox_is_not_meant(shop: Engine):
     assert [call["sender"] for call in calls] == [Order]
     assert ledger(shop) == ["a"]
     assert Twin is not Order
+
+
+def test_models_that_cannot_be_configured_hold_up_no_others(shop: Engine):
+    """The events of a complete model are delivered beside a registry that is broken."""
+    write()
+    place(shop, "a")
+
+    class Broken(DeclarativeBase):
+        """Its only model names another one that is nowhere."""
+
+    class Thing(Broken):
+        __tablename__ = "things"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        other_id: Mapped[int] = mapped_column(ForeignKey("others.id"))
+        other: Mapped[Any] = relationship("Nowhere")
+
+    try:
+        assert drain(Relay(shop)) == 1
+    finally:
+        Broken.registry.dispose()
+    assert ledger(shop) == ["a"]
+    assert events(shop) == []

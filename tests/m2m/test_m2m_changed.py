@@ -19,7 +19,7 @@ from sqla_signals import (
     post_save,
     pre_save,
 )
-from sqla_signals._sqlalchemy.associations import both_sides
+from sqla_signals._sqlalchemy.mappers import both_sides
 from tests.contract.observing import asynchronous, rows
 
 from .clubs import KINDS, LOADED, Clubs, Heard, create_triggers, make_clubs, witnessed

@@ -15,8 +15,9 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from sqla_signals import post_save, receiver
-from sqla_signals.celery import CeleryPublisher, publisher
+from sqla_signals.celery import CeleryPublisher
 from sqla_signals.durable import Relay
+from sqla_signals.durable.tables import failures
 
 from ..durable.models import Ledger, Order, outbox
 from .conftest import Spans
@@ -25,7 +26,7 @@ from .conftest import Spans
 @pytest.fixture
 def app(monkeypatch: pytest.MonkeyPatch) -> Iterator[Celery]:
     """A broker in this process, and no pause before what has failed is tried again."""
-    monkeypatch.setattr(publisher, "FIRST_RETRY", 0)
+    monkeypatch.setattr(failures, "FIRST_RETRY", 0)
     app = Celery(
         "shop",
         broker="memory://",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.pool import StaticPool
 
 import sqla_signals
+from sqla_signals import post_save, pre_save
 
 from .pairs import Side, Work
 
@@ -90,6 +92,31 @@ def writing(
         clear()
 
 
+@contextmanager
+def requests(kind: Kind, count: int, engine: Engine = engine) -> Iterator[Work]:
+    """So many transactions of one row, each in a session of its own, as web requests have them."""
+    with Session(engine) as session:
+        session.add(Thing(id=1, a=0, b="first"))
+        session.commit()
+
+    values = itertools.count(1)
+
+    def insert() -> None:
+        for _ in range(count):
+            with Session(engine) as session:
+                session.add(Thing(a=1, b="x"))
+                session.commit()
+
+    def update() -> None:
+        for _ in range(count):
+            with Session(engine) as session:
+                session.get_one(Thing, 1).a = next(values)
+                session.commit()
+
+    yield insert if kind == "insert" else update
+    clear(engine)
+
+
 def side(surroundings: Surroundings, program: Side) -> Side:
     """A side that runs a program in its surroundings."""
 
@@ -123,6 +150,27 @@ def installed(*connections: tuple[sqla_signals.Signal, Any, dict[str, Any]]) -> 
                 signal.disconnect(receiver)
 
     return surroundings
+
+
+def does_nothing(sender: Any, instance: Any, **kwargs: Any) -> None: ...
+
+
+def _hearing(model: Any, *ways: str) -> Surroundings:
+    connections: dict[str, tuple[sqla_signals.Signal, Any, dict[str, Any]]] = {
+        "pre": (pre_save, does_nothing, {"sender": model}),
+        "post": (post_save, does_nothing, {"sender": model}),
+        "commit": (post_save, does_nothing, {"sender": model, "on": "commit"}),
+    }
+    return installed(*(connections[way] for way in ways))
+
+
+ONE_ROW: dict[str, Surroundings] = {
+    "no receivers": installed(),
+    "another model": _hearing(Other, "pre", "post"),
+    "pre + post": _hearing(Thing, "pre", "post"),
+    "commit": _hearing(Thing, "commit"),
+}
+"""Who listens where one row is written in a transaction."""
 
 
 def listening(*listeners: tuple[str, Any], target: Any = Thing) -> Surroundings:

@@ -404,10 +404,10 @@ def test_a_suite_that_does_not_use_it_does_not_notice_it(pytester: pytest.Pytest
         def test_nothing_is_touched():
             from sqlalchemy import event
             from sqlalchemy.orm import Mapper, Session
-            from sqla_signals.receivers import mapping, observing
+            from sqla_signals.receivers import installations, mapped, observing
 
-            assert not mapping.installations
-            assert not event.contains(Mapper, "after_configured", mapping._after_configured)
+            assert not installations.installations
+            assert not event.contains(Mapper, "after_configured", mapped._after_configured)
             assert not observing.observers
             assert not Session().dispatch.before_flush
             assert "sqla_signals.testing" not in sys.modules

@@ -10,7 +10,7 @@ from unittest import SkipTest  # `make types` checks this file where pytest is n
 
 from sqla_signals import signals
 from sqla_signals.receivers.protocols import Arguments
-from sqla_signals.signals.signal import ModelSignal
+from sqla_signals.signals.kinds import ModelSignal
 
 HERE = Path(__file__).parent
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Awaitable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -13,11 +13,11 @@ from sqlalchemy.util import await_only
 from ..._sqlalchemy.instances import state_of
 from ...changes.change import Change
 from ...errors import AsyncReceiverError, note
-from ...receivers.dispatch import Table, active_mutes, audible, unawaitable
+from ...receivers.dispatch import active_mutes, audible, unawaitable
 from ...receivers.observing import observed, observers
-from ...receivers.receiver import Call, Receiver, describe_sender
-from ...signals.builtin import post_delete, post_save, pre_delete, pre_save
-from ..columns.columns import Columns, current_columns_of
+from ...receivers.receiver import Receiver, describe_sender
+from ..columns.columns import Columns
+from .audience import audience_of
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Engine
@@ -129,16 +129,13 @@ class ModelCalls:
 
     __slots__ = (
         "_async_session",
+        "_audience",
         "_bind",
         "_detached",
         "_session",
         "cls",
         "columns",
         "mapper",
-        "post_delete",
-        "post_save",
-        "pre_delete",
-        "pre_save",
     )
 
     def __init__(self, calls: Calls, mapper: Mapper[Any]) -> None:
@@ -149,28 +146,16 @@ class ModelCalls:
         self.mapper: Mapper[Any] = mapper
         cls: type = mapper.class_
         self.cls: type = cls
-        self.columns: Columns = current_columns_of(mapper, self._fields)
+        self._audience = audience_of(mapper)
+        self.columns: Columns = self._audience.columns_of(mapper)
         self._bind: Engine | Connection | None = None
-        self.pre_save: Final = Heard(pre_save, cls)
-        self.post_save: Final = Heard(post_save, cls)
-        self.pre_delete: Final = Heard(pre_delete, cls)
-        self.post_delete: Final = Heard(post_delete, cls)
 
-    def _fields(self) -> Iterator[str]:
-        """The attributes that some receiver of ``post_save`` names."""
-        for receivers in post_save.table.phases(self.cls).values():
-            for receiver in receivers:
-                if receiver.fields is not None:
-                    yield from receiver.columns(self.mapper)
-
-    def awaits(self, on: Call) -> bool:
-        """Whether anybody waits for the transaction to end like this, muted or not."""
-        return bool(self.post_save.phases()[on] or self.post_delete.phases()[on])
-
-    def tells_of_saves(self) -> bool:
-        """Whether anybody is told what was inserted or updated, at once or in the end."""
-        # Also who waits for deletes: a row created and deleted again is no deleted row.
-        return bool(self.post_save.phases()["flush"]) or any(map(self.awaits, AFTER_FLUSH))
+    def receivers(self, signal: Signal) -> tuple[Receiver, ...]:
+        """The receivers to call at once, as they are now, without those that are muted."""
+        if signal.table is not self._audience.table_of[signal]:
+            self._audience = audience_of(self.mapper)
+        found = self._audience.phases[signal]["flush"]
+        return audible(signal, self.cls, found) if found and active_mutes() else found
 
     def save(
         self,
@@ -184,7 +169,7 @@ class ModelCalls:
         using: Engine | Connection | None = None,
         unknown: frozenset[str] = NOTHING_UNKNOWN,
     ) -> None:
-        """Call those receivers of ``pre_save`` or ``post_save`` whose ``fields`` let it through.
+        """Call those receivers of ``pre_save`` or ``post_save`` whose conditions let it through.
 
         :param unknown: what may have another value besides ``changes``.
         """
@@ -194,10 +179,8 @@ class ModelCalls:
             using = self._bind or self.using(instance)
         for receiver in receivers:
             fn = receiver.strong or receiver.fn
-            if fn is None or not (
-                receiver.fields is None
-                or update_fields is None
-                or receiver.passes(self.mapper, changes, unknown)
+            if fn is None or (
+                receiver.chooses and not receiver.passes(self.mapper, created, changes, unknown)
             ):
                 continue
             if observers:
@@ -285,40 +268,6 @@ class ModelCalls:
 def is_sharded(session: Session) -> bool:
     """Whether each row may have a bind of its own."""
     return session.connection_callable is not None
-
-
-AFTER_FLUSH: Final[tuple[Call, ...]] = ("commit", "rollback", "durable")
-"""The calls that wait for the end of the transaction."""
-
-
-class Heard:
-    """Who hears one signal from one class, as it is at the moment of asking."""
-
-    __slots__ = ("_audible", "_cls", "_mutes", "_phases", "_table", "signal")
-
-    def __init__(self, signal: Signal, cls: type) -> None:
-        self.signal: Signal = signal
-        self._cls = cls
-        self._table: Table | None = None
-        self._phases: Mapping[Call, tuple[Receiver, ...]] = {}
-        self._mutes: object = None
-        self._audible: tuple[Receiver, ...] = ()
-
-    def receivers(self) -> tuple[Receiver, ...]:
-        """The flush receivers, without those that are muted."""
-        if self.signal._table is not self._table or active_mutes() is not self._mutes:
-            self._audible = audible(self.signal, self._cls, self.phases()["flush"])
-            self._mutes = active_mutes()
-        return self._audible
-
-    def phases(self) -> Mapping[Call, tuple[Receiver, ...]]:
-        """The receivers by phase, muted or not."""
-        table = self.signal.table
-        if table is not self._table:
-            self._table = table
-            self._phases = table.phases(self._cls)
-            self._mutes = None
-        return self._phases
 
 
 def _note(error: BaseException, signal: Signal, receiver: Receiver, sender: Any) -> None:

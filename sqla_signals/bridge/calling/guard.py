@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from sqlalchemy.orm import Session, SessionTransaction
 
 from ..._sqlalchemy.instances import PASSIVE_NO_INITIALIZE, has_pending_mutations
 from ..._sqlalchemy.unit_of_work import (
@@ -17,7 +20,7 @@ from ...errors import SessionInFlushError
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from sqlalchemy.orm import InstanceState, Session, SessionTransaction
+    from sqlalchemy.orm import InstanceState
 
     State = InstanceState[Any]
 
@@ -35,7 +38,15 @@ _NOT_FLUSHED: Final = (
     "or changed goes out with the next flush"
 )
 
-IN_STATEMENT: Final[Mapping[str, str]] = {
+_COMMITTED: Final = (
+    "leave it out: the session is committed when the receiver returns, together with the note that "
+    "the event is done, and rolled back when the receiver raises an exception. Work of its own can "
+    "have a session of its own"
+)
+
+Method = Callable[..., Any]
+
+_ENDING: Final[Mapping[str, str]] = {
     "commit": _COMMIT,
     "prepare": _COMMIT,
     "rollback": _ROLLBACK,
@@ -43,16 +54,59 @@ IN_STATEMENT: Final[Mapping[str, str]] = {
     "reset": _CLOSE,
     "invalidate": _CLOSE,
 }
-"""What is forbidden in a receiver of a statement about many rows, with the remedies."""
-IN_POST: Final[Mapping[str, str]] = {"flush": _FLUSH, **IN_STATEMENT}
-"""The same in ``post_*`` receivers of a flush."""
-IN_PRE: Final[Mapping[str, str]] = {**IN_POST, "begin": _STATEMENTS, "begin_nested": _STATEMENTS}
-"""The same in ``pre_*``: rolled back, a savepoint would expunge what is to be flushed."""
+_BEGINNING: Final[Mapping[str, str]] = {"begin": _STATEMENTS, "begin_nested": _STATEMENTS}
 _OF_TRANSACTION: Final[Mapping[str, str]] = {
     "commit": _COMMIT,
     "rollback": _ROLLBACK,
     "close": _CLOSE,
 }
+
+
+def _refusing(owner: type, during: str, remedies: Mapping[str, str]) -> dict[str, Method]:
+    """Functions that raise, in place of those methods that the owner has."""
+
+    def refusing(name: str) -> Method:
+        def refuse(*args: Any, **kwargs: Any) -> None:
+            raise _error(
+                f"{owner.__name__}.{name}() was called by a receiver of {during}, which is not "
+                f"over",
+                remedies[name],
+            )
+
+        return refuse
+
+    return {name: refusing(name) for name in remedies if hasattr(owner, name)}
+
+
+class Guard(NamedTuple):
+    """What must not be called while a receiver runs; made once, because small flushes are many."""
+
+    of_session: Mapping[str, Method]
+    of_transaction: Mapping[str, Method]
+    savepoints: bool = False
+    """Whether :func:`_begin` lets savepoints be begun."""
+
+
+IN_STATEMENT: Final = Guard(
+    _refusing(Session, "a statement", _ENDING),
+    _refusing(SessionTransaction, "a statement", _OF_TRANSACTION),
+)
+"""In a receiver of a statement about many rows."""
+IN_DURABLE: Final = Guard(
+    _refusing(Session, "a durable event", dict.fromkeys(_ENDING, _COMMITTED)),
+    _refusing(SessionTransaction, "a durable event", dict.fromkeys(_OF_TRANSACTION, _COMMITTED)),
+)
+"""In a durable receiver, whose session a worker commits."""
+_IN_FLUSH: Final = Guard(
+    _refusing(Session, "a flush", {"flush": _FLUSH, **_ENDING}),
+    _refusing(SessionTransaction, "a flush", _OF_TRANSACTION),
+)
+IN_POST: Final = _IN_FLUSH._replace(savepoints=True)
+"""In a ``post_*`` receiver of a flush."""
+IN_PRE: Final = _IN_FLUSH._replace(
+    of_session={**_IN_FLUSH.of_session, **_refusing(Session, "a flush", _BEGINNING)}
+)
+"""In a ``pre_*`` receiver: rolled back, a savepoint would expunge what is to be flushed."""
 
 
 class guarded:
@@ -61,39 +115,35 @@ class guarded:
     They are shadowed on the instances, because SQLAlchemy's events come too late: ``commit()``
     inside ``after_flush_postexec`` ends the flush's own subtransaction before any of them.
 
-    :param forbidden: the methods of the session, with what to do instead.
+    :param guard: what is forbidden.
     """
 
-    __slots__ = ("_forbidden", "_session", "_shadowed")
+    __slots__ = ("_guard", "_session", "_shadowed")
 
-    def __init__(self, session: Session, forbidden: Mapping[str, str]) -> None:
+    def __init__(self, session: Session, guard: Guard) -> None:
         self._session = session
-        self._forbidden = forbidden
-        self._shadowed: list[tuple[dict[str, Any], Mapping[str, Any]]] = []
+        self._guard = guard
+        self._shadowed: list[tuple[dict[str, Any], dict[str, Any], Iterable[str]]] = []
 
     def __enter__(self) -> None:
-        session, forbidden = self._session, self._forbidden
-        during = "a statement" if forbidden is IN_STATEMENT else "a flush"
-        methods: dict[str, Callable[..., Any]] = {
-            name: _forbidden(f"Session.{name}()", during, remedy, session)
-            for name, remedy in forbidden.items()
-            if hasattr(session, name)
-        }
-        if forbidden is IN_POST:
+        session, guard = self._session, self._guard
+        methods = dict(guard.of_session)
+        if "flush" in methods:
+            methods["flush"] = partial(_flush, session, methods["flush"])
+        if guard.savepoints:
             methods["begin"] = _begin(session, session.begin)
         self._shadow(session, methods)
-        for transaction in {session.get_transaction(), session.get_nested_transaction()} - {None}:
-            self._shadow(
-                transaction,
-                {
-                    name: _forbidden(f"SessionTransaction.{name}()", during, remedy)
-                    for name, remedy in _OF_TRANSACTION.items()
-                },
-            )
+        root, savepoint = session.get_transaction(), session.get_nested_transaction()
+        if root is not None:
+            self._shadow(root, guard.of_transaction)
+        if savepoint is not None and savepoint is not root:
+            self._shadow(savepoint, guard.of_transaction)
 
-    def _shadow(self, owner: Any, methods: Mapping[str, Any]) -> None:
+    def _shadow(self, owner: Any, methods: Mapping[str, Method]) -> None:
         own: dict[str, Any] = owner.__dict__
-        self._shadowed.append((own, {name: own.get(name) for name in methods}))
+        # An outer block's, or the application's; they come back after this one.
+        before = {name: own[name] for name in own.keys() & methods.keys()}
+        self._shadowed.append((own, before, methods))
         own.update(methods)
 
     def __exit__(
@@ -102,23 +152,18 @@ class guarded:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for own, before in self._shadowed:
-            for name, method in before.items():
-                if method is None:
-                    own.pop(name, None)
-                else:
-                    own[name] = method
+        for own, before, methods in self._shadowed:
+            for name in methods:
+                if name in own:
+                    del own[name]
+            if before:
+                own.update(before)
 
 
-def _forbidden(
-    call: str, during: str, remedy: str, session: Session | None = None
-) -> Callable[..., None]:
-    def forbidden(*args: Any, **kwargs: Any) -> None:
-        if session is not None and call == "Session.flush()" and keep_flushing(session):
-            return  # a query after bulk_save_objects() and the like: it would autoflush
-        raise _error(f"{call} was called by a receiver of {during}, which is not over", remedy)
-
-    return forbidden
+def _flush(session: Session, refuse: Method, *args: Any, **kwargs: Any) -> None:
+    """``Session.flush()`` in a flush, called by a receiver or by an autoflush of SQLAlchemy's."""
+    if not keep_flushing(session):  # else by a query after bulk_save_objects() and the like
+        refuse()
 
 
 def _error(message: str, remedy: str) -> SessionInFlushError:

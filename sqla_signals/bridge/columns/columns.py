@@ -8,22 +8,18 @@ from __future__ import annotations
 import re
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from operator import eq
 from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakKeyDictionary
 
-from sqlalchemy import inspect
 from sqlalchemy.exc import CompileError
 from sqlalchemy.orm import LoaderCallableStatus
 from sqlalchemy.schema import Column
-from sqlalchemy.sql import ClauseElement
-from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from ..._sqlalchemy.instances import instance_dict, readable_values
 from ..._sqlalchemy.mappers import property_count
 from ..._sqlalchemy.unit_of_work import pk_cascaded
 from ...changes.change import NO_DIFF, UNSET, Change, Changes, Diff, Pairs, Shape, diff_of, pairs_of
 from .copies import IMMUTABLE, copies_of, copy_of, have_same_content
+from .values import absent_value, differs, equality, is_expression, is_mutable, known
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, Mapper, UOWTransaction
@@ -401,12 +397,6 @@ class _Shapes(dict[tuple[str, ...], Shape]):
         return shape
 
 
-def equality(equal: Any) -> Any:
-    """``equal``, or the operator where that is all it does, which is quicker by a call."""
-    plain = getattr(equal, "__func__", None) is TypeEngine.compare_values
-    return eq if plain else equal
-
-
 def _table_of(column: Any) -> Any:
     """The table that an UPDATE of the column writes, also where a SELECT of it is mapped."""
     bases = [one for one in column.base_columns if isinstance(one, Column)]
@@ -415,77 +405,3 @@ def _table_of(column: Any) -> Any:
 
 def _words(text: str) -> set[str]:
     return set(re.findall(r"\w+", text.lower()))
-
-
-def is_expression(value: Any) -> bool:
-    """Whether a value is SQL, to be computed by the database."""
-    if type(value) in IMMUTABLE:
-        return False
-    return isinstance(value, ClauseElement) or hasattr(value, "__clause_element__")
-
-
-def is_mutable(sql_type: Any) -> bool:
-    """Whether the values of a column may be changed in place: its type does not exclude it."""
-    try:
-        return isinstance(sql_type, TypeDecorator) or sql_type.python_type not in IMMUTABLE
-    except NotImplementedError:
-        return True
-
-
-def differs(equal: Any, new: Any, old: Any) -> bool:
-    """Whether SQLAlchemy would put ``new`` into the SET clause."""
-    # A comparison may give something that is neither True nor False, such as an array.
-    return is_expression(new) or equal(new, old) is not True
-
-
-def known(value: Any) -> Any:
-    """``value``, or ``UNSET`` for SQLAlchemy's symbols of a value that was never loaded."""
-    return UNSET if isinstance(value, LoaderCallableStatus) else value
-
-
-def absent_value(columns: Iterable[Any]) -> Any:
-    """What a column holds after an INSERT that was given no value for it: NULL or unknown."""
-    for column in columns:
-        if (
-            column.server_default is not None
-            or column.default is not None
-            or column.computed is not None
-            or column.identity is not None
-            or column.primary_key
-        ):
-            return UNSET
-    return None
-
-
-_columns: WeakKeyDictionary[Mapper[Any], Columns] = WeakKeyDictionary()
-
-
-def columns_of(mapper: Mapper[Any]) -> Columns:
-    """The :class:`Columns` of a mapper, made once."""
-    found = _columns.get(mapper)
-    if found is None:
-        found = _columns[mapper] = Columns(inspect(mapper))
-    return found
-
-
-class ColumnsByMapper(dict["Mapper[Any]", Columns]):
-    """:func:`columns_of`, for one pass over many rows: quicker than the weak references."""
-
-    def __missing__(self, mapper: Mapper[Any]) -> Columns:
-        self[mapper] = found = columns_of(mapper)
-        return found
-
-
-def current_columns_of(mapper: Mapper[Any], fields: Callable[[], Iterable[str]]) -> Columns:
-    """The same, made again if columns were added to the class since; asked once for each flush.
-
-    :param fields: the attributes that somebody asks for by name; called where it matters.
-    """
-    found = columns_of(mapper)
-    if found.property_count != property_count(mapper):
-        found = _columns[mapper] = Columns(inspect(mapper))
-    if found.filled_in and (watched := found.filled_in.intersection(fields())):
-        if watched not in found.watching:
-            found.watching[watched] = Columns(inspect(mapper), watched)
-        return found.watching[watched]
-    return found

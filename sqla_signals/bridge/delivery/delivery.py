@@ -18,16 +18,17 @@ from sqlalchemy.util import await_only
 from ..._sqlalchemy.instances import detached_copy, state_of
 from ..._sqlalchemy.sessions import current_task, ends_session_block
 from ...changes.change import UNSET
-from ...changes.effects import DELETED, NEVER_MUTED, UPDATED, Effect, Executed, Frame
+from ...changes.effects import CREATED, DELETED, NEVER_MUTED, Effect, Executed, Frame
 from ...errors import AsyncReceiverError, SignalRecursionError
 from ...receivers import observing
 from ...receivers.dispatch import was_audible
 from ...receivers.observing import Observer, note_failure, observers, transaction_notes
-from ...receivers.receiver import Call, Phase, Receiver, default_name, is_async
+from ...receivers.receiver import Call, Phase, Receiver, is_async, qualified_name
 from ...signals.builtin import post_bulk, post_delete, post_save
 from ...signals.signal import logger
+from ..calling.audience import Audiences
 from ..calling.calls import PLAIN_SESSION, Calls, async_session_of, cannot_await
-from ..columns.columns import ColumnsByMapper, columns_of
+from ..columns.by_mapper import ColumnsByMapper
 from ..columns.copies import copies_of
 from .effect_calls import call_for, failed, observed_call, signal_of
 from .session import DeliverySession, SchemaMaps, SessionSource
@@ -117,14 +118,9 @@ def keep_values(session: Session, frame: Frame) -> None:
     """Keep the committed values of the rows, before the instances are expired."""
     # Rows may have changed again by its turn, and nobody knows who is connected by then.
     waits_its_turn = _current.get() is not None
-    columns = ColumnsByMapper()
-    audience = Audience("commit") if _anybody_waits(frame) else None
+    columns, audiences = ColumnsByMapper(), Audiences()
     for effect in frame.effects:
-        if (
-            waits_its_turn
-            or effect.kind is DELETED
-            or (audience is not None and audience.of(effect).saves)
-        ):
+        if waits_its_turn or effect.kind is DELETED or _connected(effect, "commit", audiences):
             effect.values = known_values(session, frame, effect, columns)
         else:
             effect.values = None  # as of the flush: who is connected by then loads them
@@ -246,12 +242,12 @@ def _runs(
     occurrences: Iterable[Effect | Executed],
 ) -> list[tuple[Sequence[Receiver], list[Effect | Executed]]]:
     """Who is to be called for what, in order; what goes to the same receivers is taken together."""
-    audience = Audience("commit")
+    audiences = Audiences()
     runs: list[tuple[Sequence[Receiver], list[Effect | Executed]]] = []
     current: Sequence[Receiver] = ()
     effects: list[Effect | Executed] = []
     for effect in occurrences:
-        receivers = audience.for_effect(effect)
+        receivers = receivers_for(effect, "commit", audiences)
         if receivers is not current:
             current, effects = receivers, []
             runs.append((receivers, effects))
@@ -291,9 +287,9 @@ def rolled_back(session: Session, frame: Frame) -> None:
             failed(effect, receiver, instance, error, "rollback")
 
     notes = transaction_notes(session, "rollback") if observers else {}
-    audience = Audience("rollback")
+    audiences = Audiences()
     for effect in frame.occurrences:
-        for receiver in audience.for_effect(effect):
+        for receiver in receivers_for(effect, "rollback", audiences):
             if observers:
                 with observing.observe(observed_call(effect, receiver, "rollback", notes)):
                     call(receiver, effect)
@@ -310,7 +306,7 @@ def _call_back(
     if not observers:
         _run_callback(session, fn, f"on_{on}")
         return
-    with observing.observe(observing.Call(on=on, name=default_name(fn), notes=notes)):
+    with observing.observe(observing.Call(on=on, name=qualified_name(fn), notes=notes)):
         _run_callback(session, fn, f"on_{on}")
 
 
@@ -330,48 +326,32 @@ def _run_callback(session: Session, fn: Callable[[], Any], what: str) -> None:
         note_failure(error)
 
 
-class Waiting(NamedTuple):
-    """Who waits for the end of a transaction because of one class."""
+def receivers_for(effect: Effect | Executed, on: Call, audiences: Audiences) -> Sequence[Receiver]:
+    """Who is to be called for a net effect, or for a statement, in order."""
+    if isinstance(effect, Executed):
+        sender, occasion = effect.sender, (effect.mutes,)
+        found = post_bulk.table.lookup(sender, on)
+        return [one for one in found if was_audible(post_bulk, sender, one, occasion)]
+    receivers: Sequence[Receiver] = _connected(effect, on, audiences)
+    if not receivers:
+        return ()
+    mapper = state_of(effect.instance).manager.mapper
+    if effect.kind is not DELETED and audiences[mapper].some_choose[on]:
+        columns, created = audiences[mapper].columns_of(mapper), effect.kind is CREATED
+        unknown = columns.still_unknown(effect.changes, effect.unknown)
+        receivers = [
+            one for one in receivers if one.passes(mapper, created, effect.changes, unknown)
+        ]
+    mutes = effect.source.mutes
+    if mutes != NEVER_MUTED:
+        signal, cls = signal_of(effect), mapper.class_
+        receivers = [one for one in receivers if was_audible(signal, cls, one, mutes)]
+    return receivers
 
-    saves: Sequence[Receiver]
-    some_choose: bool
-    """Whether one of them has ``fields``."""
-    deletes: Sequence[Receiver]
 
-
-class Audience(dict["Mapper[Any]", Waiting]):
-    """Who waits for the end of a transaction: looked up once for each mapper."""
-
-    def __init__(self, on: Call) -> None:
-        super().__init__()
-        self._on: Call = on
-
-    def __missing__(self, mapper: Mapper[Any] | None) -> Waiting:
-        if mapper is None:  # orm/instrumentation.py, ClassManager.unregister: disposed of since
-            return Waiting((), False, ())
-        saves = post_save.table.lookup(mapper.class_, self._on)
-        deletes = post_delete.table.lookup(mapper.class_, self._on)
-        found = self[mapper] = Waiting(saves, any(one.fields for one in saves), deletes)
-        return found
-
-    def of(self, effect: Effect) -> Waiting:
-        """Who waits because of the class of this instance, muted or not."""
-        return self[state_of(effect.instance).manager.mapper]
-
-    def for_effect(self, effect: Effect | Executed) -> Sequence[Receiver]:
-        """Who is to be called for a net effect, or for a statement, in order."""
-        if isinstance(effect, Executed):
-            sender, occasion = effect.sender, (effect.mutes,)
-            found = post_bulk.table.lookup(sender, self._on)
-            return [one for one in found if was_audible(post_bulk, sender, one, occasion)]
-        mapper = state_of(effect.instance).manager.mapper
-        saves, some_choose, deletes = self[mapper]
-        receivers = deletes if effect.kind is DELETED else saves
-        if some_choose and effect.kind is UPDATED:
-            unknown = columns_of(mapper).still_unknown(effect.changes, effect.unknown)
-            receivers = [one for one in receivers if one.passes(mapper, effect.changes, unknown)]
-        mutes = effect.source.mutes
-        if receivers and mutes != NEVER_MUTED:
-            signal, cls = signal_of(effect), mapper.class_
-            receivers = [r for r in receivers if was_audible(signal, cls, r, mutes)]
-        return receivers
+def _connected(effect: Effect, on: Call, audiences: Audiences) -> tuple[Receiver, ...]:
+    """The receivers for what happened to a row, whether they are muted or not."""
+    mapper: Mapper[Any] | None = state_of(effect.instance).manager.mapper
+    if mapper is None:  # orm/instrumentation.py, ClassManager.unregister: disposed of since
+        return ()
+    return audiences[mapper].phases[post_delete if effect.kind is DELETED else post_save][on]

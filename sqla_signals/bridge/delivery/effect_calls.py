@@ -57,7 +57,7 @@ def call_for(effect: Effect, model: ModelCalls, receiver: Receiver, instance: An
         changes = model.columns.own_changes(changes)
     fields = effect.fields if created or effect.fields is not None else effect.written()
     unknown = effect.unknown
-    if receiver.fields is not None:
+    if receiver.chooses:
         unknown = model.columns.still_unknown(changes, unknown)
     model.save(
         post_save,

@@ -15,12 +15,13 @@ from ..._sqlalchemy.sessions import (
     async_session_like,
     empty,
     for_receivers,
+    plain_session,
     session_like,
     session_serial,
 )
 from ...changes.effects import DELETED, NOTHING, Effect, Executed
 from ...errors import InstallError
-from ...receivers import mapping
+from ...receivers.installations import installations
 from ...receivers.receiver import Receiver
 from ...signals.builtin import post_bulk
 from ...signals.signal import logger
@@ -66,16 +67,16 @@ class SessionSource:
         made = None
         if self._factory is not None:
             made = self._made_by(self._factory)
-            sync: Session = getattr(made, "sync_session", made)
+            sync: Session = plain_session(made)
         elif self._maker is not None:
             made = self._maker()
-            sync = getattr(made, "sync_session", made)
+            sync = plain_session(made)
             adopt(self.like, sync)
         else:
             sync = session_like(self.like, self.front)
         for_receivers(sync)
         if self._factory is None:
-            for installation in mapping.installations:
+            for installation in installations:
                 installation.follow(self.like, sync)
             if self.front is not None and made in (None, sync):
                 made = async_session_like(self.front, self.like, sync)
@@ -85,7 +86,7 @@ class SessionSource:
     def _made_by(factory: Callable[[], Any]) -> Any:
         serial = session_serial()
         made = factory()
-        sync = getattr(made, "sync_session", made)
+        sync = plain_session(made)
         if not isinstance(sync, Session):
             raise InstallError(
                 f"session_factory={factory!r} gave {made!r}, which is neither a Session nor an "

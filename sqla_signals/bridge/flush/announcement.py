@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from ..._sqlalchemy.instances import instance_dict, is_still_kept
-from ..._sqlalchemy.unit_of_work import deleted_states, in_order, pending_states
+from ..._sqlalchemy.unit_of_work import (
+    deleted_states,
+    in_order,
+    modified_states,
+    pending_states,
+)
 from ...changes.change import NO_DIFF, Changes, Diff, PendingRow
 from ...errors import SignalRecursionError
 from ...receivers.receiver import Receiver
 from ...signals.builtin import m2m_changed, pre_delete, pre_save
+from ..calling.audience import Audiences, audience_of
 from ..calling.guard import IN_PRE, guarded
 from ..columns.columns import NOTHING
-from .foresight import Foresight
+from .foresight import Foresight, Relations, mappers_of, relations_of
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, Mapper, Session
 
+    from ...signals.signal import Signal
     from ..calling.calls import Calls
     from .m2m import M2M
 
@@ -64,13 +71,28 @@ class Announcement:
 
     def send(self) -> None:
         """Send ``pre_*`` for every row foreseen, until the receivers add nothing new."""
-        signals = (pre_save, pre_delete, m2m_changed)
-        if any(signal.table.receivers for signal in signals):
+        if pre_save.table.receivers or pre_delete.table.receivers or m2m_changed.table.receivers:
             # The instances of a partial flush may be given by a generator, which is for the flush.
-            if not isinstance(self._objects, Iterator):
+            if not isinstance(self._objects, Iterator) and not self._is_settled():
                 self._send_until_settled()
             # Now, because a receiver may have connected the first one.
             self.hears_saves = bool(pre_save.table.receivers)
+
+    def _is_settled(self) -> bool:
+        """Whether nothing is left to announce, as far as that is seen without a dry run.
+
+        In doubt it is not: an instance whose relationships may write other rows is for the dry run.
+        """
+        session = self._session
+        return (
+            _are_settled(pending_states(session), self.created, pre_save, Relations.of_pending)
+            and _are_settled(
+                modified_states(session), self.updates, pre_save, Relations.of_persistent
+            )
+            and _are_settled(
+                deleted_states(session), self.deletes, pre_delete, Relations.of_deleted
+            )
+        )
 
     def _send_until_settled(self) -> None:
         rounds: deque[Iterable[Receiver]] = deque(maxlen=10)
@@ -80,7 +102,7 @@ class Announcement:
                 self._round()
                 if not self._called:
                     self._announce_m2m()
-                if not self._called:
+                if not self._called or self._is_settled():
                     return
                 rounds.append(self._called)
         names = " → ".join(dict.fromkeys(str(one) for called in rounds for one in called))
@@ -92,7 +114,7 @@ class Announcement:
     def send_late(self, state: State, is_delete: bool) -> None:
         """Send ``pre_*`` right before the statement, for a row that could not be foreseen."""
         model = self._calls[state.manager.mapper]
-        if (model.pre_delete if is_delete else model.pre_save).receivers():
+        if model.receivers(pre_delete if is_delete else pre_save):
             with guarded(self._session, IN_PRE):
                 if is_delete:
                     self._delete(state, state.obj(), None)
@@ -116,29 +138,33 @@ class Announcement:
         # Held until the next round or the end of the flush, with what it loaded, so that no row
         # comes back as another object.
         foresight = self._foresight = Foresight(session, self._objects, self.updates)
-        saved = _Wanted(self._calls, is_delete=False)
-        deleted = _Wanted(self._calls, is_delete=True)
+        audiences = Audiences()
         derived = [
             row
             for row in foresight.derived()
-            if (deleted if row.is_delete else saved)[row.state.manager.mapper]
-            and row.state not in (self.deletes if row.is_delete else self.updates)
+            if (
+                audiences[row.state.manager.mapper].hears_before_deletes
+                and row.state not in self.deletes
+                if row.is_delete
+                else audiences[row.state.manager.mapper].hears_before_saves
+                and row.state not in self.updates
+            )
         ]
         inserts = [
             state
             for state in foresight.inserts
-            if state not in self.created and saved[state.manager.mapper]
+            if state not in self.created and audiences[state.manager.mapper].hears_before_saves
         ]
         settled = self.updates.keys() | {row.state for row in derived}
         updates = [
             state
             for state in foresight.updates
-            if state not in settled and saved[state.manager.mapper]
+            if state not in settled and audiences[state.manager.mapper].hears_before_saves
         ]
         deletes = [
             state
             for state in foresight.deletes
-            if state not in self.deletes and deleted[state.manager.mapper]
+            if state not in self.deletes and audiences[state.manager.mapper].hears_before_deletes
         ]
         self._save_new(inserts)
         self._save_changed(in_order(updates), foresight.run.assigns)
@@ -165,7 +191,7 @@ class Announcement:
                 self.updates.pop(state, None)
             if self.deletes:
                 self.deletes.discard(state)
-            receivers = model.pre_save.receivers()
+            receivers = model.receivers(pre_save)
             if receivers is not self._noted:
                 self._note(receivers)
             for receiver in receivers:
@@ -194,7 +220,7 @@ class Announcement:
                 self.created.pop(state, None)
             if self.deletes:
                 self.deletes.discard(state)
-            receivers = model.pre_save.receivers()
+            receivers = model.receivers(pre_save)
             if receivers is not self._noted:
                 self._note(receivers)
             first = True
@@ -232,7 +258,7 @@ class Announcement:
         self.updates.pop(state, None)
         self.deletes.add(state)
         model = self._calls[state.manager.mapper]
-        receivers = model.pre_delete.receivers()
+        receivers = model.receivers(pre_delete)
         self._note(receivers)
         for receiver in receivers:
             model.delete(pre_delete, (receiver,), instance, origin)
@@ -243,16 +269,27 @@ class Announcement:
         self._called.update(dict.fromkeys(receivers))
 
 
-class _Wanted(dict["Mapper[Any]", bool]):
-    """For each mapper: whether anybody is to be told of its saves, or of its deletes."""
+def _are_settled(
+    states: Collection[State],
+    announced: Iterable[State],
+    signal: Signal,
+    matters: Callable[[Relations, State], bool],
+) -> bool:
+    """Whether each of the states was announced, if anybody listens, and concerns no other row.
 
-    def __init__(self, calls: Calls, *, is_delete: bool) -> None:
-        super().__init__()
-        self._calls = calls
-        self._is_delete = is_delete
-
-    def __missing__(self, mapper: Mapper[Any]) -> bool:
-        model = self._calls[mapper]
-        heard = model.pre_delete if self._is_delete else model.pre_save
-        self[mapper] = found = bool(heard.receivers())
-        return found
+    :param matters: whether flushing a state may write other rows, or delete its own.
+    """
+    if not states:
+        return True
+    mappers = mappers_of(states)
+    heard = {mapper for mapper in mappers if audience_of(mapper).phases[signal]["flush"]}
+    if heard == mappers:
+        left = set(states).difference(announced)
+    else:
+        left = {one for one in states if one.manager.mapper in heard}.difference(announced)
+    if left:
+        return False
+    related = {mapper: relations_of(mapper) for mapper in mappers}
+    if all([relations.are_none for relations in related.values()]):
+        return True
+    return not any(matters(related[state.manager.mapper], state) for state in states)

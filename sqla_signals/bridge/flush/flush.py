@@ -19,12 +19,13 @@ from ...changes.effects import CREATED, DELETED, UPDATED, Effect, Source
 from ...receivers.dispatch import active_mutes
 from ...signals.builtin import m2m_changed, post_delete, post_save, pre_delete, pre_save
 from ...signals.signal import logger
+from ..calling.audience import audience_of
 from ..calling.calls import Calls, ModelCalls, is_sharded
 from ..calling.guard import IN_POST, guarded
 from ..transaction import durable as owed
 from ..transaction import frames as transactions
 from .announcement import Announcement
-from .foresight import cascade_origins
+from .foresight import Foresight, cascade_origins
 from .m2m import M2M
 from .record import Record, Written
 
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, Mapper, Session, UOWTransaction
 
     State = InstanceState[Any]
-
-SIGNALS: Final = (pre_save, post_save, pre_delete, post_delete, m2m_changed)
-"""Without a receiver of one of these there is nothing to do in a flush."""
 
 _KEY: Final = "sqla_signals"
 flushes: Final[dict[int | None, Callable[[], Flush | None]]] = {}
@@ -146,12 +144,12 @@ class Flush:
                     continue
                 model = calls[state.manager.mapper]
                 if row is DELETED:
-                    receivers = model.post_delete.receivers()
+                    receivers = model.receivers(post_delete)
                     if receivers:
                         origin = self._origins.get(state)
                         model.delete(post_delete, receivers, state.obj(), origin)
                     continue
-                receivers = model.post_save.receivers()
+                receivers = model.receivers(post_save)
                 if not receivers:
                     continue
                 if isinstance(row, dict):
@@ -217,10 +215,28 @@ class Flush:
         return effects
 
 
+def anybody_listens() -> bool:
+    """Whether there is a receiver of a signal that a flush sends."""
+    return bool(
+        pre_save.table.receivers
+        or post_save.table.receivers
+        or pre_delete.table.receivers
+        or post_delete.table.receivers
+        or m2m_changed.table.receivers
+    )
+
+
 def states_in_flush(session: Session) -> list[State]:
     """What the session is writing right now; empty outside of a flush that is listened to."""
     flush = flushes.get(session.hash_key, no_flush)()
     return flush.record.states() if flush is not None else []
+
+
+def states_to_flush(session: Session, objects: Iterable[object] | None) -> list[State]:
+    """What a flush that begins is going to write."""
+    rows = Foresight(session, objects)
+    derived = [row.state for row in rows.derived()]
+    return [*rows.inserts, *rows.updates, *rows.deletes, *derived]
 
 
 def _anybody_waits() -> bool:
@@ -239,15 +255,13 @@ class _Awaited(dict["Mapper[Any]", "tuple[ModelCalls, Source, bool] | None"]):
         self._mutes = (active_mutes(),)
 
     def __missing__(self, mapper: Mapper[Any]) -> tuple[ModelCalls, Source, bool] | None:
-        model = self._calls[mapper]
-        # Also what nobody listens to: a row created and deleted again is no created row.
-        undone = model.awaits("rollback")
-        found = None
-        if undone or model.awaits("commit") or model.awaits("durable"):
+        found, audience = None, audience_of(mapper)
+        if audience.outlasts_flush:
+            model = self._calls[mapper]
             columns = model.columns
             using = None if is_sharded(self._calls.session) else model.using(None)
             source = Source(columns.same, raw=self._calls.raw, using=using, mutes=self._mutes)
-            found = model, source, undone
+            found = model, source, audience.waits["rollback"]
         self[mapper] = found
         return found
 

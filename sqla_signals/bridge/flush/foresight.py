@@ -29,15 +29,14 @@ from ..._sqlalchemy.mappers import (
     can_orphan,
     is_referenced,
     manager_of_class,
-    property_count,
-    reference_count,
     referenced_keys,
+    relations_size,
 )
 from ..._sqlalchemy.unit_of_work import deleted_states, in_order, modified_states, pending_states
-from ..columns.columns import columns_of
+from ..columns.by_mapper import columns_of
 
 if TYPE_CHECKING:
-    from sqlalchemy.orm import ClassManager, InstanceState, Mapper, Session
+    from sqlalchemy.orm import InstanceState, Mapper, Session
 
     State = InstanceState[Any]
 
@@ -114,24 +113,24 @@ class Foresight:
         only = {state_of(instance) for instance in objects} if objects else None
         self.run: DryRun = DryRun(session, only)
         deleted = deleted_states(session)
-        relations = _Relations()
+        relations = RelationsByMapper()
         # As Session._flush sorts them: a top-level orphan is deleted, or was never to be added.
         pending = pending_states(session)
         self.inserts = list(pending if only is None else (s for s in pending if s in only))
-        if relations.matter_to(_managers(self.inserts)):
+        if relations.matter_to(mappers_of(self.inserts)):
             self.run.dropped = {
                 state
                 for state in self.inserts
-                if relations[state.manager].can_orphan
+                if relations[state.manager.mapper].can_orphan
                 and orphaned_outside_of_session(state)
                 and is_orphan(state)
             }
             self.inserts = [state for state in self.inserts if state not in self.run.dropped]
             for state in self.inserts:
-                if relations[state.manager].of_pending(state):
+                if relations[state.manager.mapper].of_pending(state):
                     self.run.register_object(state)
         modified = modified_states(session)
-        self._changed = _managers(modified)
+        self._changed = mappers_of(modified)
         modified.difference_update(deleted)
         if only is not None:
             modified &= only
@@ -161,15 +160,11 @@ class Foresight:
         self.kept = {state for state in deleted if not self._is_deleted(state)}
         self.updates += [state for state in self._marked if state in self.kept]
 
-    def _register_changed(self, modified: set[State], relations: _Relations) -> None:
+    def _register_changed(self, modified: set[State], relations: RelationsByMapper) -> None:
         """Register what may write other rows, and take the orphans out."""
-        orphans = {
-            state for state in modified if relations[state.manager].can_orphan and is_orphan(state)
-        }
+        orphans = {state for state in modified if relations[state.manager.mapper].is_orphan(state)}
         related = [
-            state
-            for state in modified
-            if state in orphans or relations[state.manager].of_persistent(state)
+            state for state in modified if relations[state.manager.mapper].of_persistent(state)
         ]
         for state in in_order(related):
             self.run.register_object(state, isdelete=state in orphans)
@@ -184,8 +179,7 @@ class Foresight:
     @property
     def updated_mappers(self) -> set[Mapper[Any]]:
         """The mappers of which a row may be updated."""
-        managers = self._changed | _managers(self.run.assigns)
-        return {manager.mapper for manager in managers}
+        return self._changed | mappers_of(self.run.assigns)
 
     def derived(self) -> Iterator[Derived]:
         """The rows that are written because of another instance or a relationship.
@@ -222,10 +216,10 @@ class Foresight:
 class Relations:
     """What of one mapper's instances can make a flush write other rows, or a foreign key."""
 
-    __slots__ = ("_changes", "_downward", "are_none", "can_orphan", "counts")
+    __slots__ = ("_changes", "_downward", "are_none", "can_orphan", "size")
 
     def __init__(self, mapper: Mapper[Any]) -> None:
-        self.counts: tuple[int, int] = _counts(mapper)
+        self.size: int = relations_size(mapper)
         active = [prop for prop in mapper.relationships if not prop.viewonly]
         keys = {prop.key for prop in active}
         self._downward = frozenset(prop.key for prop in active if prop.direction is not MANYTOONE)
@@ -242,25 +236,36 @@ class Relations:
 
     def of_persistent(self, state: State) -> bool:
         """Whether this instance's changes are more than columns of its own."""
-        return not self._changes.isdisjoint(state.committed_state) or has_pending_mutations(state)
+        return (
+            not self._changes.isdisjoint(state.committed_state)
+            or has_pending_mutations(state)
+            or self.is_orphan(state)
+        )
+
+    def of_deleted(self, state: State) -> bool:
+        """Whether deleting this instance can change the row of another one."""
+        return not self.are_none
+
+    def is_orphan(self, state: State) -> bool:
+        """Whether the flush deletes this persistent instance, which has lost its parent."""
+        return self.can_orphan and is_orphan(state)
 
 
-class _Relations(dict["ClassManager[Any]", Relations]):
+class RelationsByMapper(dict["Mapper[Any]", Relations]):
     """The :class:`Relations` of the classes that one flush meets."""
 
-    def __missing__(self, manager: ClassManager[Any]) -> Relations:
-        self[manager] = found = relations_of(manager.mapper)
+    def __missing__(self, mapper: Mapper[Any]) -> Relations:
+        self[mapper] = found = relations_of(mapper)
         return found
 
-    def matter_to(self, managers: Iterable[ClassManager[Any]]) -> bool:
+    def matter_to(self, mappers: Iterable[Mapper[Any]]) -> bool:
         """Whether an instance of any of the classes can make a flush write more than itself."""
-        return not all([self[manager].are_none for manager in managers])
+        return not all([self[mapper].are_none for mapper in mappers])
 
 
-def _managers(states: Iterable[State]) -> set[ClassManager[Any]]:
-    """What the classes of the states are known by."""
-    # By way of the classes: a manager's own __hash__ is in Python, and there are many states.
-    return {manager_of_class(cls) for cls in set(map(_class, states))}
+def mappers_of(states: Iterable[State]) -> set[Mapper[Any]]:
+    """The mappers of the states. By way of the classes, because there are many states."""
+    return {manager_of_class(cls).mapper for cls in set(map(_class, states))}
 
 
 _class: Final = attrgetter("class_")
@@ -272,13 +277,9 @@ _relations: WeakKeyDictionary[Mapper[Any], Relations] = WeakKeyDictionary()
 def relations_of(mapper: Mapper[Any]) -> Relations:
     """The :class:`Relations` of a mapper, made again if relationships were added since."""
     found = _relations.get(mapper)
-    if found is None or found.counts != _counts(mapper):
+    if found is None or found.size != relations_size(mapper):
         found = _relations[mapper] = Relations(mapper)
     return found
-
-
-def _counts(mapper: Mapper[Any]) -> tuple[int, int]:
-    return property_count(mapper), reference_count(mapper)
 
 
 def cascade_origins(session: Session, deletes: Iterable[State]) -> dict[State, Any]:

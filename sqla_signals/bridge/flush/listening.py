@@ -7,11 +7,13 @@ installation is removed. They do nothing outside of a flush that an installation
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
 from sqlalchemy.orm import Mapper
+from sqlalchemy.util import walk_subclasses
 
 from ..._sqlalchemy.events import (
     is_last_listener,
@@ -20,15 +22,18 @@ from ..._sqlalchemy.events import (
     unlisten,
     unlisten_to_class,
 )
-from ..._sqlalchemy.mappers import all_mappers
+from ..._sqlalchemy.mappers import all_mappers, is_mapped, mapper_of
 from ...receivers.observing import observers
-from ...signals.builtin import post_delete, post_save, pre_delete, pre_save
-from ..calling.calls import AFTER_FLUSH
+from ...signals.builtin import post_save, pre_save
+from ..calling.audience import ROW_SIGNALS, Tables, tables
 from .flush import flushes, no_flush
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
     from sqlalchemy.orm import InstanceState
+
+    from ...receivers.receiver import Receiver
+    from ...signals.signal import Signal
 
     State = InstanceState[Any]
 
@@ -90,37 +95,62 @@ _DELETES: Final = {"before_delete": before_delete, "after_delete": after_delete}
 
 _lock = threading.Lock()
 _listening: WeakKeyDictionary[Mapper[Any], set[str]] = WeakKeyDictionary()
-_seen: tuple[object, ...] = ()
+_settled: tuple[Tables, bool] | None = None
+"""The receivers for which the mappers that were there have their listeners, and whether these are
+enough for observers."""
+_new_mappers: list[weakref.ref[Mapper[Any]]] = []
+"""Configured since."""
 
 
 def listen_where_needed() -> None:
-    """Listen on each mapper that has receivers by now; cheap when nothing has changed."""
-    global _seen
-    tables = pre_save.table, post_save.table, pre_delete.table, post_delete.table
-    now = (*tables, bool(observers))
-    if now == _seen:
+    """Listen on each mapper that has receivers by now; cheap when nothing has changed.
+
+    Only what has come since the last time is looked at: there may be a thousand mappers.
+    """
+    global _settled
+    is_observed = bool(observers)
+    now = tables(), is_observed
+    if now == _settled and not _new_mappers:
         return
     with _lock:
-        for mapper in all_mappers():
-            cls, awaits_end = mapper.class_, _awaits_end(mapper)
-            is_announced = bool(pre_save.table.lookup(cls))
-            if is_announced:
-                _listen(mapper, _BEFORE_SAVES)
-            is_observed = is_announced and bool(observers)
-            if awaits_end or is_observed or post_save.table.lookup(cls):
-                _listen(mapper, _SAVES)
-            if awaits_end or pre_delete.table.lookup(cls) or post_delete.table.lookup(cls):
-                _listen(mapper, _DELETES)
-        _seen = now
+        new: set[Mapper[Any]] = set()
+        while _new_mappers:
+            mapper = _new_mappers.pop()()
+            if mapper is not None:
+                new.add(mapper)
+        known: set[Receiver] = set()
+        if _settled is not None and _settled[1] == is_observed:
+            known = {receiver for table in _settled[0] for receiver in table.receivers}
+        for signal, table in zip(ROW_SIGNALS, now[0], strict=True):
+            for receiver in table.receivers:
+                listeners = _listeners_for(signal, receiver, is_observed)
+                mappers = new if receiver in known else {*new, *_mappers_of(receiver)}
+                for mapper in mappers:
+                    if receiver.matches(mapper.class_):
+                        _listen(mapper, listeners)
+        _settled = now
 
 
-def _awaits_end(mapper: Mapper[Any]) -> bool:
-    """Whether a receiver waits for the end of the transaction: its net effect takes all events."""
-    return any(
-        signal.table.lookup(mapper.class_, on)
-        for signal in (post_save, post_delete)
-        for on in AFTER_FLUSH
-    )
+def _listeners_for(
+    signal: Signal, receiver: Receiver, is_observed: bool
+) -> Mapping[str, Callable[..., None]]:
+    """What has to be noted so that a receiver can be called."""
+    if receiver.call != "flush":
+        return {**_SAVES, **_DELETES}  # a net effect takes all that happened to a row
+    if signal is pre_save:
+        return {**_BEFORE_SAVES, **_SAVES} if is_observed else _BEFORE_SAVES
+    return _SAVES if signal is post_save else _DELETES
+
+
+def _mappers_of(receiver: Receiver) -> Iterable[Mapper[Any]]:
+    """The mappers that a receiver may be for."""
+    sender = receiver.sender
+    if not isinstance(sender, type):
+        return all_mappers()
+    classes = {sender}
+    if receiver.propagate or not is_mapped(sender):
+        classes.update(walk_subclasses(sender))
+    return [mapper for cls in classes if (mapper := mapper_of(cls)) is not None]
 
 
 def _listen(mapper: Mapper[Any], listeners: Mapping[str, Callable[..., None]]) -> None:
@@ -147,17 +177,16 @@ def start_listening() -> None:
 
 
 def _mapper_configured(mapper: Mapper[Any], cls: type) -> None:
-    global _seen
-    _seen = ()
+    _new_mappers.append(weakref.ref(mapper))
 
 
 def stop_listening() -> None:
     """Remove every listener."""
-    global _seen
+    global _settled
     unlisten_to_class(Mapper, "mapper_configured", _mapper_configured)
     with _lock:
         for mapper, names in list(_listening.items()):
             for name in names:
                 unlisten(mapper, name, {**_BEFORE_SAVES, **_SAVES, **_DELETES}[name])
         _listening.clear()
-        _seen = ()
+        _settled = None

@@ -14,13 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from blinker import ANY
 from sqlalchemy.schema import Table
 
-from ..._sqlalchemy.associations import (
-    association_changes,
-    both_sides,
-    secondary_relationship,
-    still_changes,
-)
-from ..._sqlalchemy.unit_of_work import in_order, pending_states
+from ..._sqlalchemy.mappers import both_sides, secondary_relationship
+from ..._sqlalchemy.unit_of_work import association_changes, in_order, pending_states, still_changes
 from ...receivers.dispatch import audible
 from ...receivers.receiver import Receiver
 from ...signals.builtin import m2m_changed

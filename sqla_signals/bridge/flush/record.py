@@ -17,6 +17,7 @@ from ..._sqlalchemy.unit_of_work import (
 from ...changes.change import NO_DIFF, UNSET, Diff, pairs_of
 from ...changes.effects import DELETED, Kind
 from ...receivers.observing import observers
+from ..calling.audience import audience_of
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, Mapper, UOWTransaction
@@ -206,7 +207,6 @@ class _ColumnsToNote(dict["Mapper[Any]", "Columns | None"]):
 
     def __missing__(self, mapper: Mapper[Any]) -> Columns | None:
         # Asked when the first row is written: pre_save receivers may have connected others.
-        model = self._calls[mapper]
-        is_told = model.tells_of_saves() or bool(observers)
-        self[mapper] = found = model.columns if is_told else None
+        is_noted = audience_of(mapper).notes_saves or bool(observers)
+        self[mapper] = found = self._calls[mapper].columns if is_noted else None
         return found

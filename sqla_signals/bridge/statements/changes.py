@@ -32,7 +32,7 @@ from ...changes.effects import DELETED
 from ...errors import BulkOptionError
 from ...signals.builtin import pre_delete
 from ..calling.guard import IN_STATEMENT, guarded
-from ..columns.columns import is_expression
+from ..columns.values import is_expression
 from .keys import Key
 from .rows import Row, Rows, Values, Written
 
@@ -188,7 +188,7 @@ class DeletedRows(ChangedRows):
         with guarded(self._session, IN_STATEMENT):
             for instance in instances.values():
                 model = self._model(instance)
-                receivers = model.pre_delete.receivers()
+                receivers = model.receivers(pre_delete)
                 model.delete(pre_delete, receivers, instance, None, self._using)
                 called = called or bool(receivers)
         return called

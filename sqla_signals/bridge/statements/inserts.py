@@ -27,7 +27,7 @@ from ...changes.effects import CREATED
 from ...errors import BulkOptionError
 from ...signals.builtin import pre_save
 from ..calling.guard import IN_STATEMENT, guarded
-from ..columns.columns import is_expression
+from ..columns.values import is_expression
 from .keys import Key, KeyColumns
 from .rows import Row, Rows, Values, Written
 
@@ -129,7 +129,7 @@ class InsertedRows(Rows):
     def _announce_row(self, values: Values) -> tuple[Values, bool]:
         """Send ``pre_save``; return what was assigned to a new row, and if anybody was called."""
         model = self._calls[self._mapper_for(values)]
-        receivers, columns = model.pre_save.receivers(), model.columns
+        receivers, columns = model.receivers(pre_save), model.columns
         if not receivers:
             return {}, False
         instance = model.mapper.class_manager.new_instance()

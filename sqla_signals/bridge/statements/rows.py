@@ -19,13 +19,14 @@ from sqlalchemy.orm.exc import StaleDataError
 
 from ..._sqlalchemy.instances import set_written, state_of
 from ..._sqlalchemy.mappers import key_columns_of
-from ..._sqlalchemy.statements import execution_options_of, with_options_of
+from ..._sqlalchemy.statements import execution_options_of
 from ..._sqlalchemy.unit_of_work import flush_as_query_does
 from ...changes.change import UNSET, Change, Changes, NewRow, Pairs, diff_of
 from ...changes.effects import CREATED, DELETED, UPDATED, Effect, Kind, Source
 from ...errors import BulkOptionError
 from ...receivers.dispatch import active_mutes
 from ...signals.builtin import post_delete, post_save, pre_save
+from ..calling.audience import audience_of
 from ..calling.guard import IN_STATEMENT, guarded
 from ..transaction import durable as owed
 from ..transaction import frames as transactions
@@ -109,9 +110,11 @@ class Rows:
         if self._dialect.name == "sqlite":
             column = self._key_columns[0]
             nothing = update(column.table).values({column: column}).where(false())
-            self._connection.execute(
-                with_options_of(nothing, self._statement), execution_options=self._schema
-            )
+            self._connection.execute(self._like_statement(nothing), execution_options=self._schema)
+
+    def _like_statement(self, other: Any) -> Any:
+        """Another statement with the execution options that the user's statement has itself."""
+        return other.execution_options(**self._statement.get_execution_options())
 
     @contextmanager
     def _together(self) -> Iterator[None]:
@@ -126,7 +129,7 @@ class Rows:
         """
         self._context.parameters = self._parameters if isinstance(self._parameters, dict) else None
         return self._context.invoke_statement(
-            with_options_of(query, self._statement),
+            self._like_statement(query),
             execution_options={
                 **self._schema,
                 "autoflush": False,
@@ -274,7 +277,7 @@ class Rows:
 
     def _announce_update(self, instance: Any, pairs: Pairs, fields: frozenset[str]) -> bool:
         model = self._model(instance)
-        receivers = model.pre_save.receivers()
+        receivers = model.receivers(pre_save)
         model.save(
             pre_save,
             receivers,
@@ -318,12 +321,12 @@ class Rows:
             for kind, instance, changes, fields in self._written:
                 model = self._model(instance)
                 if kind is DELETED:
-                    receivers = model.post_delete.receivers()
+                    receivers = model.receivers(post_delete)
                     model.delete(post_delete, receivers, instance, None, self._using)
                 else:
                     model.save(
                         post_save,
-                        model.post_save.receivers(),
+                        model.receivers(post_save),
                         instance,
                         kind is CREATED,
                         changes,
@@ -335,9 +338,10 @@ class Rows:
     def _effect(self, one: Written) -> Effect | None:
         """What the transaction keeps of a row, if somebody waits for its end."""
         model = self._model(one.instance)
-        undone = model.awaits("rollback")
-        if not undone and not model.awaits("commit") and not model.awaits("durable"):
+        audience = audience_of(model.mapper)
+        if not audience.outlasts_flush:
             return None
+        undone = audience.waits["rollback"]
         state, columns = state_of(one.instance), model.columns
         values = columns.values(state) if undone or one.kind is not UPDATED else None
         changes: Mapping[str, Change] = {}

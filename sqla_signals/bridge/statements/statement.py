@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from sqlalchemy import Table
 from sqlalchemy.orm import FromStatement
 
-from ..._sqlalchemy.sessions import fail_transaction, frames_outwards
+from ..._sqlalchemy.sessions import frames_outwards
 from ..._sqlalchemy.statements import (
     SEEN_OPTION,
     dml_mapper,
@@ -27,6 +27,7 @@ from ..._sqlalchemy.statements import (
     may_skip_rows,
     returns_rows,
 )
+from ..._sqlalchemy.transactions import fail_transaction
 from ...changes.effects import Executed
 from ...errors import BulkBypassError, BulkBypassWarning, BulkOptionError
 from ...receivers.dispatch import active_mutes, audible

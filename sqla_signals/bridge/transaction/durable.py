@@ -8,27 +8,30 @@ behind ours has changed something, is written with that flush.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from ..._sqlalchemy.instances import state_of
-from ..._sqlalchemy.sessions import fail_transaction, is_committing
+from ..._sqlalchemy.transactions import fail_transaction, is_autocommit, is_committing
 from ..._sqlalchemy.unit_of_work import is_clean
 from ...changes.effects import Effect, Frame
-from ...errors import InstallError
-from ...receivers.mapping import outbox_of
+from ...errors import AutocommitError, InstallError
+from ...receivers.mapped import outbox_of
 from ...signals.builtin import post_delete, post_save
 from ...signals.signal import logger
-from ..calling.calls import is_sharded
-from ..columns.columns import ColumnsByMapper
+from ..calling.audience import Audiences
+from ..calling.calls import Calls, is_sharded
+from ..columns.by_mapper import ColumnsByMapper
 from ..delivery import delivery
 from . import frames as transactions
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
-    from sqlalchemy.orm import Mapper, Session
+    from sqlalchemy.orm import InstanceState, Mapper, Session
 
     from ...receivers.receiver import Receiver
+
+    State = InstanceState[Any]
 
 MAX_FLUSHES: Final = 100
 """After as many in one commit, ``SessionTransaction._prepare_impl`` (orm/session.py) gives up."""
@@ -66,6 +69,37 @@ class Events:
         session, frame, columns = self._session, self._frame, ColumnsByMapper()
         for effect, receivers in zip(self._effects, self._receivers, strict=True):
             yield effect, delivery.known_values(session, frame, effect, columns), receivers
+
+
+def refuse_autocommit(
+    session: Session, connections: Iterable[Connection], states: Callable[[], Iterable[State]]
+) -> None:
+    """Refuse to write rows of durable receivers where each statement is committed at once.
+
+    No event could be written together with its row. The own autocommit of a driver, about which
+    SQLAlchemy does not know, is not noticed.
+
+    :param states: tells what the session is going to write.
+    :raises AutocommitError: it is going to write such a row to one of the connections.
+    """
+    if not (post_save.table.durable or post_delete.table.durable):
+        return
+    engines = {connection.engine for connection in connections if is_autocommit(connection)}
+    if not engines:
+        return
+    calls = Calls(session)
+    for state in states():
+        mapper = state.manager.mapper
+        for signal in (post_save, post_delete):
+            receivers = signal.table.lookup(mapper.class_, "durable")
+            if receivers and (engine := calls[mapper].using(state.obj()).engine) in engines:
+                raise AutocommitError(
+                    f"{signal.name}: receiver {receivers[0]} is durable, but this session writes "
+                    f"{mapper.class_.__name__} with isolation_level='AUTOCOMMIT' on {engine!r}, "
+                    f"which commits each statement at once: a row could be there without its "
+                    f"event. The flush has written nothing. Give sessions that write it an engine "
+                    f"with transactions, and keep AUTOCOMMIT to those that do not"
+                )
 
 
 def committing(session: Session) -> None:
@@ -123,11 +157,11 @@ def _write(
     """One statement for each outbox and bind, which is one in all but unusual applications."""
     events: dict[tuple[Any, Any], Events] = {}
     outboxes: dict[Mapper[Any], Any] = {}
-    audience = delivery.Audience("durable")
+    audiences = Audiences()
     named: Sequence[Receiver] = ()
     names: tuple[str, ...] = ()
     for effect in effects:
-        receivers = audience.for_effect(effect)
+        receivers = delivery.receivers_for(effect, "durable", audiences)
         if not receivers:
             continue
         mapper = state_of(effect.instance).manager.mapper

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy.orm import Session
 
 from ..._sqlalchemy.instances import contains_state, state_of
-from ..._sqlalchemy.sessions import (
+from ..._sqlalchemy.sessions import is_scoped, plain_session
+from ..._sqlalchemy.transactions import (
     current_transaction,
     has_joined,
     is_committed,
@@ -23,7 +24,7 @@ from ..._sqlalchemy.sessions import (
 )
 from ...changes.effects import Frame
 from ...errors import SignalsError
-from ...receivers import mapping
+from ...receivers.installations import installations
 from ..delivery import delivery
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def committed(session: Session) -> None:
     # the release of the last one and the commit of the root.
     for transaction in _outwards(current_transaction(session)):
         if is_committed(transaction):
-            frame = _find_frame(transaction)
+            frame: Frame | None = transaction.__dict__.get(_FRAME)
             if frame is not None:
                 frame.committed = True
                 if not transaction.nested:
@@ -109,7 +110,7 @@ def ended(
     source_for: Callable[[Session], SessionSource],
     write_events: Callable[[Session, Frame, Sequence[Connection]], None],
 ) -> None:
-    """``after_transaction_end``: hand the frame on.
+    """``after_transaction_end`` of a root or a savepoint: hand the frame on.
 
     A released savepoint's is merged into the one around it, that of a committed root is delivered,
     and what was undone is told as undone.
@@ -117,8 +118,6 @@ def ended(
     :param write_events: writes the durable events of what the session has left to the owners of
         the transactions that it had joined on these connections.
     """
-    if transaction.parent is not None and not transaction.nested:
-        return
     frame: Frame | None = transaction.__dict__.pop(_FRAME, None)
     if transaction.nested and (frame is None or not frame.committed):
         _note_undone_savepoint(session, transaction, frame)
@@ -206,9 +205,7 @@ def _begun_frame(session: Session, fn: Callable[[], Any]) -> Frame:
 
 
 def _checked(session: Any, fn: Any) -> Session:
-    if hasattr(session, "registry"):  # a scoped_session or an async_scoped_session
-        session = session()
-    sync: Any = getattr(session, "sync_session", session)
+    sync = plain_session(session() if is_scoped(session) else session)
     if not isinstance(sync, Session):
         raise SignalsError(
             f"on_commit() and on_rollback() are about the transaction of a session, which "
@@ -216,7 +213,7 @@ def _checked(session: Any, fn: Any) -> Session:
         )
     if not callable(fn):
         raise SignalsError(f"on_commit() and on_rollback() take a function, not {fn!r}")
-    if not any(one.closeness(sync) for one in mapping.installations):
+    if not any(one.closeness(sync) for one in installations):
         raise SignalsError(
             f"on_commit() and on_rollback() would never call {fn!r}: sqla_signals is not installed "
             f"for {sync!r}. Add sqla_signals.install() where the application starts."

@@ -15,8 +15,8 @@ from sqlalchemy.schema import Column
 from ..._sqlalchemy.mappers import property_count
 from ...changes.change import UNSET, Change, NewRow
 from ...errors import ReceiverOptionError, SignalsError
+from ...receivers.receiver import qualified_name
 from .envelope import MalformedMessageError
-from .naming import model_name
 from .types import Form, form_of, has_form
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Codec:
         self._name = mapper.class_.__name__
         self.dialect: Dialect = dialect
         self.properties: int = property_count(mapper)
-        self.model: str = model_name(mapper.class_)
+        self.model: str = qualified_name(mapper.class_)
         self.primary_key: tuple[str, ...] = _primary_key(mapper)
         columns = _columns(mapper)
         self.keys: frozenset[str] = frozenset(columns)
@@ -68,12 +68,14 @@ class Codec:
             if key not in self._secret
         }
         self._forms: dict[str, Form] = {key: form for key, form in forms.items() if form}
+        self.tells_primary_key: bool = self._forms.keys() >= {*self.primary_key}
+        """Whether messages may name a row, of a class that has no durable receivers itself."""
         self._shapes: dict[Any, list[tuple[str, Callable[[Any], Any] | None]]] = {}
 
     # -- writing -----------------------------------------------------------------------------------
 
     def encode(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Column values as JSON; ``values`` itself if they are that."""
+        """Turn column values into JSON; return ``values`` itself if nothing has to be turned."""
         # Rows have few shapes: which attributes there are, and the types of their values.
         shape = (*values, *map(type, values.values()))
         turns = self._shapes.get(shape)
@@ -95,7 +97,7 @@ class Codec:
         return encoded
 
     def _turns(self, values: Mapping[str, Any]) -> list[tuple[str, Callable[[Any], Any] | None]]:
-        """What has to be done to values of these types; ``None`` for those to be left out."""
+        """The functions for values of these types; ``None`` where a value is left out."""
         return [
             (key, None if form is None else form.encode)
             for key, value in values.items()
@@ -103,9 +105,9 @@ class Codec:
         ]
 
     def encode_key(self, values: Sequence[Any]) -> list[Any]:
-        """The primary key as JSON.
+        """Turn a primary key into JSON.
 
-        :raises UnserializableError: it cannot be done.
+        :raises UnserializableError: the type of a column cannot write its value.
         """
         named = dict(zip(self.primary_key, values, strict=True))
         encoded = self.encode(named)
@@ -123,10 +125,10 @@ class Codec:
         values: Mapping[str, Any],
         snapshot: Mapping[str, Any],
     ) -> dict[str, dict[str, Any]]:
-        """The changes as JSON; what is not known, or cannot be written, is left out.
+        """Turn changes into JSON; values that are unknown or cannot be written are left out.
 
-        :param values: those of a created row; what is as there is left out altogether.
-        :param snapshot: the same as JSON.
+        :param values: those of a created row; a change to the same value is left out.
+        :param snapshot: ``values`` as JSON.
         """
         if snapshot is not values:
             values = {key: value for key, value in values.items() if key in snapshot}
@@ -150,9 +152,9 @@ class Codec:
     # -- reading -----------------------------------------------------------------------------------
 
     def decode(self, key: str, value: Any) -> Any:
-        """The value of an attribute that was encoded.
+        """Turn JSON into the value of an attribute.
 
-        :raises MalformedMessageError: it could not have been.
+        :raises MalformedMessageError: the column does not write such a value.
         """
         form = self._forms.get(key)
         if form is None:
@@ -169,17 +171,17 @@ class Codec:
             ) from error
 
     def decode_all(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The values of the attributes that there still are, and that are not secret by now.
+        """Turn JSON into column values, without columns that are gone or secret by now.
 
-        :raises MalformedMessageError: they cannot have been encoded.
+        :raises MalformedMessageError: a column does not write such a value.
         """
         known = self.keys - self._secret
         return {key: self.decode(key, value) for key, value in values.items() if key in known}
 
     def decode_key(self, values: Sequence[Any]) -> tuple[Any, ...]:
-        """The primary key that was encoded.
+        """Turn JSON into a primary key.
 
-        :raises MalformedMessageError: it could not have been.
+        :raises MalformedMessageError: the class has no such key.
         """
         names = self.primary_key
         if len(names) != len(values):
@@ -191,9 +193,9 @@ class Codec:
         return tuple(map(self.decode, names, values))
 
     def decode_changes(self, encoded: Mapping[str, Mapping[str, Any]]) -> dict[str, Change]:
-        """The changes that were encoded, of the attributes that there still are.
+        """Turn JSON into changes, without those of columns that are gone by now.
 
-        :raises MalformedMessageError: they cannot have been.
+        :raises MalformedMessageError: a column does not write such a value.
         """
         changes = {}
         for key, found in encoded.items():
@@ -208,7 +210,7 @@ class Codec:
         return changes
 
     def is_mutable(self, key: str) -> bool:
-        """Whether the value of an attribute may be one that can be changed in place."""
+        """Whether values of an attribute can be changed in place."""
         return self._forms[key].mutable
 
 
@@ -249,12 +251,6 @@ def check_columns(mapper: Mapper[Any], receiver: Receiver) -> None:
             f"receiver {receiver} is durable, but {name}.{key} is secret and part of the primary "
             f"key, without which no message can name the row"
         )
-
-
-def tells_primary_key(mapper: Mapper[Any]) -> bool:
-    """Whether the primary key of a class may be in messages, although nobody has checked it."""
-    columns, secret = _columns(mapper), _secret(mapper)
-    return all(key not in secret and has_form(columns[key].type) for key in _primary_key(mapper))
 
 
 def codec_of(mapper: Mapper[Any], dialect: Dialect) -> Codec:

@@ -38,7 +38,7 @@ class MessageError(SignalsError):
 
 
 class MalformedMessageError(MessageError, ValueError):
-    """What came is no message of ours."""
+    """A text or a row is not a message of ``sqla_signals``."""
 
 
 class UnknownSchemaError(MessageError):
@@ -103,7 +103,7 @@ class Message:
         return uuid5(self.id, self.receiver)
 
     def to_json(self) -> str:
-        """The message as text."""
+        """Write the message as text."""
         envelope: dict[str, Any] = {
             "specversion": _SPEC,
             "id": str(self.id),
@@ -124,9 +124,9 @@ class Message:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Message:
-        """The message that :meth:`to_json` made.
+        """Read a message that :meth:`to_json` has written.
 
-        :raises MalformedMessageError: it made no such thing.
+        :raises MalformedMessageError: the text is not such a message.
         """
         if not isinstance(text, str | bytes):
             raise MalformedMessageError(f"not a message of sqla_signals, but a {type(text)}")
@@ -157,9 +157,9 @@ class Message:
 
     @classmethod
     def checked(cls, **values: Any) -> Message:
-        """A message of values that somebody else may have written.
+        """Make a message of values that anybody may have written.
 
-        :raises MalformedMessageError: one of them is not what a message has there.
+        :raises MalformedMessageError: a value has the wrong type, or is too large.
         """
         try:
             occurred_at = datetime.fromisoformat(_text(values["occurred_at"], 64))
@@ -209,9 +209,9 @@ _OWN: Final = frozenset(
 
 
 def read_json(text: str | bytes, kind: type | None = None) -> Any:
-    """A value from JSON that somebody else may have written.
+    """Read JSON that anybody may have written.
 
-    :raises MalformedMessageError: it is no JSON, too large or too deep, or not of that type.
+    :raises MalformedMessageError: it is not JSON, too large, too deep, or not of that type.
     """
     try:
         if len(text) > MAX_BYTES:
@@ -251,7 +251,7 @@ _DATA: Final[Mapping[str, type]] = {
 
 
 def _data(value: Any) -> dict[str, Any]:
-    """What is in ``data``, down to where columns begin."""
+    """Check ``data`` down to the values of columns, which their types check."""
     if type(value) is not dict:
         raise TypeError("data is not an object")
     for name, kind in _DATA.items():

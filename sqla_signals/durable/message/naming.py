@@ -4,37 +4,46 @@ from __future__ import annotations
 
 import sys
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakValueDictionary
 
-from sqlalchemy.orm import Mapper, configure_mappers
+from sqlalchemy.orm import Mapper
 
-from ..._sqlalchemy.mappers import all_mappers
-from ...receivers.mapping import known_outbox, model_signals
-from ...receivers.receiver import Receiver
+from ..._sqlalchemy.mappers import all_mappers, configured_mappers, mapper_of
+from ...receivers.installations import after_configured
+from ...receivers.mapped import durable_receivers, known_outbox
+from ...receivers.receiver import Receiver, qualified_name
 from .envelope import UnknownModelError, UnknownReceiverError
 
 if TYPE_CHECKING:
-    from ...signals.signal import ModelSignal
+    from ...signals.kinds import ModelSignal
     from ..tables.tables import OutboxTables
 
 
-def model_name(cls: type) -> str:
-    """``module.qualname`` of a mapped class."""
-    return f"{cls.__module__}.{cls.__qualname__}"
-
-
 def find_mapper(name: str, outbox: OutboxTables | None = None) -> Mapper[Any]:
-    """The mapper of the class with that name, or that had it, among those that have an outbox.
+    """The mapper of the class that has this name, or had it, and an outbox.
 
     :param outbox: among those of this outbox only.
     :raises UnknownModelError: there is none, or are several.
     """
-    configure_mappers()
+    found = _found.get((name, outbox))
+    if found is None or mapper_of(found.class_) is not found:  # disposed of
+        found = _found[name, outbox] = _search(name, outbox)
+    return found
+
+
+_found: Final[WeakValueDictionary[tuple[str, Any], Mapper[Any]]] = WeakValueDictionary()
+"""Mappers by name and outbox, until others are configured: each message names one."""
+
+after_configured.append(_found.clear)
+
+
+def _search(name: str, outbox: OutboxTables | None) -> Mapper[Any]:
     moved = _moved(name)
     found = [
         mapper
-        for mapper in all_mappers()
-        if (model_name(mapper.class_) == name or mapper.class_ is moved)
+        for mapper in configured_mappers()
+        if (qualified_name(mapper.class_) == name or mapper.class_ is moved)
         and (of := known_outbox(mapper)) is not None
         and (outbox is None or of is outbox)
     ]
@@ -61,7 +70,7 @@ def find_origin(name: str, mapper: Mapper[Any]) -> Mapper[Any] | None:
                 relationship.cascade.delete and _related(relationship.mapper, child)
                 for relationship in parent.relationships
             ):
-                if model_name(parent.class_) == name:
+                if qualified_name(parent.class_) == name:
                     return parent
                 known.add(parent)
                 waiting.add(parent)
@@ -73,11 +82,11 @@ def _related(one: Mapper[Any], other: Mapper[Any]) -> bool:
 
 
 def _moved(name: str) -> Any:
-    """What a module that is imported has by that name.
+    """The value of this name in a module that is imported already.
 
-    Only for comparing it with a mapped class: who can write messages must not make anything be
-    imported, looked up or called by that. So the dictionary of the module is asked, and not the
-    module, whose ``__getattr__`` is somebody's code.
+    It is only compared with mapped classes: whoever can write messages must not be able to import,
+    look up or call anything. So this reads the dictionary of the module, and does not ask the
+    module, whose ``__getattr__`` would run the code of an application.
     """
     module, _, attribute = name.rpartition(".")
     found = sys.modules.get(module)
@@ -92,22 +101,21 @@ def find_receiver(name: str, signal: ModelSignal, sender: type) -> Receiver:
 
     :raises UnknownReceiverError: there is none.
     """
-    known: set[str] = set()
-    others: list[Receiver] = []
-    for one in model_signals:
-        for receiver in one.table.receivers:
-            if receiver.durable and receiver.fn is not None:
-                known.add(receiver.name)
-                if one is signal and receiver.name == name:
-                    if receiver.matches(sender):
-                        return receiver
-                    others.append(receiver)
-    if others:
+    for receiver in signal.table.lookup(sender, "durable"):
+        if receiver.name == name and receiver.fn is not None:
+            return receiver
+    named = [
+        receiver
+        for receiver in signal.table.receivers
+        if receiver.durable and receiver.name == name and receiver.fn is not None
+    ]
+    if named:
         raise UnknownReceiverError(
-            f"receiver {others[0]} of {signal.name} is not connected for {model_name(sender)} in "
-            f"this process, and called for nothing else. If it was when the event was written, "
+            f"receiver {named[0]} of {signal.name} is not connected for {qualified_name(sender)} "
+            f"in this process, and called for nothing else. If it was when the event was written, "
             f"connect it again until the outbox is empty"
         )
+    known = {receiver.name for receiver in durable_receivers() if receiver.fn is not None}
     raise UnknownReceiverError(
         f"no durable receiver of {signal.name} is named {name!r} in this process, which runs only "
         f"what is connected here: {', '.join(sorted(known)) or 'nothing'}. Import the module of "

@@ -1,7 +1,7 @@
 """Giving up: an event that fails again and again is put where somebody looks at it.
 
-The relay gives up what it cannot publish, a worker what it cannot run; so both may do so for one
-event, each for other receivers. A dead letter has a number of its own.
+The relay gives up events that it cannot publish, a worker those that it cannot run, so both may
+have a dead letter for one event, each for other receivers. A dead letter has a number of its own.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def bury(
     error: str,
     receivers: Sequence[str] | None,
 ) -> None:
-    """Make an event of the outbox a dead letter, as it is: nothing of it is read.
+    """Copy an event of the outbox to the dead letters, without reading it.
 
-    :param receivers: those that have not done it; ``None`` for those that it has.
+    :param receivers: the names of those that have not done it; ``None`` leaves them as they are.
     """
     events = outbox.table.c
     values: dict[str, Any] = {name: events[name] for name in events.keys() if name != "sequence"}  # noqa: SIM118
@@ -62,7 +62,7 @@ def bury(
 
 
 def no_message(text: object) -> Message:
-    """Stands for what a broker has brought that is no message, and for nobody."""
+    """Make a message, for no receiver, of something from a broker that is not a message."""
     kept = text if isinstance(text, str) else repr(text)
     return Message(
         id=uuid4(),
@@ -80,7 +80,7 @@ def no_message(text: object) -> Message:
 def bury_message(
     connection: Connection, outbox: Outbox, message: Message, error: Exception, attempts: int
 ) -> None:
-    """Give up what a broker has brought: a dead letter for its receiver."""
+    """Write a dead letter for a message that a broker has brought."""
     dead = outbox.dead_letters
     receivers = json.dumps([message.receiver] if message.receiver else [])
     values = {
@@ -115,14 +115,14 @@ def bury_message(
 
 
 def _kept(text: str) -> str:
-    """A name as every database takes it."""
+    """Write a text so that every database takes it."""
     return text.replace("\0", r"\x00")
 
 
 def reason(failures: Mapping[Message, Exception]) -> str:
-    """Why, in a line for each receiver; as text that every database takes.
+    """Say why an event has failed, in a line for each receiver.
 
-    What an error says is anybody's, and must not keep its event from being put off or given up.
+    An error may say anything, which must not keep its event from being put off or given up.
     """
     lines = [
         f"{message.receiver}: {said(error)}" if message.receiver else said(error)
@@ -132,7 +132,7 @@ def reason(failures: Mapping[Message, Exception]) -> str:
 
 
 def said(error: Exception) -> str:
-    """What an error says, as text that every database takes."""
+    """Write an error as a text that every database takes."""
     try:
         words = str(error)
     except Exception:

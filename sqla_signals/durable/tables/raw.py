@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def raw(connection: Connection, column: Column[Any]) -> ColumnElement[Any]:
-    """A column without the functions of its type: text, or what the driver makes of it."""
+    """Select a column as text, or as the driver reads it, without the functions of its type."""
     if connection.dialect.name != "postgresql":
         return type_coerce(column, NullType()).label(column.name)
     if isinstance(column.type, DateTime):
@@ -45,7 +45,7 @@ def size(connection: Connection, *columns: Column[Any]) -> ColumnElement[Any]:
 
 
 def as_json(connection: Connection, value: Any) -> ColumnElement[Any]:
-    """A value for a JSON column; as text in an object where the column would not take it."""
+    """Make a value for a JSON column; one that it would refuse becomes a text in an object."""
     try:
         text = json.dumps(value, allow_nan=connection.dialect.name == "sqlite")
     except (ValueError, RecursionError):
@@ -54,15 +54,15 @@ def as_json(connection: Connection, value: Any) -> ColumnElement[Any]:
 
 
 def json_text(connection: Connection, text: str) -> ColumnElement[Any]:
-    """JSON that is text already, for a JSON column."""
+    """Make a value for a JSON column of a text that is JSON."""
     found: ColumnElement[Any] = literal(text, Text())
     return cast(found, JSON()) if connection.dialect.name == "postgresql" else found
 
 
 def from_json(value: Any) -> Any:
-    """What a JSON column holds.
+    """Read the value of a JSON column.
 
-    :raises MalformedMessageError: that is no JSON.
+    :raises MalformedMessageError: it is not JSON.
     """
     return read_json(value) if isinstance(value, str | bytes) else value
 

@@ -26,7 +26,7 @@ _MAX_ATTEMPTS: Final = 1_000_000_000
 
 
 class RelayKilledError(Exception):
-    """Stands for the error that a killed relay could not tell."""
+    """The error of an event with which each relay was killed that began with it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -34,18 +34,25 @@ class Claim:
     """An event that is ours for now."""
 
     sequence: int
-    row: Any
-    """With ``ordered=True``, what is equal for the events of one row."""
-    size: int
-    """Bytes of what is read of it."""
     failed: int
     """Attempts that have failed."""
+    size: int
+    """Bytes of what is read of it."""
+    row: Any = None
+    """The same for events that must be handed over one after the other."""
     begun: int = 0
     """Attempts that have begun and were never ended."""
+    handled: bool = False
+    """Whether it was handed over, or never can be."""
     messages: Sequence[Message] = ()
     failures: dict[Message, Exception] = field(default_factory=dict)
     unread: MalformedMessageError | None = None
     """Why it cannot be read."""
+
+    @classmethod
+    def of(cls, sequence: int, failed: Any, size: int) -> Claim:
+        """A claim on a row of the outbox, in which somebody may have written anything."""
+        return cls(sequence, max(failed, 0) if isinstance(failed, int) else 0, size)
 
     @property
     def attempt(self) -> int:
@@ -66,7 +73,7 @@ def bytes_of(connection: Connection, events: Any) -> ColumnElement[Any]:
 def read(
     connection: Connection, outbox: Outbox, claims: Sequence[Claim], max_attempts: int
 ) -> list[Claim]:
-    """Read events into their claims, as many as there is room for; the others wait."""
+    """Read events into their claims, up to a number of bytes; return the claims that were read."""
     room = MAX_BATCH_BYTES
     found: list[Claim] = []
     for claim in claims:
@@ -92,7 +99,7 @@ def read(
 
 
 def _rows(connection: Connection, outbox: Outbox, claims: Sequence[Claim]) -> dict[int, Any]:
-    """What the database holds for events."""
+    """The rows of events, by their keys."""
     if not claims:
         return {}
     columns = [raw(connection, column) for column in outbox.table.columns]
@@ -112,7 +119,7 @@ def _rows(connection: Connection, outbox: Outbox, claims: Sequence[Claim]) -> di
 
 
 def _messages(outbox: Outbox, claim: Claim, row: Mapping[Any, Any]) -> list[Message]:
-    """One for each receiver that has not done it yet."""
+    """The messages of an event, one for each receiver that has not done it yet."""
     receivers = from_json(row["receivers"])
     if type(receivers) is not list or not receivers or {str} != {*map(type, receivers)}:
         raise MalformedMessageError("the receivers of the event are no list of names")
@@ -142,7 +149,7 @@ def _messages(outbox: Outbox, claim: Claim, row: Mapping[Any, Any]) -> list[Mess
 
 
 def _give_up(connection: Connection, outbox: Outbox, claim: Claim) -> None:
-    """Do not begin with an event again: it has failed for those that have not noted it done."""
+    """Make an event fail, without another attempt, for the receivers that are not in the inbox."""
     killed = RelayKilledError("each relay that began with this was killed")
     if not claim.messages:
         claim.unread = claim.unread or MalformedMessageError(str(killed))

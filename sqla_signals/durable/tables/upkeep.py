@@ -1,4 +1,4 @@
-"""What operators look at and do: the backlog, dead letters, and an inbox that only grows."""
+"""For operators: the backlog, dead letters, and an inbox that only grows."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class DeadLetter:
 
 @dataclass(frozen=True)
 class Backlog:
-    """What an outbox holds."""
+    """The state of an outbox."""
 
     waiting: int
     """Events that are not handed over yet."""
@@ -60,7 +60,7 @@ class Backlog:
 
 
 def backlog(connection: Connection, outbox: Outbox, limit: int | None = None) -> Backlog:
-    """Look at the outbox; changes nothing and locks nothing.
+    """Look at the outbox without changing or locking anything.
 
     :param limit: how many dead letters to list, the oldest first; ``None`` for all.
     """
@@ -73,39 +73,19 @@ def backlog(connection: Connection, outbox: Outbox, limit: int | None = None) ->
     ).first()
     count = connection.scalar(select(func.count()).select_from(outbox.dead_letters)) or 0
     # Not the payloads, which are large and not shown.
-    letters = connection.execute(
-        select(
-            dead.sequence,
-            dead.id,
-            dead.aggregate_type,
-            dead.aggregate_id,
-            dead.event_type,
-            raw(connection, dead.receivers),
-            dead.attempts,
-            dead.dead_at,
-            dead.last_error,
-        )
-        .order_by(dead.sequence)
-        .limit(limit)
-    )
+    what = dead.sequence, dead.id, dead.aggregate_type, dead.aggregate_id, dead.event_type
+    became = raw(connection, dead.receivers), dead.attempts, dead.dead_at, dead.last_error
+    letters: Any = connection.execute(
+        select(*what, *became).order_by(dead.sequence).limit(limit)
+    ).all()
     return Backlog(
         waiting,
         failing,
         _utc(first[1]) - _utc(first[0]) if first is not None else None,
         count,
         tuple(
-            DeadLetter(
-                row.sequence,
-                row.id,
-                row.aggregate_type,
-                row.aggregate_id,
-                row.event_type,
-                _names(row.receivers),
-                row.attempts,
-                _utc(row.dead_at),
-                row.last_error or "",
-            )
-            for row in letters
+            DeadLetter(*(*event, _names(receivers), attempts, _utc(dead_at), error or ""))
+            for *event, receivers, attempts, dead_at, error in letters
         ),
     )
 
@@ -154,10 +134,10 @@ def purge(connection: Connection, outbox: Outbox, sequences: Sequence[int] | Non
 
 
 def purge_inbox(connection: Connection, outbox: Outbox, age: timedelta) -> int:
-    """Forget which receivers have done what, where that is longer ago than ``age``.
+    """Delete rows of the inbox that are older than ``age``.
 
-    A message that comes again after that is run again: keep it longer than any broker might hold a
-    message back.
+    A message that comes again after that is run again, so keep them longer than any broker might
+    hold a message back.
 
     :returns: how many rows were deleted.
     """

@@ -25,7 +25,7 @@ import sqla_signals
 from sqla_signals import post_save, receiver
 from sqla_signals.celery import CeleryPublisher
 from sqla_signals.durable import Message, Relay
-from sqla_signals.durable.tables.claims import Leases
+from sqla_signals.durable.tables.holding import Leases
 
 from .models import Effect, Order, outbox
 
