@@ -118,8 +118,17 @@ class Changes(Mapping[str, Change]):
 
     def __getitem__(self, key: str) -> Change:
         diff = self._diff
-        at = diff[0].places[key]
+        at = diff[0].places.get(key)
+        if at is None:
+            raise KeyError(
+                f"{key!r} was not changed. Ask first, with {key!r} in changes, or use "
+                f"changes.get({key!r})"
+            )
         return _change(diff[at : at + 2])
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The change of an attribute, or ``default`` if it was not changed."""
+        return self[key] if key in self._diff[0].places else default
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._diff[0].places)

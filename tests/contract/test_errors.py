@@ -654,3 +654,26 @@ def test_errors_are_raised_in_full(session: Session, log: Log):
     log.clear()
     cause(pre_save, session)
     assert log.lines == both("save created Author(a)")
+
+
+@pytest.mark.parametrize("signal", [pre_save, post_save], ids=lambda one: one.name)
+def test_the_change_of_an_attribute_that_was_not_changed_is_an_error_that_says_so(
+    session: Session, signal: Signal
+):
+    """It is the mistake of the receiver, with what to write instead."""
+    author = Author(name="a", age=1)
+    session.add(author)
+    session.commit()
+    found: list[Any] = []
+
+    def look(sender, changes, **kwargs):
+        found.append((changes.get("age"), changes.get("age", 3), "age" in changes))
+        changes["age"]
+
+    signal.connect(look, sender=Author)
+    author.name = "b"
+    with pytest.raises(KeyError, match=r"'age' was not changed\..*changes.get\('age'\)"):
+        session.flush()
+    assert found == [(None, 3, False)]
+    session.rollback()
+    assert rows(session, Author.name, Author.age) == [("a", 1)]

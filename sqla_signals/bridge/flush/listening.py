@@ -96,8 +96,7 @@ _DELETES: Final = {"before_delete": before_delete, "after_delete": after_delete}
 _lock = threading.Lock()
 _listening: WeakKeyDictionary[Mapper[Any], set[str]] = WeakKeyDictionary()
 _settled: tuple[Tables, bool] | None = None
-"""The receivers for which the mappers that were there have their listeners, and whether these are
-enough for observers."""
+"""The receivers, and whether they were observed, for which all mappers have their listeners."""
 _new_mappers: list[weakref.ref[Mapper[Any]]] = []
 """Configured since."""
 
@@ -119,7 +118,7 @@ def listen_where_needed() -> None:
             if mapper is not None:
                 new.add(mapper)
         known: set[Receiver] = set()
-        if _settled is not None and _settled[1] == is_observed:
+        if _settled is not None and _settled[1] >= is_observed:
             known = {receiver for table in _settled[0] for receiver in table.receivers}
         for signal, table in zip(ROW_SIGNALS, now[0], strict=True):
             for receiver in table.receivers:
