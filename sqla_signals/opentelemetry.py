@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from .durable import Message
     from .durable.tables.tables import OutboxTables
     from .receivers.observing import Call
-    from .receivers.receiver import Call as Way
+    from .receivers.receiver import Phase
 
 Attributes = dict[str, str | int]
 
@@ -112,7 +112,7 @@ class _Instrumentation(Observer):
             context.detach(token)
             _end(span, call.error)
 
-    def transaction_ended(self, session: Session, on: Way) -> context.Context:
+    def transaction_ended(self, session: Session, on: Phase) -> context.Context:
         return context.get_current()
 
     def headers(self, outbox: OutboxTables, events: int) -> Mapping[str, str]:

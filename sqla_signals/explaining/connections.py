@@ -13,7 +13,7 @@ from ..bridge.flush.m2m import association_of
 from ..errors import ReceiverOptionError, printable
 from ..receivers.dispatch import audible
 from ..receivers.installations import installations, model_signals
-from ..receivers.receiver import CALLS, Call, Receiver, describe_sender, qualified_name, unwrapped
+from ..receivers.receiver import PHASES, Phase, Receiver, describe_sender, qualified_name, unwrapped
 from ..signals.builtin import receiver_failed
 from ..signals.kinds import AssociationSignal
 from ..signals.signal import Signal, known_signals
@@ -132,9 +132,9 @@ def _steps(signal: Signal, mapper: Mapper[Any]) -> Iterator[Step]:
         yield from _m2m_steps(signal, mapper)
         return
     phases = signal.table.phases(mapper.class_)
-    for call in CALLS:
-        if phases[call]:
-            yield _step(signal, call, phases[call], mapper.class_)
+    for phase in PHASES:
+        if phases[phase]:
+            yield _step(signal, phase, phases[phase], mapper.class_)
 
 
 def _m2m_steps(signal: Signal, mapper: Mapper[Any]) -> Iterator[Step]:
@@ -163,19 +163,19 @@ def _other_senders(signals: Iterable[Signal], groups: Iterable[Group]) -> Iterat
         }
         for name, sender in senders.items():
             heard = [r for r in receivers if r.sender is sender or r.matches(sender)]
-            for call in CALLS:
-                called = [receiver for receiver in heard if receiver.call == call]
+            for phase in PHASES:
+                called = [receiver for receiver in heard if receiver.phase == phase]
                 if called:
-                    steps.setdefault(name, []).append(_step(signal, call, called, sender))
+                    steps.setdefault(name, []).append(_step(signal, phase, called, sender))
     for name, found in steps.items():
         yield Group((name,), tuple(found))
 
 
 def _step(
-    signal: Signal, call: Call, receivers: Iterable[Receiver], sender: Any, through: str = ""
+    signal: Signal, phase: Phase, receivers: Iterable[Receiver], sender: Any, through: str = ""
 ) -> Step:
     entries = tuple(_entry(signal, receiver, sender) for receiver in receivers)
-    return Step(signal.name, call, through or None, entries)
+    return Step(signal.name, phase, through or None, entries)
 
 
 def _entry(signal: Signal, receiver: Receiver, sender: Any) -> Entry:

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from ..receivers.observing import Moment
-    from ..receivers.receiver import Call as Way
-    from ..receivers.receiver import Receiver
+    from ..receivers.receiver import Phase, Receiver
     from ..signals.signal import Signal
 
 
@@ -33,10 +32,12 @@ class Sent:
     The arguments are attributes as well: ``sent.created``, ``sent.instance``.
     """
 
-    def __init__(self, signal: Signal, on: Way, sender: Any, arguments: Mapping[str, Any]) -> None:
+    def __init__(
+        self, signal: Signal, on: Phase, sender: Any, arguments: Mapping[str, Any]
+    ) -> None:
         self.signal: Signal = signal
         """Which signal."""
-        self.on: Way = on
+        self.on: Phase = on
         """When: ``"flush"``, ``"commit"``, ``"rollback"``, or ``"durable"``, by a worker."""
         self.sender: Any = sender
         """What sent it: mostly the exact class."""
@@ -105,7 +106,7 @@ class Failure:
         """The name of the receiver or of the function."""
         self.signal: Signal | None = call.signal
         """``None`` for a function given to ``on_commit()`` or ``on_rollback()``."""
-        self.on: Way = call.on
+        self.on: Phase = call.on
         """When: ``"commit"``, ``"rollback"`` or ``"durable"``; ``"flush"`` if told of
         another failure by ``receiver_failed``."""
         self.sender: Any = call.sender

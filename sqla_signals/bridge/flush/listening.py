@@ -134,7 +134,7 @@ def _listeners_for(
     signal: Signal, receiver: Receiver, is_observed: bool
 ) -> Mapping[str, Callable[..., None]]:
     """What has to be noted so that a receiver can be called."""
-    if receiver.call != "flush":
+    if receiver.phase != "flush":
         return {**_SAVES, **_DELETES}  # a net effect takes all that happened to a row
     if signal is pre_save:
         return {**_BEFORE_SAVES, **_SAVES} if is_observed else _BEFORE_SAVES
