@@ -1,7 +1,7 @@
-"""Noting what is sent: each signal that reaches a receiver, in whatever thread or task.
+"""Noting what is sent: each signal that reaches a receiver, in any thread or task.
 
-It looks on and connects nothing, so that the code under test does what it does without it: no
-signal is sent that nobody listens to, and a receiver of the commit gets the session it would get.
+This observes calls and connects nothing, so that the code under test does what it does without it:
+a signal without receivers is not sent, and a commit receiver gets the session that it would get.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class Failure:
 
 
 class Capture(Observer):
-    """Looks on while it is added; what it has seen is in :attr:`sent` and :attr:`failures`."""
+    """Notes what it is told, in :attr:`sent` and :attr:`failures`."""
 
     def __init__(self) -> None:
         self.sent: list[Sent] = []
