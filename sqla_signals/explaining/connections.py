@@ -19,7 +19,7 @@ from ..signals.kinds import AssociationSignal
 from ..signals.signal import Signal, known_signals
 from .explanation import Explanation
 from .parts import Entry, Group, Step, place_of
-from .reasons import hears, is_meant, notices
+from .reasons import hears, is_meant, notice_of
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Mapper
@@ -65,9 +65,11 @@ def explain(target: Any = None) -> Explanation:
             notice
             for signal in signals
             for receiver in signal.table.receivers
-            if is_own(receiver)
-            or any(hears(receiver, mapper) or is_meant(receiver, mapper) for mapper in mappers)
-            for notice in notices(signal, receiver)
+            if (
+                is_own(receiver)
+                or any(hears(receiver, mapper) or is_meant(receiver, mapper) for mapper in mappers)
+            )
+            and (notice := notice_of(signal, receiver)) is not None
         ),
     )
 

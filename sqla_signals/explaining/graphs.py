@@ -62,7 +62,7 @@ def dot(explanation: Explanation) -> str:
 
 
 def _boxes(explanation: Explanation) -> Iterator[_Box]:
-    never = {(notice.signal, notice.receiver) for notice in explanation.notices if notice.never}
+    never = {(notice.signal, notice.receiver) for notice in explanation.notices}
     for number, group in enumerate(explanation.groups):
         group_id = f"g{number}"
         yield _Box("senders", group_id, list(group.senders))

@@ -90,18 +90,15 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something about a receiver that its author does not expect."""
+    """Why a receiver can never be called."""
 
     signal: str
     receiver: str
     location: str
-    never: bool
-    """Whether it means that the receiver can never be called."""
     text: str
 
     def __str__(self) -> str:
-        called = "can never be called" if self.never else "is not called for every change"
-        return f"{self.signal}: {self.receiver} ({self.location}) {called}: {self.text}"
+        return f"{self.signal}: {self.receiver} ({self.location}) can never be called: {self.text}"
 
 
 def place_of(location: str) -> tuple[str | None, int | None]:
