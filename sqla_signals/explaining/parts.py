@@ -1,4 +1,4 @@
-"""What an explanation is made of: plain values."""
+"""The parts of an explanation, as plain values."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Senders that the same receivers listen to, and these."""
+    """Senders, and the receivers that listen to all of them."""
 
     senders: tuple[str, ...]
     steps: tuple[Step, ...]

@@ -71,7 +71,7 @@ class Sent:
         return f"<Sent {self}>"
 
     def details(self) -> str:
-        """What was changed, and who was called."""
+        """The changes, and the receivers that were called."""
         given = self.arguments.get("changes")
         found = given.items() if isinstance(given, Mapping) else ()
         changes = ", ".join(
@@ -107,8 +107,8 @@ class Failure:
         self.signal: Signal | None = call.signal
         """``None`` for a function given to ``on_commit()`` or ``on_rollback()``."""
         self.on: Phase = call.on
-        """When: ``"commit"``, ``"rollback"`` or ``"durable"``; ``"flush"`` if told of
-        another failure by ``receiver_failed``."""
+        """When: ``"commit"``, ``"rollback"`` or ``"durable"``; ``"flush"`` for a receiver of
+        ``receiver_failed``."""
         self.sender: Any = call.sender
         """What has sent the signal: mostly the exact class."""
         self.function: Any = call.receiver.fn if call.receiver is not None else None
@@ -144,7 +144,7 @@ class Capture(Observer):
 
     @block
     def around(self, call: Call) -> Iterator[None]:
-        """Note how it ends."""
+        """Note a failure that is only logged."""
         try:
             yield
         finally:
@@ -156,7 +156,7 @@ class Capture(Observer):
                 self.failures.append(Failure(call))
 
     def called(self, call: Call) -> None:
-        """Note what is sent, unless another receiver was called with it."""
+        """Note the signal, unless the receiver before was called with the same one."""
         assert call.signal is not None
         assert call.receiver is not None
         sent, event = self._last.pop(_here(), (None, None))
@@ -167,7 +167,7 @@ class Capture(Observer):
         self._sent_by[call] = sent
 
     def session_event(self, moment: Moment, session: Session, about: Any) -> None:
-        """What comes now is not what was sent before."""
+        """End the signal that was sent before: the next one is another."""
         self._last.pop(_here(), None)
 
 

@@ -1,4 +1,4 @@
-"""``Signals``, which is the fixture ``signals``: what a test may ask, and what it is told."""
+"""The fixture ``signals``: the questions of a test, and the messages of its failures."""
 
 from __future__ import annotations
 
