@@ -317,8 +317,7 @@ def _explain(options: argparse.Namespace) -> int:
         _show(found)
     else:
         print(getattr(found, f"to_{options.format}")().rstrip())
-    never = found.not_installed or any(notice.never for notice in found.notices)
-    return 1 if options.check and never else 0
+    return 1 if options.check and found.warnings else 0
 
 
 def _show(found: Any) -> None:

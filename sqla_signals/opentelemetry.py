@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from .durable import Message
     from .durable.tables.tables import OutboxTables
     from .receivers.observing import Call
-    from .receivers.receiver import Call as Way
+    from .receivers.receiver import Phase
 
 Attributes = dict[str, str | int]
 
@@ -96,7 +96,7 @@ def uninstrument() -> None:
 
 
 class _Instrumentation(Observer):
-    """Makes the spans."""
+    """Makes a span for each call."""
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
@@ -112,11 +112,11 @@ class _Instrumentation(Observer):
             context.detach(token)
             _end(span, call.error)
 
-    def transaction_ended(self, session: Session, on: Way) -> context.Context:
+    def transaction_ended(self, session: Session, on: Phase) -> context.Context:
         return context.get_current()
 
     def headers(self, outbox: OutboxTables, events: int) -> Mapping[str, str]:
-        """What the messages of a transaction carry: a span for their making."""
+        """Return the headers of the messages of a transaction: the span of their making."""
         name = outbox.table.fullname
         attributes = _messaging("create", name) | {"messaging.batch.message_count": events}
         carrier: dict[str, str] = {}
@@ -151,9 +151,11 @@ class _Instrumentation(Observer):
         )
 
     def _start_message(self, message: Message) -> Span:
-        """The conventions demand a link to where the message was made, and allow it as the parent.
+        """Start the span of a durable message.
 
-        There is one message to a span, so it is both. What is around the worker is linked.
+        The conventions demand a link to where the message was made, and allow it as the parent.
+
+        There is one message to a span, so it is both. The span around the worker is linked.
         """
         around = get_current_span().get_span_context()
         parent = _w3c.extract(message.headers, context.Context())
@@ -209,7 +211,7 @@ def _destination(message: Message) -> str:
 
 
 def _database(call: Call) -> Attributes:
-    """Whose row the call is about, and what was done to it; nothing for signals of your own."""
+    """The attributes of the row that a call is about; none for signals of your own."""
     if call.signal not in model_signals:
         return {}
     using = call.arguments.get("using")

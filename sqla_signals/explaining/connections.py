@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +13,13 @@ from ..bridge.flush.m2m import association_of
 from ..errors import ReceiverOptionError, printable
 from ..receivers.dispatch import audible
 from ..receivers.installations import installations, model_signals
-from ..receivers.receiver import CALLS, Call, Receiver, describe_sender, qualified_name, unwrapped
+from ..receivers.receiver import PHASES, Phase, Receiver, describe_sender, qualified_name, unwrapped
 from ..signals.builtin import receiver_failed
 from ..signals.kinds import AssociationSignal
 from ..signals.signal import Signal, known_signals
 from .explanation import Explanation
 from .parts import Entry, Group, Step, place_of
-from .reasons import hears, is_meant, notices
+from .reasons import hears, is_meant, notice_of
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Mapper
@@ -40,81 +40,89 @@ def explain(target: Any = None) -> Explanation:
     is one that is listened to, is only known when something happens. Callbacks given to
     ``on_commit()`` and ``on_rollback()`` are not receivers.
     """
-    known, sent = known_signals(), [*model_signals, receiver_failed]
-    signals = sorted((one for one in known if one in sent), key=sent.index)
-    mappers = sorted(configured_mappers(), key=lambda mapper: qualified_name(mapper.class_))
-    asked: list[Mapper[Any]] = []
-    others: list[Signal] = []  # may be sent by anything, installed or not
-    if target is None:
-        subject = "everything"
-        others = [signal for signal in known if signal not in signals]
-    elif isinstance(target, Signal):
-        subject = target.name
-        if target not in signals:
-            mappers = []
-            others = [target]
-        signals = [target]
-    elif isinstance(target, ModuleType):
-        subject = target.__name__
-        found = [(signal, r) for signal in signals for r in signal.table.receivers]
-        own = [r for _, r in found if _is_in(target, _module_of(r))]
+    built_in = [*model_signals, receiver_failed]
+    asked_signals = [target] if isinstance(target, Signal) else known_signals()
+    signals = [signal for signal in built_in if signal in asked_signals]
+    subject, mappers, is_own = _scope(target, signals)
+    groups = list(_merged(_groups(signals, mappers, with_empty=isinstance(target, type))))
+    if isinstance(target, Signal):
+        more = list(_other_senders([target], groups))
+        needs_install = bool(signals)
+    else:
         others = [
             signal
-            for signal in known
-            if signal not in signals
-            and any(_is_in(target, _module_of(r)) for r in signal.table.receivers)
+            for signal in asked_signals
+            if signal not in built_in and any(map(is_own, signal.table.receivers))
         ]
-        mappers = [
-            mapper
-            for mapper in mappers
-            if _is_in(target, mapper.class_.__module__) or any(hears(r, mapper) for r in own)
-        ]
-    elif isinstance(target, type):
-        subject = qualified_name(target)
-        if is_mapped(target):
-            class_mapper(target)  # raises if it cannot be configured
-        asked = [
-            mapper
-            for mapper in mappers
-            if mapper.class_ is target
-            or (not is_mapped(target) and issubclass(mapper.class_, target))
-        ]
-        if not asked:
-            raise ReceiverOptionError(
-                f"explain({target.__name__}): it is not mapped and no model inherits it"
-            )
-        mappers = asked
-    else:
-        raise ReceiverOptionError(
-            f"explain({target!r}): give a mapped class, a base class or mixin of models, a signal, "
-            f"a module, or nothing for every model"
-        )
-    groups = list(_merged(_groups(signals, mappers, asked)))
-    more = list(_other_senders(signals if isinstance(target, Signal) else others, groups))
+        more = list(_other_senders(others, groups))
+        needs_install = bool(groups or not more)
     return Explanation(
         subject,
         tuple(sorted(str(installation) for installation in installations)),
-        target not in others if isinstance(target, Signal) else bool(groups or not more),
+        needs_install,
         (*groups, *more),
         tuple(
             notice
             for signal in signals
             for receiver in signal.table.receivers
-            if target is None
-            or isinstance(target, Signal)
-            or (isinstance(target, ModuleType) and _is_in(target, _module_of(receiver)))
-            or any(hears(receiver, mapper) or is_meant(receiver, mapper) for mapper in mappers)
-            for notice in notices(signal, receiver)
+            if (
+                is_own(receiver)
+                or any(hears(receiver, mapper) or is_meant(receiver, mapper) for mapper in mappers)
+            )
+            and (notice := notice_of(signal, receiver)) is not None
         ),
     )
 
 
+def _scope(
+    target: Any, signals: Iterable[Signal]
+) -> tuple[str, list[Mapper[Any]], Callable[[Receiver], bool]]:
+    """Find out what is asked about.
+
+    :param signals: those that an installation sends.
+    :returns: how the target is named; the mappers to show; and whether a receiver is shown even if
+        it listens to none of them.
+    """
+    mappers = sorted(configured_mappers(), key=lambda mapper: qualified_name(mapper.class_))
+    if target is None:
+        return "everything", mappers, lambda receiver: True
+    if isinstance(target, Signal):
+        return target.name, mappers if signals else [], lambda receiver: True
+    if isinstance(target, ModuleType):
+
+        def is_own(receiver: Receiver) -> bool:
+            return _is_in(target, _module_of(receiver))
+
+        own = [r for signal in signals for r in signal.table.receivers if is_own(r)]
+        shown = [
+            mapper
+            for mapper in mappers
+            if _is_in(target, mapper.class_.__module__) or any(hears(r, mapper) for r in own)
+        ]
+        return target.__name__, shown, is_own
+    if isinstance(target, type):
+        if is_mapped(target):
+            class_mapper(target)  # raises if it cannot be configured
+            shown = [mapper for mapper in mappers if mapper.class_ is target]
+        else:
+            shown = [mapper for mapper in mappers if issubclass(mapper.class_, target)]
+        if not shown:
+            raise ReceiverOptionError(
+                f"explain({target.__name__}): it is not mapped and no model inherits it"
+            )
+        return qualified_name(target), shown, lambda receiver: False
+    raise ReceiverOptionError(
+        f"explain({target!r}): give a mapped class, a base class or mixin of models, a signal, "
+        f"a module, or nothing for every model"
+    )
+
+
 def _groups(
-    signals: Iterable[Signal], mappers: Iterable[Mapper[Any]], asked: Iterable[Mapper[Any]]
+    signals: Iterable[Signal], mappers: Iterable[Mapper[Any]], *, with_empty: bool
 ) -> Iterator[Group]:
     for mapper in mappers:
         steps = tuple(step for signal in signals for step in _steps(signal, mapper))
-        if steps or mapper in asked:
+        if steps or with_empty:
             yield Group((qualified_name(mapper.class_),), steps)
 
 
@@ -132,9 +140,9 @@ def _steps(signal: Signal, mapper: Mapper[Any]) -> Iterator[Step]:
         yield from _m2m_steps(signal, mapper)
         return
     phases = signal.table.phases(mapper.class_)
-    for call in CALLS:
-        if phases[call]:
-            yield _step(signal, call, phases[call], mapper.class_)
+    for phase in PHASES:
+        if phases[phase]:
+            yield _step(signal, phase, phases[phase], mapper.class_)
 
 
 def _m2m_steps(signal: Signal, mapper: Mapper[Any]) -> Iterator[Step]:
@@ -163,19 +171,19 @@ def _other_senders(signals: Iterable[Signal], groups: Iterable[Group]) -> Iterat
         }
         for name, sender in senders.items():
             heard = [r for r in receivers if r.sender is sender or r.matches(sender)]
-            for call in CALLS:
-                called = [receiver for receiver in heard if receiver.call == call]
+            for phase in PHASES:
+                called = [receiver for receiver in heard if receiver.phase == phase]
                 if called:
-                    steps.setdefault(name, []).append(_step(signal, call, called, sender))
+                    steps.setdefault(name, []).append(_step(signal, phase, called, sender))
     for name, found in steps.items():
         yield Group((name,), tuple(found))
 
 
 def _step(
-    signal: Signal, call: Call, receivers: Iterable[Receiver], sender: Any, through: str = ""
+    signal: Signal, phase: Phase, receivers: Iterable[Receiver], sender: Any, through: str = ""
 ) -> Step:
     entries = tuple(_entry(signal, receiver, sender) for receiver in receivers)
-    return Step(signal.name, call, through or None, entries)
+    return Step(signal.name, phase, through or None, entries)
 
 
 def _entry(signal: Signal, receiver: Receiver, sender: Any) -> Entry:

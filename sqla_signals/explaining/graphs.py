@@ -69,7 +69,7 @@ def dot(picture: Picture) -> str:
 
 
 def _boxes(picture: Picture) -> Iterator[_Box]:
-    never = {(notice.signal, notice.receiver) for notice in picture.notices if notice.never}
+    never = {(notice.signal, notice.receiver) for notice in picture.notices}
     for number, group in enumerate(picture.groups):
         group_id = f"g{number}"
         yield _Box("senders", group_id, list(group.senders))

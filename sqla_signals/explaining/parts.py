@@ -1,4 +1,4 @@
-"""What an explanation is made of: plain values."""
+"""The parts of an explanation, as plain values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..receivers.receiver import Call
+    from ..receivers.receiver import Phase
 
 NOT_INSTALLED = (
     "nothing is sent, because sqla_signals is not installed. Add one line where the application "
@@ -66,7 +66,7 @@ class Step:
     """The receivers of one signal that are called at the same time, in order."""
 
     signal: str
-    phase: Call
+    phase: Phase
     """When: ``"flush"``, ``"commit"``, ``"rollback"``, or ``"durable"``, by a worker."""
     through: str | None
     """The ``secondary`` table that ``m2m_changed`` is about, else ``None``."""
@@ -82,7 +82,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Senders that the same receivers listen to, and these."""
+    """Senders, and the receivers that listen to all of them."""
 
     senders: tuple[str, ...]
     steps: tuple[Step, ...]
@@ -90,18 +90,15 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something about a receiver that its author does not expect."""
+    """Why a receiver can never be called."""
 
     signal: str
     receiver: str
     location: str
-    never: bool
-    """Whether it means that the receiver can never be called."""
     text: str
 
     def __str__(self) -> str:
-        called = "can never be called" if self.never else "is not called for every change"
-        return f"{self.signal}: {self.receiver} ({self.location}) {called}: {self.text}"
+        return f"{self.signal}: {self.receiver} ({self.location}) can never be called: {self.text}"
 
 
 def place_of(location: str) -> tuple[str | None, int | None]:

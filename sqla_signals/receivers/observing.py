@@ -21,7 +21,7 @@ from .receiver import Receiver, identity
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from .receiver import Call as Way
+    from .receiver import Phase
 
 Moment = Literal[
     "before_flush",
@@ -38,7 +38,7 @@ Moment = Literal[
 class Call:
     """One call of a receiver, or of a function given to ``on_commit`` or ``on_rollback``."""
 
-    on: Way
+    on: Phase
     name: str
     """Of the receiver or the function."""
     signal: Any = None
@@ -94,7 +94,7 @@ class Observer:
         Not for functions given to ``on_commit`` or ``on_rollback``.
         """
 
-    def transaction_ended(self, session: Session, on: Way) -> Any:
+    def transaction_ended(self, session: Session, on: Phase) -> Any:
         """A transaction has ended; return a note for the ``call.notes`` of the calls it leaves.
 
         Those come later if a commit receiver committed it.
@@ -115,7 +115,7 @@ def tell(moment: Moment, session: Session, about: Any = None) -> None:
         observer.session_event(moment, session, about)
 
 
-def transaction_notes(session: Session, on: Way) -> dict[Observer, Any]:
+def transaction_notes(session: Session, on: Phase) -> dict[Observer, Any]:
     """Tell the observers that a transaction has ended; return what each of them notes."""
     return {observer: observer.transaction_ended(session, on) for observer in tuple(observers)}
 
@@ -193,7 +193,7 @@ def _calling(
     signal: Any, receiver: Receiver, sender: Any, arguments: Mapping[str, Any]
 ) -> Iterator[None]:
     """The receiver is called inside the block, with these arguments."""
-    call, on = _innermost.get(), receiver.call
+    call, on = _innermost.get(), receiver.phase
     if on == "flush" or call is None or call.on != on:
         call = Call(on=on, name=receiver.name)
         around: AbstractContextManager[object] = observe(call)

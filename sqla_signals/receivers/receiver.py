@@ -25,12 +25,11 @@ from ..errors import ReceiverOptionError, ReceiverTypeError
 if TYPE_CHECKING:
     from sqlalchemy.orm import Mapper
 
-Phase = Literal["flush", "commit", "rollback"]
-PHASES: Final[tuple[Phase, ...]] = ("flush", "commit", "rollback")
-
-Call = Literal["flush", "commit", "rollback", "durable"]
+On = Literal["flush", "commit", "rollback"]
+"""The option ``on``."""
+Phase = Literal["flush", "commit", "rollback", "durable"]
 """How a receiver is called: in its phase, or by a worker for a durable message."""
-CALLS: Final[tuple[Call, ...]] = (*PHASES, "durable")
+PHASES: Final[tuple[Phase, ...]] = ("flush", "commit", "rollback", "durable")
 
 MAX_NAME: Final = 255
 """Characters in the name of a durable receiver: what the inbox takes."""
@@ -47,7 +46,7 @@ class Receiver:
         sender: Any,
         *,
         weak: bool,
-        on: Phase = "flush",
+        on: On = "flush",
         propagate: bool = False,
         created: bool | None = None,
         fields: frozenset[str] | None = None,
@@ -66,8 +65,8 @@ class Receiver:
             # The same function may be connected twice with different filters; it is called once.
             (propagate, created, fields) if dispatch_uid is None else None,
         )
-        self.on: Phase = on
-        self.call: Call = "durable" if durable else on
+        self.on: On = on
+        self.phase: Phase = "durable" if durable else on
         self.propagate: bool = propagate
         self.created: bool | None = created
         self.fields: frozenset[str] | None = fields

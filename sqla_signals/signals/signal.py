@@ -20,7 +20,7 @@ from ..receivers.blocks import block
 from ..receivers.observing import observed, observed_async, observers
 from ..receivers.protocols import F
 from ..receivers.receiver import (
-    Phase,
+    On,
     Receiver,
     check_callable,
     describe,
@@ -59,7 +59,7 @@ class Signal(blinker.NamedSignal):
     """
 
     arguments: tuple[str, ...] | None = None
-    _phases: tuple[Phase, ...] = ("flush",)
+    _phases: tuple[On, ...] = ("flush",)
     _tells_changes = False
     """Whether it is sent for a row with its changes, among which ``fields=`` chooses."""
 
@@ -108,7 +108,7 @@ class Signal(blinker.NamedSignal):
         sender: Any = ANY,
         weak: bool = True,
         *,
-        on: Phase = "flush",
+        on: On = "flush",
         propagate: bool = False,
         created: bool | None = None,
         fields: Collection[Any] | None = None,
@@ -382,7 +382,7 @@ class Signal(blinker.NamedSignal):
     def _check_receivers(self, receivers: Collection[Receiver]) -> None:
         """Overridden by signals whose options depend on mapped classes."""
 
-    def _check_durable(self, receiver: Callable[..., Any], on: Phase, name: str) -> None:
+    def _check_durable(self, receiver: Callable[..., Any], on: On, name: str) -> None:
         """Overridden by signals that can be delivered durably."""
         raise ReceiverOptionError(
             "durable=True is for what mapped classes send; whoever sends this signal can write "

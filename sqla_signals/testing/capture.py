@@ -1,7 +1,7 @@
-"""Noting what is sent: each signal that reaches a receiver, in whatever thread or task.
+"""Noting what is sent: each signal that reaches a receiver, in any thread or task.
 
-It looks on and connects nothing, so that the code under test does what it does without it: no
-signal is sent that nobody listens to, and a receiver of the commit gets the session it would get.
+This observes calls and connects nothing, so that the code under test does what it does without it:
+a signal without receivers is not sent, and a commit receiver gets the session that it would get.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from ..receivers.observing import Moment
-    from ..receivers.receiver import Call as Way
-    from ..receivers.receiver import Receiver
+    from ..receivers.receiver import Phase, Receiver
     from ..signals.signal import Signal
 
 
@@ -33,10 +32,12 @@ class Sent:
     The arguments are attributes as well: ``sent.created``, ``sent.instance``.
     """
 
-    def __init__(self, signal: Signal, on: Way, sender: Any, arguments: Mapping[str, Any]) -> None:
+    def __init__(
+        self, signal: Signal, on: Phase, sender: Any, arguments: Mapping[str, Any]
+    ) -> None:
         self.signal: Signal = signal
         """Which signal."""
-        self.on: Way = on
+        self.on: Phase = on
         """When: ``"flush"``, ``"commit"``, ``"rollback"``, or ``"durable"``, by a worker."""
         self.sender: Any = sender
         """What sent it: mostly the exact class."""
@@ -70,7 +71,7 @@ class Sent:
         return f"<Sent {self}>"
 
     def details(self) -> str:
-        """What was changed, and who was called."""
+        """The changes, and the receivers that were called."""
         given = self.arguments.get("changes")
         found = given.items() if isinstance(given, Mapping) else ()
         changes = ", ".join(
@@ -105,9 +106,9 @@ class Failure:
         """The name of the receiver or of the function."""
         self.signal: Signal | None = call.signal
         """``None`` for a function given to ``on_commit()`` or ``on_rollback()``."""
-        self.on: Way = call.on
-        """When: ``"commit"``, ``"rollback"`` or ``"durable"``; ``"flush"`` if told of
-        another failure by ``receiver_failed``."""
+        self.on: Phase = call.on
+        """When: ``"commit"``, ``"rollback"`` or ``"durable"``; ``"flush"`` for a receiver of
+        ``receiver_failed``."""
         self.sender: Any = call.sender
         """What has sent the signal: mostly the exact class."""
         self.function: Any = call.receiver.fn if call.receiver is not None else None
@@ -132,7 +133,7 @@ class Failure:
 
 
 class Capture(Observer):
-    """Looks on while it is added; what it has seen is in :attr:`sent` and :attr:`failures`."""
+    """Notes what it is told, in :attr:`sent` and :attr:`failures`."""
 
     def __init__(self) -> None:
         self.sent: list[Sent] = []
@@ -143,7 +144,7 @@ class Capture(Observer):
 
     @block
     def around(self, call: Call) -> Iterator[None]:
-        """Note how it ends."""
+        """Note a failure that is only logged."""
         try:
             yield
         finally:
@@ -155,7 +156,7 @@ class Capture(Observer):
                 self.failures.append(Failure(call))
 
     def called(self, call: Call) -> None:
-        """Note what is sent, unless another receiver was called with it."""
+        """Note the signal, unless the receiver before was called with the same one."""
         assert call.signal is not None
         assert call.receiver is not None
         sent, event = self._last.pop(_here(), (None, None))
@@ -166,7 +167,7 @@ class Capture(Observer):
         self._sent_by[call] = sent
 
     def session_event(self, moment: Moment, session: Session, about: Any) -> None:
-        """What comes now is not what was sent before."""
+        """End the signal that was sent before: the next one is another."""
         self._last.pop(_here(), None)
 
 

@@ -1,4 +1,4 @@
-"""What a test asks for: filters, and what they make of a signal that was sent."""
+"""The filters that a test gives, and whether a signal that was sent meets them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..signals.signal import Signal
 from .capture import Sent
 
 if TYPE_CHECKING:
-    from ..receivers.receiver import Call
+    from ..receivers.receiver import Phase
 
 Expected = Signal | tuple[Any, ...]
 """A signal, ``(signal, sender)``, or ``(signal, sender, filters)``."""
@@ -34,7 +34,7 @@ class Wanted:
         self,
         signal: Signal | None,
         sender: Any = None,
-        on: Call | None = None,
+        on: Phase | None = None,
         receiver: Callable[..., Any] | str | None = None,
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
@@ -65,7 +65,7 @@ class Wanted:
 
     @classmethod
     def of(cls, expected: Expected) -> Wanted:
-        """The filters of one step of an order."""
+        """Make the filters of one step of an order."""
         if isinstance(expected, Signal):
             return cls(expected)
         signal, sender, filters = (*expected, None, None)[:3]
@@ -97,10 +97,10 @@ class Wanted:
         return self.signal is None or any(self.signal is one for one in model_signals)
 
     def has_listeners(self) -> bool:
-        """Whether somebody listens; not who would get these arguments."""
+        """Whether a receiver is connected for this; arguments are not looked at."""
         signals = [self.signal] if self.signal is not None else model_signals
         return any(
-            self.on in (None, receiver.call)
+            self.on in (None, receiver.phase)
             and (self.receiver is None or self._is_receiver(receiver))
             and self._may_hear(signal, receiver)
             for signal in signals
@@ -108,7 +108,7 @@ class Wanted:
         )
 
     def _may_hear(self, signal: object, receiver: Receiver) -> bool:
-        """Whether what this sender sends may reach a receiver; not if it can send nothing."""
+        """Whether a receiver may get what this sender sends; not if the sender can send nothing."""
         if self.sender is ANY:
             return True
         if all(signal is not one for one in model_signals):

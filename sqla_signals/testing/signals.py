@@ -1,4 +1,4 @@
-"""``Signals``, which is the fixture ``signals``: what a test may ask, and what it is told."""
+"""The fixture ``signals``: the questions of a test, and the messages of its failures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .capture import Capture, Failure, Sent
 from .filters import Expected, Wanted
 
 if TYPE_CHECKING:
-    from ..receivers.receiver import Call
+    from ..receivers.receiver import Phase
 
 
 class Signals:
@@ -61,13 +61,12 @@ class Signals:
         signal: Signal | None = None,
         sender: Any = None,
         *,
-        on: Call | None = None,
+        on: Phase | None = None,
         receiver: Callable[..., Any] | str | None = None,
         **arguments: Any,
     ) -> list[Sent]:
         """Everything sent that the filters let through, in order."""
-        wanted = Wanted(signal, sender, on, receiver, arguments)
-        return [sent for sent in self._capture.sent if wanted.is_met_by(sent)]
+        return self._found(Wanted(signal, sender, on, receiver, arguments))
 
     def expect(
         self,
@@ -75,7 +74,7 @@ class Signals:
         sender: Any = None,
         *,
         times: int = 1,
-        on: Call | None = None,
+        on: Phase | None = None,
         receiver: Callable[..., Any] | str | None = None,
         **arguments: Any,
     ) -> Sent:
@@ -84,7 +83,7 @@ class Signals:
         if times < 1:
             raise ReceiverOptionError("expect(times=...) counts from 1; for none, expect_nothing()")
         wanted = Wanted(signal, sender, on, receiver, arguments)
-        found = [sent for sent in self._capture.sent if wanted.is_met_by(sent)]
+        found = self._found(wanted)
         if len(found) != times:
             count = "once" if times == 1 else f"{times} times"
             got = f"it was sent {len(found)} times" if found else "it was not sent"
@@ -98,14 +97,14 @@ class Signals:
         signal: Signal | None = None,
         sender: Any = None,
         *,
-        on: Call | None = None,
+        on: Phase | None = None,
         receiver: Callable[..., Any] | str | None = None,
         **arguments: Any,
     ) -> None:
         """Fail if this was sent, or if nobody listens to it, because that would prove nothing."""
         __tracebackhide__ = True
         wanted = Wanted(signal, sender, on, receiver, arguments)
-        found = [sent for sent in self._capture.sent if wanted.is_met_by(sent)]
+        found = self._found(wanted)
         if found:
             raise AssertionError(f"expected not to be sent: {wanted}\n{self._told(found)}")
         if not wanted.has_listeners():
@@ -132,7 +131,7 @@ class Signals:
                     for number, step in enumerate(steps[: place + 1])
                 )
                 later = [f"     {step}" for step in steps[place + 1 :]]
-                hint = "" if self._was_sent(wanted) else self._why_not(wanted)
+                hint = "" if self._found(wanted) else self._why_not(wanted)
                 missing = "the one at the arrow was not sent after those before it"
                 text = "\n".join(["expected in this order:", order, *later, missing + hint])
                 raise AssertionError(f"{text}\n{self._told(found, wanted)}")
@@ -191,11 +190,11 @@ class Signals:
             )
 
     def start(self) -> None:
-        """Look on from now. The fixture does that."""
+        """Observe calls from now on. The fixture does that."""
         observers.append(self._capture)
 
     def stop(self) -> None:
-        """Look on no more, and disconnect what listens."""
+        """Observe no more calls, and disconnect what listens."""
         observers.remove(self._capture)
         for disconnect in self._heard:
             disconnect()
@@ -219,8 +218,8 @@ class Signals:
         """Everything sent so far, unless a failed expectation has told it."""
         return None if self.has_told else self._told()
 
-    def _was_sent(self, wanted: Wanted) -> bool:
-        return any(wanted.is_met_by(sent) for sent in self._capture.sent)
+    def _found(self, wanted: Wanted) -> list[Sent]:
+        return [sent for sent in self._capture.sent if wanted.is_met_by(sent)]
 
     def _told(self, found: Sequence[Sent] = (), wanted: Wanted | None = None) -> str:
         """Everything sent: ``*`` before what was found, and why what comes close is not it."""
@@ -231,9 +230,10 @@ class Signals:
         lines = []
         for number, one in enumerate(sent, start=1):
             lines.append(f"  {'*' if one in found else ' '}{number:3}. {one}{one.details()}")
-            misses = wanted.misses(one) if wanted is not None and one not in found else []
-            if misses and wanted is not None and wanted.comes_close(one):
-                lines.append(f"        but not with {', '.join(misses)}")
+            if wanted is not None and one not in found and wanted.comes_close(one):
+                misses = wanted.misses(one)
+                if misses:
+                    lines.append(f"        but not with {', '.join(misses)}")
         return "\n".join(["sent, in this order:", *lines])
 
     @staticmethod

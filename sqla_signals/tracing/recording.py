@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, SessionTransaction, UOWTransaction
 
     from ..receivers.observing import Call, Moment
-    from ..receivers.receiver import Call as Way
+    from ..receivers.receiver import Phase
 
     State = InstanceState[Any]
 
@@ -156,7 +156,7 @@ class _Recorder(Observer):
             detail += f", on={call.on!r}"
         return self._begin(parent, "signal", call.signal.name, detail, event)
 
-    def transaction_ended(self, session: Session, on: Way) -> TracedStep | None:
+    def transaction_ended(self, session: Session, on: Phase) -> TracedStep | None:
         here = _here.get().get(self)
         if here is None:
             return None

@@ -1,4 +1,4 @@
-"""What a unit of work writes, and what a receiver adds to it."""
+"""The rows that a unit of work writes, and the changes that a receiver adds to them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def state_or_none(instance: Any) -> State | None:
 
 
 def row_name(state: State) -> str:
-    """How the row of an instance is called."""
+    """Name the row of an instance: the class and the primary key."""
     name = state.manager.class_.__name__
     key = primary_key_of(state)
     return f"new {name}" if key is None else f"{name} {key}"
@@ -45,7 +45,7 @@ def _names(fields: Iterable[str]) -> str:
 
 
 def rows_of(session: Session, context: UOWTransaction) -> Iterator[tuple[str, State, str]]:
-    """The rows of a unit of work: the statement, whose row, and the attributes updated.
+    """Yield the rows of a unit of work: the statement, the state, and the updated attributes.
 
     Exact where somebody listens to the class; elsewhere what SQLAlchemy has set out to do.
     """
@@ -72,7 +72,7 @@ def rows_of(session: Session, context: UOWTransaction) -> Iterator[tuple[str, St
 
 
 def association_rows(context: UOWTransaction) -> Iterator[str]:
-    """The rows of secondary tables, each once."""
+    """Yield the rows of secondary tables, each once though both sides have it."""
     known = set()
     for relationship, state, other, added in association_changes(context):
         row = relationship.secondary, frozenset((state, other)), added
@@ -90,7 +90,7 @@ def _assigned(state: State) -> list[str]:
 
 
 class Pending:
-    """What a session holds changed, to tell what a receiver adds to that.
+    """The changes that a session holds before a receiver is called, to find those that it adds.
 
     Which attributes were assigned is looked at for the receiver's own instance and for those that
     had no changes before.
@@ -105,7 +105,7 @@ class Pending:
         self._values = dict(instance_dict(instance)) if self._state is not None else {}
 
     def differences(self) -> Iterator[tuple[str, State, str]]:
-        """What was done, to which state, and to which attributes."""
+        """Yield the additions: ``adds``, ``deletes`` or ``changes``, the state, its attributes."""
         session = self._session
         for state in list(pending_states(session)):
             if state not in self._new:

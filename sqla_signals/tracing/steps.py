@@ -56,7 +56,7 @@ class TracedStep:
     signal: TracedStep | None = None
     """The step of the signal, for a receiver."""
     about: Any = None
-    """What it is about, to recognize it by."""
+    """What the recorder recognizes it by."""
 
     @property
     def duration(self) -> float:
@@ -64,7 +64,7 @@ class TracedStep:
         return 0.0 if self.end_ns is None else (self.end_ns - self.start_ns) / 1e9
 
     def end(self, error: BaseException | None = None) -> None:
-        """It is over now."""
+        """Note that it is over, and with which error."""
         self.end_ns = perf_counter_ns()
         self.error = error
         if self.signal is not None:  # which has called the last of its receivers, as far as we know

@@ -1,8 +1,8 @@
-"""A clinic: models with what an UPDATE never writes, a hierarchy, and a many-to-many."""
+"""A clinic: a hierarchy, and a many-to-many."""
 
 from __future__ import annotations
 
-from sqlalchemy import Column, Computed, ForeignKey, Identity, Table
+from sqlalchemy import Column, ForeignKey, Table
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 
@@ -46,12 +46,9 @@ class Doctor(Person):
 
 
 class Patient(Named, Base):
-    """Has a number that the database counts, and an index that it computes."""
+    """Is weighed."""
 
     __tablename__ = "patients"
     id: Mapped[int] = mapped_column(primary_key=True)
-    number: Mapped[int] = mapped_column(Identity(always=True))
-    height: Mapped[float]
     weight: Mapped[float]
-    bmi: Mapped[float] = mapped_column(Computed("weight / (height * height)"))
     doctors: Mapped[list[Doctor]] = relationship(secondary=treats, back_populates="patients")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -12,9 +13,18 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, select
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
-from sqla_signals import Signal, on_commit, on_rollback, post_save, pre_save, receiver
+from sqla_signals import (
+    AsyncReceiverError,
+    Signal,
+    on_commit,
+    on_rollback,
+    post_save,
+    pre_save,
+    receiver,
+)
 from sqla_signals.receivers.blocks import block
 from sqla_signals.receivers.observing import Call, Observer, observers
 
@@ -280,3 +290,143 @@ def test_calls_of_tasks_that_are_awaited_together_are_told_apart():
         "a end opens",
         "a end waits",
     ]
+
+
+@pytest.fixture
+def url(shop: Engine) -> str:
+    """The shop, for an ``AsyncEngine``."""
+    return f"sqlite+aiosqlite:///{shop.url.database}"
+
+
+def decorated(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """A plain function that returns what is to be awaited."""
+
+    @functools.wraps(fn)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return fn(*args, **kwargs)
+
+    return call
+
+
+async def in_async_session(url: str, work: Callable[[AsyncSession], Any]) -> None:
+    engine = create_async_engine(url)
+    try:
+        async with AsyncSession(engine) as session:
+            await work(session)
+    finally:
+        await engine.dispose()
+
+
+@pytest.mark.parametrize("wrap", [lambda fn: fn, decorated], ids=["async", "decorated"])
+@pytest.mark.parametrize("on", ["flush", "commit"])
+def test_a_call_of_an_async_receiver_lasts_until_it_was_awaited(
+    shop: Engine, url: str, wrap: Any, on: Any
+):
+    """With ``async def`` and with a function that returns a coroutine."""
+    lines: list[str] = []
+
+    async def hear(sender, **kwargs):
+        lines.append("awaits")
+        await asyncio.sleep(0)
+        lines.append("goes on")
+
+    post_save.connect(wrap(hear), Order, weak=False, on=on, name="hear")
+
+    async def work(session: AsyncSession) -> None:
+        session.add(Order())
+        await session.commit()
+
+    with observed_by(Log("a", lines)):
+        asyncio.run(in_async_session(url, work))
+    assert [line for line in lines if "transaction" not in line] == [
+        "a begin hear",
+        f"a called hear {on}",
+        "awaits",
+        "goes on",
+        "a end hear",
+    ]
+    with Session(shop) as session:
+        assert session.scalars(select(Order.id)).all() == [1]
+
+
+@pytest.mark.parametrize("wrap", [lambda fn: fn, decorated], ids=["async", "decorated"])
+@pytest.mark.parametrize("on", ["flush", "commit"])
+def test_a_cancelled_receiver_ends_its_call(shop: Engine, url: str, wrap: Any, on: Any):
+    """With the ``CancelledError``; the next call is not taken for a part of it."""
+    lines: list[str] = []
+
+    async def hear(sender, **kwargs):
+        if not calls:
+            calls.append(1)
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await asyncio.sleep(0)
+
+    calls: list[int] = []
+    post_save.connect(wrap(hear), Order, weak=False, on=on, name="hear")
+
+    async def work(session: AsyncSession) -> None:
+        session.add(Order())
+        await session.commit()
+
+    async def main() -> None:
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.create_task(in_async_session(url, work))
+        await in_async_session(url, work)
+
+    with observed_by(Log("a", lines)):
+        asyncio.run(main())
+    assert [line for line in lines if "transaction" not in line] == [
+        "a begin hear",
+        f"a called hear {on}",
+        "a end hear: CancelledError",
+        "a begin hear",
+        f"a called hear {on}",
+        "a end hear",
+    ]
+    with Session(shop) as session:
+        assert len(session.scalars(select(Order.id)).all()) == (1 if on == "flush" else 2)
+
+
+def test_what_nobody_can_await_is_the_error_of_its_call(shop: Engine):
+    """A decorated coroutine function in a plain session: told as the failure that it is."""
+    lines: list[str] = []
+
+    async def hear(sender, **kwargs):
+        raise AssertionError
+
+    post_save.connect(decorated(hear), Order, weak=False, name="hear")
+    with observed_by(Log("a", lines)), Session(shop) as session:
+        session.add(Order())
+        with pytest.raises(AsyncReceiverError):
+            session.flush()
+        session.rollback()
+        assert session.scalars(select(Order.id)).all() == []
+    assert lines[:3] == ["a begin hear", "a called hear flush", "a end hear: AsyncReceiverError"]
+
+
+def test_what_passes_through_a_delivery_ends_its_call(shop: Engine):
+    """As ``KeyboardInterrupt`` does; the calls behind it are not begun."""
+    lines: list[str] = []
+
+    @receiver(post_save, sender=Order, on="commit")
+    def hear(sender, **kwargs):
+        raise KeyboardInterrupt
+
+    @receiver(post_save, sender=Order, on="commit")
+    def behind(sender, **kwargs):
+        pass
+
+    with observed_by(Log("a", lines)), Session(shop) as session:
+        session.add(Order())
+        with pytest.raises(KeyboardInterrupt):
+            session.commit()
+    assert lines == [
+        "a transaction_ended commit",
+        "a begin hear",
+        "a called hear commit",
+        "a end hear: KeyboardInterrupt",
+    ]
+    with Session(shop) as session:
+        assert session.scalars(select(Order.id)).all() == [1]

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Mapper
 
     from ...receivers.dispatch import Table
-    from ...receivers.receiver import Call, Receiver
+    from ...receivers.receiver import Phase, Receiver
     from ...signals.signal import Signal
 
 Tables = tuple["Table", "Table", "Table", "Table"]
 
 ROW_SIGNALS: Final = (pre_save, post_save, pre_delete, post_delete)
-AFTER_FLUSH: Final[tuple[Call, ...]] = ("commit", "rollback", "durable")
+AFTER_FLUSH: Final[tuple[Phase, ...]] = ("commit", "rollback", "durable")
 """The calls that wait for the end of the transaction."""
 
 
@@ -57,19 +57,21 @@ class Audience:
         self._tables: Tables = tables()
         self.table_of: Mapping[Signal, Table] = dict(zip(ROW_SIGNALS, self._tables, strict=True))
         """The receivers of each signal, as they were then."""
-        self.phases: Mapping[Signal, Mapping[Call, tuple[Receiver, ...]]] = {
+        self.phases: Mapping[Signal, Mapping[Phase, tuple[Receiver, ...]]] = {
             signal: table.phases(cls) for signal, table in self.table_of.items()
         }
         saves, deletes = self.phases[post_save], self.phases[post_delete]
         self.hears_before_saves: bool = bool(self.phases[pre_save]["flush"])
         self.hears_before_deletes: bool = bool(self.phases[pre_delete]["flush"])
-        self.waits: Mapping[Call, bool] = {on: bool(saves[on] or deletes[on]) for on in AFTER_FLUSH}
+        self.waits: Mapping[Phase, bool] = {
+            on: bool(saves[on] or deletes[on]) for on in AFTER_FLUSH
+        }
         """Whether anybody waits for the transaction to end like this."""
         self.outlasts_flush: bool = any(self.waits.values())
         # Also for who waits for deletes: a row created and deleted again is no deleted row.
         self.notes_saves: bool = bool(saves["flush"]) or self.outlasts_flush
         """Whether anybody is called for what was inserted or updated, at once or in the end."""
-        self.some_choose: Mapping[Call, bool] = {
+        self.some_choose: Mapping[Phase, bool] = {
             on: any(one.chooses for one in saves[on]) for on in AFTER_FLUSH
         }
         """Whether a receiver of ``post_save`` is not called for each row."""

@@ -23,7 +23,7 @@ from ...errors import AsyncReceiverError, SignalRecursionError
 from ...receivers import observing
 from ...receivers.dispatch import was_audible
 from ...receivers.observing import Observer, note_failure, observers, transaction_notes
-from ...receivers.receiver import Call, Phase, Receiver, is_async, qualified_name
+from ...receivers.receiver import On, Phase, Receiver, is_async, qualified_name
 from ...signals.builtin import post_bulk, post_delete, post_save
 from ...signals.signal import logger
 from ..calling.audience import Audiences
@@ -300,7 +300,7 @@ def rolled_back(session: Session, frame: Frame) -> None:
 
 
 def _call_back(
-    session: Session, fn: Callable[[], Any], on: Phase, notes: Mapping[Observer, Any]
+    session: Session, fn: Callable[[], Any], on: On, notes: Mapping[Observer, Any]
 ) -> None:
     """Call a function given to ``on_commit`` or ``on_rollback``."""
     if not observers:
@@ -326,7 +326,7 @@ def _run_callback(session: Session, fn: Callable[[], Any], what: str) -> None:
         note_failure(error)
 
 
-def receivers_for(effect: Effect | Executed, on: Call, audiences: Audiences) -> Sequence[Receiver]:
+def receivers_for(effect: Effect | Executed, on: Phase, audiences: Audiences) -> Sequence[Receiver]:
     """Who is to be called for a net effect, or for a statement, in order."""
     if isinstance(effect, Executed):
         sender, occasion = effect.sender, (effect.mutes,)
@@ -349,7 +349,7 @@ def receivers_for(effect: Effect | Executed, on: Call, audiences: Audiences) -> 
     return receivers
 
 
-def _connected(effect: Effect, on: Call, audiences: Audiences) -> tuple[Receiver, ...]:
+def _connected(effect: Effect, on: Phase, audiences: Audiences) -> tuple[Receiver, ...]:
     """The receivers for what happened to a row, whether they are muted or not."""
     mapper: Mapper[Any] | None = state_of(effect.instance).manager.mapper
     if mapper is None:  # orm/instrumentation.py, ClassManager.unregister: disposed of since

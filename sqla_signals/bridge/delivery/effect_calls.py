@@ -9,7 +9,7 @@ from ..._sqlalchemy.instances import state_of
 from ...changes.effects import CREATED, DELETED, Effect, Executed
 from ...errors import printable
 from ...receivers.observing import Call, Observer, note_failure
-from ...receivers.receiver import Phase, Receiver
+from ...receivers.receiver import On, Receiver
 from ...signals.builtin import post_bulk, post_delete, post_save, receiver_failed
 from ...signals.signal import Signal, logger
 from ..calling.calls import ModelCalls
@@ -23,7 +23,7 @@ def signal_of(effect: Effect | Executed) -> Signal:
 
 
 def observed_call(
-    effect: Effect | Executed, receiver: Receiver, on: Phase, notes: Mapping[Observer, Any]
+    effect: Effect | Executed, receiver: Receiver, on: On, notes: Mapping[Observer, Any]
 ) -> Call:
     """Describe the call of a receiver for observers, as far as it is known before it."""
     sender: Any
@@ -73,7 +73,7 @@ def call_for(effect: Effect, model: ModelCalls, receiver: Receiver, instance: An
 
 
 def failed(
-    effect: Effect | Executed, receiver: Receiver, instance: Any, error: Exception, on: Phase
+    effect: Effect | Executed, receiver: Receiver, instance: Any, error: Exception, on: On
 ) -> None:
     """Log and tell that a receiver has raised an exception."""
     signal = signal_of(effect)

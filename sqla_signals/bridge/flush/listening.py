@@ -107,7 +107,8 @@ def listen_where_needed() -> None:
     Only what has come since the last time is looked at: there may be a thousand mappers.
     """
     global _settled
-    now = tables(), bool(observers)
+    is_observed = bool(observers)
+    now = tables(), is_observed
     if now == _settled and not _new_mappers:
         return
     with _lock:
@@ -117,11 +118,11 @@ def listen_where_needed() -> None:
             if mapper is not None:
                 new.add(mapper)
         known: set[Receiver] = set()
-        if _settled is not None and _settled[1] >= now[1]:
-            known.update(receiver for table in _settled[0] for receiver in table.receivers)
+        if _settled is not None and _settled[1] >= is_observed:
+            known = {receiver for table in _settled[0] for receiver in table.receivers}
         for signal, table in zip(ROW_SIGNALS, now[0], strict=True):
             for receiver in table.receivers:
-                listeners = _listeners_for(signal, receiver)
+                listeners = _listeners_for(signal, receiver, is_observed)
                 mappers = new if receiver in known else {*new, *_mappers_of(receiver)}
                 for mapper in mappers:
                     if receiver.matches(mapper.class_):
@@ -129,12 +130,14 @@ def listen_where_needed() -> None:
         _settled = now
 
 
-def _listeners_for(signal: Signal, receiver: Receiver) -> Mapping[str, Callable[..., None]]:
+def _listeners_for(
+    signal: Signal, receiver: Receiver, is_observed: bool
+) -> Mapping[str, Callable[..., None]]:
     """What has to be noted so that a receiver can be called."""
-    if receiver.call != "flush":
+    if receiver.phase != "flush":
         return {**_SAVES, **_DELETES}  # a net effect takes all that happened to a row
     if signal is pre_save:
-        return {**_BEFORE_SAVES, **_SAVES} if observers else _BEFORE_SAVES
+        return {**_BEFORE_SAVES, **_SAVES} if is_observed else _BEFORE_SAVES
     return _SAVES if signal is post_save else _DELETES
 
 
