@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from .durable.message.envelope import Message
-    from .receivers.receiver import Call as Way
+    from .receivers.receiver import Phase
     from .receivers.watching import Moment
     from .signals.signal import Signal
 
@@ -39,7 +39,7 @@ Around = AbstractContextManager[object]
 class Call:
     """One call of a receiver, or of a function given to ``on_commit`` or ``on_rollback``."""
 
-    on: Way
+    on: Phase
     name: str
     """Of the receiver or the function."""
     signal: Signal | None = None
@@ -76,7 +76,7 @@ class Observer:
         and in every phase the arguments that this receiver gets.
         """
 
-    def delivery(self, session: Session, on: Way) -> Callable[[], Around]:
+    def delivery(self, session: Session, on: Phase) -> Callable[[], Around]:
         """A transaction has ended; return what is entered around each call that it leaves.
 
         The calls come later where a commit receiver has committed.
@@ -134,7 +134,7 @@ class _Watch:
             # The others are called by what holds their transaction, and are seen there.
             receiver.calling(
                 _telling(signal, receiver)
-                if receiver.call == "flush"
+                if receiver.phase == "flush"
                 else _completing(signal, receiver)
             )
             for receiver in receivers
@@ -144,7 +144,7 @@ class _Watch:
         for observer in _observers:
             observer.session_event(moment, session, about)
 
-    def delivery(self, session: Session, on: Way) -> _Delivery:
+    def delivery(self, session: Session, on: Phase) -> _Delivery:
         return _Delivery(on, [observer.delivery(session, on) for observer in _observers])
 
     def message(self, run: Callable[[], T], message: Message) -> T:
@@ -160,8 +160,8 @@ class _Watch:
 class _Delivery:
     """What one transaction leaves to be done."""
 
-    def __init__(self, on: Way, inside: list[Callable[[], Around]]) -> None:
-        self._on: Way = on
+    def __init__(self, on: Phase, inside: list[Callable[[], Around]]) -> None:
+        self._on: Phase = on
         self._inside = inside
 
     @block
@@ -254,7 +254,7 @@ def _completing(signal: Signal, receiver: Receiver) -> Callable[..., Any]:
         if fn is None:
             return None
         this = _innermost.get()
-        if this is not None and this.on == receiver.call:
+        if this is not None and this.on == receiver.phase:
             this.signal, this.receiver = signal, receiver
             this.sender, this.arguments = sender, arguments
             _told(this)

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from .durable import Message
     from .durable.tables.tables import OutboxTables
     from .observe import Around, Call
-    from .receivers.receiver import Call as Way
+    from .receivers.receiver import Phase
 
 Attributes = dict[str, str | int]
 
@@ -113,7 +113,7 @@ class _Instrumentation(observe.Observer):
             else:
                 _end(span, call.error)
 
-    def delivery(self, session: Session, on: Way) -> Callable[[], Around]:
+    def delivery(self, session: Session, on: Phase) -> Callable[[], Around]:
         committed = context.get_current()
 
         @block

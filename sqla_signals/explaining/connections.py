@@ -13,7 +13,7 @@ from ..bridge.flush.m2m import association_of
 from ..errors import ReceiverOptionError
 from ..receivers.dispatch import audible
 from ..receivers.installations import installations, model_signals
-from ..receivers.receiver import CALLS, Call, Receiver, describe_sender, unwrapped
+from ..receivers.receiver import PHASES, Phase, Receiver, describe_sender, unwrapped
 from ..signals.builtin import receiver_failed
 from ..signals.kinds import AssociationSignal
 from ..signals.signal import Signal, known_signals
@@ -132,7 +132,7 @@ def _steps(signal: Signal, mapper: Mapper[Any]) -> Iterator[Step]:
         yield from _m2m_steps(signal, mapper)
         return
     phases = signal.table.phases(mapper.class_)
-    for call in CALLS:
+    for call in PHASES:
         if phases[call]:
             yield _step(signal, call, phases[call], mapper.class_)
 
@@ -163,8 +163,8 @@ def _other_senders(signals: Iterable[Signal], groups: Iterable[Group]) -> Iterat
         }
         for name, sender in senders.items():
             heard = [r for r in receivers if r.sender is sender or r.matches(sender)]
-            for call in CALLS:
-                called = [receiver for receiver in heard if receiver.call == call]
+            for call in PHASES:
+                called = [receiver for receiver in heard if receiver.phase == call]
                 if called:
                     steps.setdefault(name, []).append(_step(signal, call, called, sender))
     for name, found in steps.items():
@@ -172,7 +172,7 @@ def _other_senders(signals: Iterable[Signal], groups: Iterable[Group]) -> Iterat
 
 
 def _step(
-    signal: Signal, call: Call, receivers: Iterable[Receiver], sender: Any, through: str = ""
+    signal: Signal, call: Phase, receivers: Iterable[Receiver], sender: Any, through: str = ""
 ) -> Step:
     entries = tuple(_entry(signal, receiver, sender) for receiver in receivers)
     return Step(signal.name, call, through or None, entries)

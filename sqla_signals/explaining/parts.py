@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..receivers.receiver import Call
+    from ..receivers.receiver import Phase
 
 NOT_INSTALLED = (
     "nothing is sent, because sqla_signals is not installed. Add one line where the application "
@@ -63,7 +63,7 @@ class Step:
     """The receivers of one signal that are called at the same time, in order."""
 
     signal: str
-    phase: Call
+    phase: Phase
     """When: ``"flush"``, ``"commit"``, ``"rollback"``, or ``"durable"``, by a worker."""
     through: str | None
     """The ``secondary`` table that ``m2m_changed`` is about, else ``None``."""

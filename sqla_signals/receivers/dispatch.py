@@ -19,7 +19,7 @@ from blinker import ANY
 from .._sqlalchemy.mappers import is_mapped
 from ..errors import AsyncReceiverError, ReceiverOptionError
 from .blocks import block
-from .receiver import CALLS, Call, Receiver, describe_sender, identity, matches, sender_list
+from .receiver import PHASES, Phase, Receiver, describe_sender, identity, matches, sender_list
 
 
 class Table:
@@ -40,17 +40,17 @@ class Table:
 
     def __init__(self, receivers: Iterable[Receiver]) -> None:
         self.receivers: tuple[Receiver, ...] = tuple(_in_order(receivers))
-        calls = {receiver.call for receiver in self.receivers}
-        self.flush: bool = "flush" in calls
+        phases = {receiver.phase for receiver in self.receivers}
+        self.flush: bool = "flush" in phases
         """Whether there is a receiver in the phase of the flush, for any sender."""
-        self.commit: bool = "commit" in calls
+        self.commit: bool = "commit" in phases
         """Whether there is a receiver with ``on="commit"``; not counting durable ones."""
-        self.durable: bool = "durable" in calls
+        self.durable: bool = "durable" in phases
         """Whether there is a durable receiver, for any sender."""
-        self.outlasts_flush: bool = bool(calls - {"flush"})
+        self.outlasts_flush: bool = bool(phases - {"flush"})
         """Whether there is a receiver that is called after the flush."""
         # Grouped once: a lookup asks those that may match, however many receivers there are.
-        self._any = _by_call(r for r in self.receivers if r.sender is ANY)
+        self._any = _by_phase(r for r in self.receivers if r.sender is ANY)
         self._wide: list[Receiver] = []
         self._of_class: dict[Any, list[Receiver]] = defaultdict(list)
         named: dict[Any, list[Receiver]] = defaultdict(list)
@@ -64,24 +64,24 @@ class Table:
                 named[identity(sender)].append(r)
         any_sender = [r for r in self._wide if r.sender is ANY]
         # Only senders that someone named are kept here, so the dictionary is bounded.
-        self._exact: dict[Any, dict[Call, tuple[Receiver, ...]]] = {
-            key: _by_call(_in_order(any_sender, of_sender)) for key, of_sender in named.items()
+        self._exact: dict[Any, dict[Phase, tuple[Receiver, ...]]] = {
+            key: _by_phase(_in_order(any_sender, of_sender)) for key, of_sender in named.items()
         }
-        self._by_class: WeakKeyDictionary[type, dict[Call, tuple[Receiver, ...]]] = (
+        self._by_class: WeakKeyDictionary[type, dict[Phase, tuple[Receiver, ...]]] = (
             WeakKeyDictionary()
         )
 
-    def lookup(self, sender: Any, on: Call = "flush") -> tuple[Receiver, ...]:
+    def lookup(self, sender: Any, on: Phase = "flush") -> tuple[Receiver, ...]:
         """The receivers to call for ``sender`` in that phase, each callable once."""
         return self.phases(sender)[on]
 
-    def phases(self, sender: Any) -> Mapping[Call, tuple[Receiver, ...]]:
+    def phases(self, sender: Any) -> Mapping[Phase, tuple[Receiver, ...]]:
         """The receivers to call for ``sender``, by phase."""
         if isinstance(sender, type):
             found = self._by_class.get(sender)
             if found is None:
                 may_match = _in_order(self._wide, self._of_class.get(identity(sender), ()))
-                found = _by_call(r for r in may_match if r.matches(sender))
+                found = _by_phase(r for r in may_match if r.matches(sender))
                 self._by_class[sender] = found
             return found
         return self._exact.get(identity(sender), self._any)
@@ -91,14 +91,14 @@ def _in_order(*groups: Iterable[Receiver]) -> list[Receiver]:
     return sorted(chain(*groups), key=attrgetter("serial"))
 
 
-def _by_call(receivers: Iterable[Receiver]) -> dict[Call, tuple[Receiver, ...]]:
-    found: dict[Call, dict[Any, Receiver]] = {call: {} for call in CALLS}
+def _by_phase(receivers: Iterable[Receiver]) -> dict[Phase, tuple[Receiver, ...]]:
+    found: dict[Phase, dict[Any, Receiver]] = {phase: {} for phase in PHASES}
     for receiver in receivers:
-        unique = found[receiver.call]
+        unique = found[receiver.phase]
         first = unique.get(receiver.fn_id)
         # One function, several matching connections: called once, where it stood first.
         unique[receiver.fn_id] = receiver if first is None else first.merged(receiver)
-    return {call: tuple(unique.values()) for call, unique in found.items()}
+    return {phase: tuple(unique.values()) for phase, unique in found.items()}
 
 
 class AnySignal(Protocol):

@@ -16,7 +16,7 @@ from typing import (
     overload,
 )
 
-from .receiver import Phase
+from .receiver import On
 
 if TYPE_CHECKING:
     from blinker._utilities import Symbol
@@ -39,7 +39,7 @@ OtherSender: TypeAlias = (
 class Options(TypedDict, total=False):
     """The options of ``connect()`` that have no influence on the types."""
 
-    on: Phase
+    on: On
     propagate: bool
     fields: Collection[Any] | None
     durable: bool
@@ -93,6 +93,6 @@ class ReceiverDecorator(Protocol[M_co]):
 class OwnSignal(Protocol):
     """A ``Signal`` but not a ``ModelSignal``: nothing is known of what it sends."""
 
-    def connect(self, receiver: F, sender: Any = ..., weak: bool = ..., *, on: Phase = ...) -> F:
+    def connect(self, receiver: F, sender: Any = ..., weak: bool = ..., *, on: On = ...) -> F:
         """Connect ``receiver`` and return it."""
         ...

@@ -25,12 +25,12 @@ from ..errors import ReceiverOptionError, ReceiverTypeError
 if TYPE_CHECKING:
     from sqlalchemy.orm import Mapper
 
-Phase = Literal["flush", "commit", "rollback"]
-PHASES: Final[tuple[Phase, ...]] = ("flush", "commit", "rollback")
+On = Literal["flush", "commit", "rollback"]
+"""A value of ``on=``."""
 
-Call = Literal["flush", "commit", "rollback", "durable"]
-"""How a receiver is called: in its phase, or by a worker for a durable message."""
-CALLS: Final[tuple[Call, ...]] = (*PHASES, "durable")
+Phase = Literal["flush", "commit", "rollback", "durable"]
+"""When a receiver is called; ``"durable"`` is by a worker, for a message."""
+PHASES: Final[tuple[Phase, ...]] = ("flush", "commit", "rollback", "durable")
 
 MAX_NAME: Final = 255
 """Characters in the name of a durable receiver: what the inbox takes."""
@@ -47,7 +47,7 @@ class Receiver:
         sender: Any,
         *,
         weak: bool,
-        on: Phase = "flush",
+        on: On = "flush",
         propagate: bool = False,
         fields: frozenset[str] | None = None,
         durable: bool = False,
@@ -65,8 +65,8 @@ class Receiver:
             # The same function may be connected twice with different filters; it is called once.
             (propagate, fields) if dispatch_uid is None else None,
         )
-        self.on: Phase = on
-        self.call: Call = "durable" if durable else on
+        self.on: On = on
+        self.phase: Phase = "durable" if durable else on
         self.propagate: bool = propagate
         self.fields: frozenset[str] | None = fields
         self.durable: bool = durable

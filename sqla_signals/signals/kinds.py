@@ -14,7 +14,7 @@ from ..receivers import mapped
 from ..receivers.installations import model_signals
 from ..receivers.protocols import M, Options, OtherSender, P, R, ReceiverOf
 from ..receivers.receiver import (
-    Phase,
+    On,
     Receiver,
     check_durable_name,
     describe_sender,
@@ -44,7 +44,7 @@ class InstalledSignal(Signal):
         doc: str,
         *,
         arguments: Collection[str],
-        phases: tuple[Phase, ...] = ("flush",),
+        phases: tuple[On, ...] = ("flush",),
     ) -> None:
         super().__init__(name, doc, arguments=arguments)
         self._phases = phases
@@ -102,7 +102,7 @@ class ModelSignal(InstalledSignal):
             """Like :meth:`Signal.connect`, for receivers that take an instance of ``sender``."""
             ...
 
-    def _check_durable(self, receiver: Callable[..., Any], on: Phase, name: str) -> None:
+    def _check_durable(self, receiver: Callable[..., Any], on: On, name: str) -> None:
         if "commit" not in self._phases or on == "rollback":
             raise ReceiverOptionError(
                 f"durable=True delivers what was committed, which "

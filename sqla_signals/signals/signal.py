@@ -19,7 +19,7 @@ from ..receivers import dispatch, watching
 from ..receivers.blocks import block
 from ..receivers.protocols import F
 from ..receivers.receiver import (
-    Phase,
+    On,
     Receiver,
     check_callable,
     describe,
@@ -67,7 +67,7 @@ class Signal(blinker.NamedSignal):
     """
 
     arguments: tuple[str, ...] | None = None
-    _phases: tuple[Phase, ...] = ("flush",)
+    _phases: tuple[On, ...] = ("flush",)
     _tells_changes = False
     """Whether it is sent for a row with its changes, among which ``fields=`` chooses."""
     _awaits = True
@@ -109,7 +109,7 @@ class Signal(blinker.NamedSignal):
         sender: Any = ANY,
         weak: bool = True,
         *,
-        on: Phase = "flush",
+        on: On = "flush",
         propagate: bool = False,
         fields: Collection[Any] | None = None,
         durable: bool = False,
@@ -366,7 +366,7 @@ class Signal(blinker.NamedSignal):
     def _check_receivers(self, receivers: Collection[Receiver]) -> None:
         """Overridden by signals whose options depend on mapped classes."""
 
-    def _check_durable(self, receiver: Callable[..., Any], on: Phase, name: str) -> None:
+    def _check_durable(self, receiver: Callable[..., Any], on: On, name: str) -> None:
         """Overridden by signals that can be delivered durably."""
         raise ReceiverOptionError(
             "durable=True is for what mapped classes send; whoever sends this signal can write "

@@ -23,8 +23,7 @@ from ..signals.builtin import receiver_failed
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from ..receivers.receiver import Call as Way
-    from ..receivers.receiver import Receiver
+    from ..receivers.receiver import Phase, Receiver
     from ..receivers.watching import Moment
     from ..signals.signal import Signal
 
@@ -35,10 +34,12 @@ class Sent:
     The arguments are attributes as well: ``sent.created``, ``sent.instance``.
     """
 
-    def __init__(self, signal: Signal, on: Way, sender: Any, arguments: Mapping[str, Any]) -> None:
+    def __init__(
+        self, signal: Signal, on: Phase, sender: Any, arguments: Mapping[str, Any]
+    ) -> None:
         self.signal: Signal = signal
         """Which signal."""
-        self.on: Way = on
+        self.on: Phase = on
         """When: ``"flush"``, ``"commit"``, ``"rollback"``, or ``"durable"``, by a worker."""
         self.sender: Any = sender
         """What sent it: mostly the exact class."""
@@ -107,7 +108,7 @@ class Failure:
         """The name of the receiver or of the function."""
         self.signal: Signal | None = call.signal
         """``None`` for a function given to ``on_commit()`` or ``on_rollback()``."""
-        self.on: Way = call.on
+        self.on: Phase = call.on
         """When: ``"commit"``, ``"rollback"`` or ``"durable"``; ``"flush"`` if told of
         another failure by ``receiver_failed``."""
         self.sender: Any = call.sender

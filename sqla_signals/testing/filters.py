@@ -20,7 +20,7 @@ from ..signals.signal import Signal
 from .capture import Sent, row_of
 
 if TYPE_CHECKING:
-    from ..receivers.receiver import Call
+    from ..receivers.receiver import Phase
 
 Expected = Signal | tuple[Any, ...]
 """A signal, ``(signal, sender)``, or ``(signal, sender, filters)``."""
@@ -33,7 +33,7 @@ class Wanted:
         self,
         signal: Signal | None,
         sender: Any = None,
-        on: Call | None = None,
+        on: Phase | None = None,
         receiver: Callable[..., Any] | str | None = None,
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
@@ -99,7 +99,7 @@ class Wanted:
         """Whether somebody listens; not who would get these arguments."""
         signals = [self.signal] if self.signal is not None else model_signals
         return any(
-            self.on in (None, receiver.call)
+            self.on in (None, receiver.phase)
             and (self.receiver is None or self._is_receiver(receiver))
             and self._may_hear(signal, receiver)
             for signal in signals

@@ -14,7 +14,7 @@ from .capture import Capture, Failure, Sent
 from .filters import Expected, Wanted
 
 if TYPE_CHECKING:
-    from ..receivers.receiver import Call
+    from ..receivers.receiver import Phase
 
 
 class Signals:
@@ -61,7 +61,7 @@ class Signals:
         signal: Signal | None = None,
         sender: Any = None,
         *,
-        on: Call | None = None,
+        on: Phase | None = None,
         receiver: Callable[..., Any] | str | None = None,
         **arguments: Any,
     ) -> list[Sent]:
@@ -75,7 +75,7 @@ class Signals:
         sender: Any = None,
         *,
         times: int = 1,
-        on: Call | None = None,
+        on: Phase | None = None,
         receiver: Callable[..., Any] | str | None = None,
         **arguments: Any,
     ) -> Sent:
@@ -98,7 +98,7 @@ class Signals:
         signal: Signal | None = None,
         sender: Any = None,
         *,
-        on: Call | None = None,
+        on: Phase | None = None,
         receiver: Callable[..., Any] | str | None = None,
         **arguments: Any,
     ) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, SessionTransaction, UOWTransaction
 
     from ..observe import Call
-    from ..receivers.receiver import Call as Way
+    from ..receivers.receiver import Phase
 
     State = InstanceState[Any]
 
@@ -201,7 +201,7 @@ class Trace:
             if outer is not None:
                 self._written.setdefault(outer, []).extend(written)
 
-    def delivery(self, session: Session, on: Way, parent: TracedStep) -> TracedStep:
+    def delivery(self, session: Session, on: Phase, parent: TracedStep) -> TracedStep:
         """What is called now is for the end of the last transaction."""
         end = self._ends.pop(session, None)
         if end is None:  # it had begun before the trace

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from ..observe import Around, Call
-    from ..receivers.receiver import Call as Way
+    from ..receivers.receiver import Phase
     from ..receivers.watching import Moment
 
 
@@ -86,7 +86,7 @@ class _LookingOn(observe.Observer):
             if call.goes_on:
                 call.kept[self] = steps
 
-    def delivery(self, session: Session, on: Way) -> Callable[[], Around]:
+    def delivery(self, session: Session, on: Phase) -> Callable[[], Around]:
         places = tuple(
             _Place(trace, trace.delivery(session, on, step)) for trace, step in _places()
         )

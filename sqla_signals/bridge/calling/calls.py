@@ -13,7 +13,7 @@ from ..._sqlalchemy.instances import state_of
 from ...changes.change import Change
 from ...errors import AsyncReceiverError, note
 from ...receivers.dispatch import Table, active_mutes, audible, unawaitable
-from ...receivers.receiver import Call, Receiver, describe_sender
+from ...receivers.receiver import Phase, Receiver, describe_sender
 from ...signals.builtin import post_delete, post_save, pre_delete, pre_save
 from ..columns.columns import Columns, current_columns_of
 
@@ -144,7 +144,7 @@ class ModelCalls:
                 if receiver.fields is not None:
                     yield from receiver.columns(self.mapper)
 
-    def awaits(self, on: Call) -> bool:
+    def awaits(self, on: Phase) -> bool:
         """Whether anybody waits for the transaction to end like this, muted or not."""
         return bool(self.post_save.phases()[on] or self.post_delete.phases()[on])
 
@@ -267,7 +267,7 @@ def is_sharded(session: Session) -> bool:
     return session.connection_callable is not None
 
 
-AFTER_FLUSH: Final[tuple[Call, ...]] = ("commit", "rollback", "durable")
+AFTER_FLUSH: Final[tuple[Phase, ...]] = ("commit", "rollback", "durable")
 """The calls that wait for the end of the transaction."""
 
 
@@ -280,7 +280,7 @@ class Heard:
         self.signal: Signal = signal
         self._cls = cls
         self._table: Table | None = None
-        self._phases: Mapping[Call, tuple[Receiver, ...]] = {}
+        self._phases: Mapping[Phase, tuple[Receiver, ...]] = {}
         self._mutes: object = None
         self._audible: tuple[Receiver, ...] = ()
 
@@ -291,7 +291,7 @@ class Heard:
             self._mutes = active_mutes()
         return self._audible
 
-    def phases(self) -> Mapping[Call, tuple[Receiver, ...]]:
+    def phases(self) -> Mapping[Phase, tuple[Receiver, ...]]:
         """The receivers by phase, muted or not."""
         table = self.signal.table
         if table is not self._table:

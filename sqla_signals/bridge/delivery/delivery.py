@@ -23,7 +23,7 @@ from ...changes.effects import DELETED, NEVER_MUTED, UPDATED, Effect, Executed, 
 from ...errors import AsyncReceiverError, SignalRecursionError
 from ...receivers import watching
 from ...receivers.dispatch import was_audible
-from ...receivers.receiver import Call, Receiver, is_async
+from ...receivers.receiver import Phase, Receiver, is_async
 from ...signals.builtin import post_bulk, post_delete, post_save
 from ...signals.signal import logger
 from ..calling.calls import PLAIN_SESSION, Calls, async_session_of, cannot_await
@@ -336,9 +336,9 @@ class Waiting(NamedTuple):
 class Audience(dict["Mapper[Any]", Waiting]):
     """Who waits for the end of a transaction: looked up once for each mapper."""
 
-    def __init__(self, on: Call) -> None:
+    def __init__(self, on: Phase) -> None:
         super().__init__()
-        self._on: Call = on
+        self._on: Phase = on
 
     def __missing__(self, mapper: Mapper[Any] | None) -> Waiting:
         if mapper is None:  # orm/instrumentation.py, ClassManager.unregister: disposed of since

@@ -26,7 +26,7 @@ from ..._sqlalchemy.transactions import fail_transaction
 from ...changes.effects import Executed
 from ...errors import BulkBypassError, BulkBypassWarning, BulkOptionError
 from ...receivers.dispatch import active_mutes, audible
-from ...receivers.receiver import CALLS, PHASES
+from ...receivers.receiver import PHASES
 from ...signals.builtin import post_bulk, post_delete, post_save, pre_bulk, pre_delete, pre_save
 from ..calling.calls import Calls, is_sharded
 from ..calling.guard import IN_STATEMENT, guarded
@@ -167,7 +167,7 @@ def _row_receivers(mapper: Mapper[Any], operation: str) -> list[Any]:
         receiver
         for one in mappers
         for signal in _ROW_SIGNALS[operation]
-        for on in CALLS
+        for on in PHASES
         for receiver in audible(signal, one.class_, signal.table.lookup(one.class_, on))
     ]
 
