@@ -23,7 +23,9 @@ from sqla_signals import (
     ReceiverOptionError,
     Signal,
     SignalsError,
+    post_bulk,
     post_delete,
+    post_init,
     post_migrate,
     post_save,
     pre_delete,
@@ -205,6 +207,14 @@ def test_what_can_never_be_a_sender_of_a_model_signal_is_refused(sender: object)
     assert isinstance(caught.value, SignalsError)
     assert isinstance(caught.value, ValueError)
     assert not post_save.receivers
+
+
+@pytest.mark.parametrize("signal", [post_save, post_bulk, post_init], ids=lambda one: one.name)
+def test_a_string_that_no_class_can_be_named_is_refused(signal: Any):
+    """For a signal of statements as for one of rows or of instances."""
+    with pytest.raises(ReceiverOptionError, match="'the order' is not the name of a class"):
+        signal.connect(lambda sender, **kwargs: None, sender="the order", weak=False)
+    assert not signal.receivers
 
 
 def test_one_bad_sender_in_a_list_connects_nothing():
