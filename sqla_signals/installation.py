@@ -64,8 +64,8 @@ class Installation:
         self.serial: int = next(_serials)
         self._target = target.sessions
         self._async_class = target.async_class
-        self.maker = target.maker
-        self.session_factory = session_factory
+        self.maker: Callable[[], Any] | None = target.maker
+        self.session_factory: Callable[[], Any] | None = session_factory
         self._listeners: list[tuple[str, Callable[..., Any]]] = [
             ("before_flush", self._before_flush),
             ("after_flush", self._after_flush),

@@ -25,7 +25,7 @@ from .keys import Key, KeyColumns
 from .refusals import refusal
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import Result
+    from sqlalchemy.engine import Connection, Dialect, Engine, Result
     from sqlalchemy.orm import Mapper, ORMExecuteState
     from sqlalchemy.sql import Select
 
@@ -54,11 +54,11 @@ class WrittenTable:
         self._statement: Any = context.statement
         self._parameters = context.parameters if isinstance(context.parameters, dict) else None
         self._mapper = mapper
-        self.bind = bind_of(context, mapper)
+        self.bind: Engine | Connection = bind_of(context, mapper)
         with one_bind(self._session, mapper, self.bind):
             # Some dialects know what their database can do once they are connected.
             self._connection = self._session.connection(bind_arguments={"bind": self.bind})
-        self.dialect = self._connection.dialect
+        self.dialect: Dialect = self._connection.dialect
         self.table: Any = mapper.local_table
         """Of a joined subclass, its own table."""
         self.key_columns: Sequence[Any] = key_columns_of(mapper)
@@ -70,12 +70,12 @@ class WrittenTable:
             options = self._connection.get_execution_options()
         name = "schema_translate_map"
         self._schema = {name: options.get(name)} if by_key or name in options else {}
-        self.key = KeyColumns(mapper.primary_key, self.dialect)
-        self.key_names = [
+        self.key: KeyColumns = KeyColumns(mapper.primary_key, self.dialect)
+        self.key_names: list[str] = [
             mapper.get_property_by_column(column).key for column in mapper.primary_key
         ]
         """The attributes of the primary key."""
-        self.computed = {
+        self.computed: set[str] = {
             prop.key
             for one in mapper.self_and_descendants
             for prop in one.column_attrs
