@@ -266,6 +266,7 @@ ELSEWHERE = (
     "_ordered_values",
     "_post_criteria_clause",
     "_prefixes",
+    "_returning",
     "_where_criteria",
 )
 

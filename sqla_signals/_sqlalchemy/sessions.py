@@ -42,9 +42,10 @@ def maker_behind(source: Any) -> Any:
 
     Of anything else, that itself.
     """
+    maker: Any = source
     if not callable(source) and isinstance(getattr(source, "session", None), scoped_session):
-        source = source.session
-    return source.session_factory if is_scoped(source) else source
+        maker = source.session
+    return maker.session_factory if is_scoped(maker) else maker
 
 
 def plain_session(session: Any) -> Any:

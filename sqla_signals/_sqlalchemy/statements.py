@@ -122,16 +122,14 @@ def is_beyond_its_condition(statement: Any) -> bool:
 
 def set_values(statement: Any, mapper: Mapper[Any]) -> dict[str, Any]:
     """What an UPDATE sets, by attribute: Python values, or SQL."""
-    values = dict(getattr(statement, "_ordered_values", None) or statement._values or {})
-    found: dict[str, Any] = {}
-    for target, value in values.items():
+    stated = dict(getattr(statement, "_ordered_values", None) or statement._values or {})
+    values: dict[Any, Any] = {}
+    for target, value in stated.items():
         column = target
         while isinstance(column, BinaryExpression):  # column["key"], a part of its value
             column, value = column.left, target
-        name = attribute_of(column, mapper)
-        if name is not None:
-            found[name] = _plain(value)
-    return found
+        values[column] = value
+    return by_attribute(values, mapper)
 
 
 def inserted_values(statement: Any, mapper: Mapper[Any]) -> list[dict[str, Any]] | None:
@@ -140,20 +138,21 @@ def inserted_values(statement: Any, mapper: Mapper[Any]) -> list[dict[str, Any]]
         return None
     if not statement._multi_values:
         return [set_values(statement, mapper)]
-    return [
-        {
-            name: _plain(value)
-            for column, value in row.items()
-            if (name := attribute_of(column, mapper)) is not None
-        }
-        for rows in statement._multi_values
-        for row in rows
-    ]
+    return [by_attribute(row, mapper) for rows in statement._multi_values for row in rows]
 
 
 def has_many_values(statement: Any) -> bool:
     """Whether an INSERT has a list in its ``values()``."""
     return bool(statement._multi_values)
+
+
+def by_attribute(values: Mapping[Any, Any], mapper: Mapper[Any]) -> dict[str, Any]:
+    """Values by the attributes of their columns, or of the keys of these; no others."""
+    return {
+        name: _plain(value)
+        for column, value in values.items()
+        if (name := attribute_of(column, mapper)) is not None
+    }
 
 
 def _plain(value: Any) -> Any:
@@ -189,11 +188,8 @@ class Upsert:
 
     def __init__(self, clause: Any, mapper: Mapper[Any]) -> None:
         table: Any = mapper.local_table
-        self.updates: frozenset[str] = frozenset(
-            name
-            for column in dict(getattr(clause, "update_values_to_set", ()))
-            if (name := attribute_of(column, mapper)) is not None
-        )
+        updates = dict(getattr(clause, "update_values_to_set", ()))
+        self.updates: frozenset[str] = frozenset(by_attribute(updates, mapper))
         """The attributes that it sets; none if it leaves the row alone."""
         columns: list[Any] = [
             # Before 2.0.37, ORM attributes come as they are: postgresql/dml.py, OnConflictClause.
@@ -204,17 +200,17 @@ class Upsert:
         for constraint in (*table.constraints, *table.indexes):
             if named is not None and constraint.name == named:
                 columns = list(constraint.columns)
-        self.target: list[str] | None = None
-        if columns and all(isinstance(column, Column) for column in columns):
+        self.target: list[str] = []
+        if all(isinstance(column, Column) for column in columns):
             self.target = [mapper.get_property_by_column(column).key for column in columns]
-        """The attributes that tell which row is in the way, if the statement says so."""
+        """The attributes that tell which row is in the way; none if the statement does not say."""
 
 
 def matching(statement: Any, columns: Iterable[Column[Any]] = ()) -> Select[Any]:
     """The query for the rows that an UPDATE or DELETE would write now.
 
-    It has the conditions of the statement and no others. So a table that is named in a condition is
-    not joined, not even that of a parent class, unless a condition says how.
+    As in the statement, nothing but its conditions joins the tables that they name, not even the
+    table of a parent class.
 
     :param columns: what to select, of the table that the statement writes.
     """
@@ -245,7 +241,7 @@ def as_core(query: Select[Any]) -> Select[Any]:
 
 
 def without_where(statement: Any) -> Any:
-    """The same statement without its conditions."""
+    """The statement without its conditions."""
     statement = statement._generate()
     statement._where_criteria = ()
     return statement

@@ -46,7 +46,7 @@ def has_joined(transaction: SessionTransaction, connection: Connection) -> bool:
 
 
 def is_autocommit(connection: Connection) -> bool:
-    """Whether a connection commits each statement at once, as far as SQLAlchemy was told."""
+    """Whether the isolation level given to SQLAlchemy for a connection is AUTOCOMMIT."""
     return connection._is_autocommit_isolation()
 
 

@@ -97,17 +97,10 @@ def in_order(states: Iterable[State]) -> list[State]:
     ordered: list[State] = []
     for cls in sorted(by_class, key=lambda cls: cls.__name__):
         try:
-            ordered += sorted(by_class[cls], key=_identity_key)
+            ordered += sorted(by_class[cls], key=attrgetter("key"))
         except TypeError:
-            ordered += sorted(by_class[cls], key=lambda state: str(_primary_key(state)))
+            ordered += sorted(by_class[cls], key=lambda state: str(state.identity))
     return ordered
-
-
-_identity_key: Final = attrgetter("key")
-
-
-def _primary_key(state: State) -> Any:
-    return () if state.key is None else state.key[1]
 
 
 def association_changes(

@@ -39,8 +39,8 @@ def check(app: Celery, task: Any) -> None:
     wrong = [*_task(app, task), *_transport(app)]
     if wrong:
         raise InstallError(
-            f"with these settings the Celery app {app.main!r} could lose what durable receivers "
-            f"are owed, or keep it too long. Set:\n" + "\n".join(f"- {line}" for line in wrong)
+            f"with these settings the Celery app {app.main!r} could lose events of durable "
+            f"receivers, or keep them too long. Set:\n" + "\n".join(f"- {line}" for line in wrong)
         )
 
 

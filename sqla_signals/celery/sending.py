@@ -76,20 +76,15 @@ class Sender:
         :raises Exception: sending failed; the broker may have taken some of them all the same.
         """
         with self._lock:
-            fresh = self._open()
-            try:
-                return self._send(parcels)
-            except Exception:
-                self.close()
-                if fresh:
-                    raise
-            # It was open from before, and may have been closed by the broker since.
-            self._open()
-            try:
-                return self._send(parcels)
-            except Exception:
-                self.close()
-                raise
+            while True:
+                is_new = self._open()
+                try:
+                    return self._send(parcels)
+                except Exception:
+                    self.close()
+                    # The broker may have closed a connection that was open from before.
+                    if is_new:
+                        raise
 
     def close(self) -> None:
         """Close the connection; the next :meth:`send` opens another."""

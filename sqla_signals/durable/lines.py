@@ -13,7 +13,6 @@ from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
-from weakref import WeakKeyDictionary
 
 from sqlalchemy import (
     JSON,
@@ -27,12 +26,11 @@ from sqlalchemy import (
     literal_column,
     select,
 )
-from sqlalchemy.sql.compiler import SQLCompiler
 
 from .tables.clock import database_time
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Dialect
+    from sqlalchemy import Connection
 
     from .tables.tables import OutboxTables
 
@@ -70,7 +68,9 @@ def insert_lines(
         payloads.append(_json_lines(of_payloads))
         receivers += map(_names, of_receivers)
     texts = {name: "\n".join(lines) for name, lines in zip(_COLUMNS, columns, strict=True)}
-    _execute(outbox, connection, {**texts, "headers": as_json(headers)})
+    if outbox.insert_lines is None:
+        outbox.insert_lines = _statement(outbox)
+    connection.execute(outbox.insert_lines, {**texts, "headers": as_json(headers)})
 
 
 def _json_lines(values: Iterable[Any]) -> str:
@@ -88,34 +88,6 @@ _BREAK: Final = uuid4().hex
 def _names(receivers: tuple[str, ...]) -> str:
     """Write names of receivers as JSON, once for the many rows that have the same."""
     return as_json(receivers)
-
-
-def _execute(outbox: OutboxTables, connection: Connection, parameters: dict[str, str]) -> None:
-    """Execute the statement, which is compiled once, in half the time of ``execute()``."""
-    if connection.get_execution_options().get("schema_translate_map"):
-        connection.execute(_statement(outbox), parameters)
-        return
-    sql, order = _compiled(outbox, connection.dialect)
-    connection.exec_driver_sql(
-        sql, parameters if order is None else tuple(parameters[name] for name in order)
-    )
-
-
-_Compiled = tuple[str, "list[str] | None"]
-"""The text, and the order of its parameters if they have no names."""
-
-_known: WeakKeyDictionary[OutboxTables, WeakKeyDictionary[Dialect, _Compiled]] = WeakKeyDictionary()
-
-
-def _compiled(outbox: OutboxTables, dialect: Dialect) -> _Compiled:
-    try:
-        return _known[outbox][dialect]
-    except KeyError:
-        compiled = _statement(outbox).compile(dialect=dialect)
-        assert isinstance(compiled, SQLCompiler)
-        found = str(compiled), compiled.positiontup
-        _known.setdefault(outbox, WeakKeyDictionary())[dialect] = found
-        return found
 
 
 def _statement(outbox: OutboxTables) -> Insert:

@@ -108,11 +108,15 @@ class Explanation:
 
     def to_mermaid(self) -> str:
         """A Mermaid flowchart, which GitHub and GitLab draw in a pull request."""
-        return graphs.mermaid(self)
+        return graphs.mermaid(self._picture)
 
     def to_dot(self) -> str:
         """A graph for Graphviz' ``dot``."""
-        return graphs.dot(self)
+        return graphs.dot(self._picture)
+
+    @property
+    def _picture(self) -> graphs.Picture:
+        return graphs.Picture(self.groups, self.notices, self.warnings)
 
 
 def _detail(entry: Entry, group: Group) -> str:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
 
-if TYPE_CHECKING:
-    from .explanation import Explanation
+from .parts import Group, Notice
+
+
+class Picture(NamedTuple):
+    """What is drawn."""
+
+    groups: Sequence[Group]
+    notices: Sequence[Notice]
+    warnings: Sequence[str]
 
 
 class _Box(NamedTuple):
@@ -33,10 +40,10 @@ _DOT: Final = {
 }
 
 
-def mermaid(explanation: Explanation) -> str:
+def mermaid(picture: Picture) -> str:
     """Draw a flowchart: senders, then signals with their phase, then the receivers in order."""
     lines = ["flowchart LR"]
-    for box in _boxes(explanation):
+    for box in _boxes(picture):
         arrow = f"{box.after} --> " if box.after else ""
         lines.append(f"  {arrow}{box.id}{_MERMAID[box.kind].format(_mermaid_text(box.lines))}")
         if box.is_dashed:
@@ -44,14 +51,14 @@ def mermaid(explanation: Explanation) -> str:
     return "\n".join(lines) + "\n"
 
 
-def dot(explanation: Explanation) -> str:
+def dot(picture: Picture) -> str:
     """Draw the same as a directed graph."""
     lines = [
         "digraph signals {",
         "  rankdir=LR;",
         '  node [shape=box, fontname="Helvetica", fontsize=11];',
     ]
-    for box in _boxes(explanation):
+    for box in _boxes(picture):
         # json escapes quotes, backslashes and line breaks as DOT reads them.
         label = json.dumps("\n".join(box.lines), ensure_ascii=False)
         style = ", style=dashed" if box.is_dashed else ""
@@ -61,9 +68,9 @@ def dot(explanation: Explanation) -> str:
     return "\n".join([*lines, "}"]) + "\n"
 
 
-def _boxes(explanation: Explanation) -> Iterator[_Box]:
-    never = {(notice.signal, notice.receiver) for notice in explanation.notices}
-    for number, group in enumerate(explanation.groups):
+def _boxes(picture: Picture) -> Iterator[_Box]:
+    never = {(notice.signal, notice.receiver) for notice in picture.notices}
+    for number, group in enumerate(picture.groups):
         group_id = f"g{number}"
         yield _Box("senders", group_id, list(group.senders))
         for step_number, step in enumerate(group.steps):
@@ -77,7 +84,7 @@ def _boxes(explanation: Explanation) -> Iterator[_Box]:
                 )
                 yield box
                 last = box.id
-    for number, warning in enumerate(explanation.warnings):
+    for number, warning in enumerate(picture.warnings):
         yield _Box("warning", f"n{number}", [warning])
 
 

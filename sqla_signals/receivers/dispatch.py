@@ -1,7 +1,7 @@
-"""Who is called, in which order, and who is muted.
+"""The receivers to call for a sender, in their order, and those that are muted.
 
-A :class:`Table` is what a signal's receivers come to: made once after each change, never changed
-itself, so that a send needs no lock and sees the receivers there were when it began.
+A :class:`Table` has the receivers of one signal. It is made anew after each change and never
+changed, so that a send needs no lock and uses the receivers that there were when it began.
 """
 
 from __future__ import annotations
@@ -56,14 +56,15 @@ class Table:
 
     def _make(self) -> None:
         self.receivers: tuple[Receiver, ...] = tuple(_in_order(self._connected()))
-        self.flush: bool = any(r.phase == "flush" for r in self.receivers)
-        """Whether anybody is called for any sender while it is sent."""
-        self.commit: bool = any(r.phase == "commit" for r in self.receivers)
-        """Whether anybody waits for a commit of any sender, but for durable receivers."""
-        self.durable: bool = any(r.durable for r in self.receivers)
-        """Whether there is a durable receiver of any sender."""
-        self.outlasts_flush: bool = any(r.phase != "flush" for r in self.receivers)
-        """Whether anybody waits for the end of a transaction."""
+        phases = {receiver.phase for receiver in self.receivers}
+        self.flush: bool = "flush" in phases
+        """Whether there is a receiver in the phase of the flush, for any sender."""
+        self.commit: bool = "commit" in phases
+        """Whether there is a receiver with ``on="commit"``; not counting durable ones."""
+        self.durable: bool = "durable" in phases
+        """Whether there is a durable receiver, for any sender."""
+        self.outlasts_flush: bool = bool(phases - {"flush"})
+        """Whether there is a receiver that is called after the flush."""
         # Grouped once: a lookup asks those that may match, however many receivers there are. What
         # is put into a slot is complete, because another thread may make the table too.
         wide: list[Receiver] = []
@@ -120,7 +121,7 @@ def _by_phase(receivers: Iterable[Receiver]) -> dict[Phase, tuple[Receiver, ...]
 
 
 class AnySignal(Protocol):
-    """A ``Signal``, as far as those know it that a ``Signal`` is made of."""
+    """What a ``Signal`` is to the modules that ``Signal`` itself imports."""
 
     name: str
 
@@ -199,7 +200,7 @@ active_mutes: Callable[[], tuple[Any, ...]] = _mutes.get
 def was_audible(
     signal: AnySignal, sender: Any, receiver: Receiver, occasions: Collection[tuple[Any, ...]]
 ) -> bool:
-    """Whether the receiver was not silenced on every occasion.
+    """Whether at least one of the changes happened while the receiver was not muted.
 
     :param occasions: :func:`active_mutes`, taken when each of the changes happened.
     """
@@ -220,7 +221,7 @@ def is_muted(signal: AnySignal) -> bool:
 def unawaitable(
     signal: AnySignal, receiver: Receiver, sender: Any, where: str
 ) -> AsyncReceiverError:
-    """The error for an ``async def`` receiver that nothing here can await."""
+    """The error for an ``async def`` receiver of a signal that is sent by synchronous code."""
     return AsyncReceiverError(
         f"{signal.name}: receiver {receiver} is async, but {describe_sender(sender)} was sent "
         f"from {where}"

@@ -1,4 +1,4 @@
-"""What type checkers know of receivers; nothing here is used at run time."""
+"""Types of receivers, for type checkers only; nothing here is used at run time."""
 
 from __future__ import annotations
 

@@ -278,7 +278,7 @@ def describe_sender(sender: Any) -> str:
         if is_mapped(type(sender)):  # its repr() may load what is expired
             return _describe_instance(sender)
         return repr(sender)
-    except Exception:  # whoever asks is about to say something more important
+    except Exception:  # it is for an error message, which must not be lost
         return object.__repr__(sender)
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class FailureSignal(Signal):
-    """Tells of what has failed after a transaction, where nothing can be awaited."""
+    """Sent when a call after the transaction has failed, where nothing can be awaited."""
 
     _awaits = False
 
@@ -119,7 +119,7 @@ class ModelSignal(InstalledSignal):
 
 
 class InstanceSignal(ModelSignal):
-    """A signal of the Python side of a model: no row is written, and nothing can be awaited."""
+    """Sent while Python makes a class or an instance: no row is written, nothing is awaited."""
 
     _awaits = False
     _tells_changes = False

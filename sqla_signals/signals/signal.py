@@ -223,8 +223,7 @@ class Signal(blinker.NamedSignal):
                 f"{self.name}.disconnect() needs a receiver or a dispatch_uid"
             )
         senders = sender_list(sender)
-        # Not `ANY in senders`: a mapped attribute makes SQL of a comparison.
-        any_sender = any(one is ANY for one in senders)
+        any_sender = any(one is ANY for one in senders)  # an attribute's == would make SQL
         with self._lock:
             self._prune()
             gone = [

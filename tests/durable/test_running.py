@@ -708,3 +708,31 @@ def test_models_that_cannot_be_configured_hold_up_no_others(shop: Engine):
         Broken.registry.dispose()
     assert ledger(shop) == ["a"]
     assert events(shop) == []
+
+
+def test_a_second_class_of_the_same_name_is_noticed_after_messages_were_run(shop: Engine):
+    """A message from a broker does not say which of the two is meant."""
+    write()
+    place(shop, "a", "b", "c")
+    first, second, third = (message.to_json() for message in messages(shop))
+    assert Worker(shop).run(first)
+
+    class Other(DeclarativeBase): ...
+
+    outbox_table(Other.metadata)
+
+    class Twin(Other):
+        __tablename__ = "twins"
+        __module__ = Order.__module__
+        __qualname__ = Order.__qualname__
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    Other.registry.configure()
+    try:
+        with pytest.raises(UnknownModelError, match="2 mapped classes are named"):
+            Worker(shop).run(second)
+    finally:
+        Other.registry.dispose()
+    assert Worker(shop).run(third)
+    assert ledger(shop) == ["a", "c"]
+    assert Twin is not Order

@@ -5,7 +5,6 @@ The rules are those of SQLAlchemy's ``orm/persistence.py``, asked from outside. 
 
 from __future__ import annotations
 
-import re
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -19,7 +18,16 @@ from ..._sqlalchemy.mappers import property_count
 from ..._sqlalchemy.unit_of_work import pk_cascaded
 from ...changes.change import NO_DIFF, UNSET, Change, Changes, Diff, Pairs, Shape, diff_of, pairs_of
 from .copies import IMMUTABLE, copies_of, copy_of, have_same_content
-from .values import absent_value, differs, equality, is_expression, is_mutable, known
+from .values import (
+    absent_value,
+    differs,
+    equality,
+    is_expression,
+    is_mutable,
+    known,
+    table_of,
+    words,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, Mapper, UOWTransaction
@@ -78,7 +86,7 @@ class Columns:
         self.absent: Values = {key: absent_value(prop.columns) for key, prop in props.items()}
         """What each attribute is after an INSERT that was given no value for it."""
         self._shapes = _Shapes(self)
-        self._tables = {key: frozenset(map(_table_of, prop.columns)) for key, prop in props.items()}
+        self._tables = {key: frozenset(map(table_of, prop.columns)) for key, prop in props.items()}
         self.computed: dict[str, frozenset[str]] = {
             key: self._sources(column)
             for key, prop in props.items()
@@ -95,8 +103,8 @@ class Columns:
         for key, prop in props.items():
             for column in prop.columns:
                 if column.onupdate is not None:
-                    along = self._written_along.get(_table_of(column), frozenset())
-                    self._written_along[_table_of(column)] = along | {key}
+                    along = self._written_along.get(table_of(column), frozenset())
+                    self._written_along[table_of(column)] = along | {key}
         self.filled_in: frozenset[str] = self.unfetched.union(*self._written_along.values())
         """What the UPDATE of other attributes fills in: versions, ``onupdate`` columns, and what
         the database computes. The history of these goes when the new value is fetched."""
@@ -106,7 +114,7 @@ class Columns:
         version_column: Any = mapper.version_id_col
         if version_column is not None:
             self._version = mapper.get_property_by_column(version_column).key
-            self._version_table = _table_of(version_column)
+            self._version_table = table_of(version_column)
             self.filled_in |= {self._version}
             if not self._counts_version and version_column.server_default is not None:
                 self.computed[self._version] = self.keys  # as PostgreSQL's xmin
@@ -122,10 +130,10 @@ class Columns:
         siblings = {one: self._keys[one] for one in column.table.c if one in self._keys}
         if column.computed is not None:
             try:
-                words = _words(str(column.computed.sqltext))
+                found = words(str(column.computed.sqltext))
             except CompileError:  # an expression of one database alone
-                words = set()
-            named = {key for one, key in siblings.items() if _words(one.name) <= words}
+                found = set()
+            named = {key for one, key in siblings.items() if words(one.name) <= found}
             if named:
                 return frozenset(named)
         return frozenset(siblings.values())
@@ -395,13 +403,3 @@ class _Shapes(dict[tuple[str, ...], Shape]):
         shape: Shape = self._columns.shape(keys)
         self[keys] = shape
         return shape
-
-
-def _table_of(column: Any) -> Any:
-    """The table that an UPDATE of the column writes, also where a SELECT of it is mapped."""
-    bases = [one for one in column.base_columns if isinstance(one, Column)]
-    return (bases[0] if bases else column).table
-
-
-def _words(text: str) -> set[str]:
-    return set(re.findall(r"\w+", text.lower()))

@@ -1,12 +1,14 @@
-"""What becomes of one value of a column in an INSERT or UPDATE."""
+"""What becomes of one column, and of one value of it, in an INSERT or UPDATE."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from operator import eq
 from typing import Any
 
 from sqlalchemy.orm import LoaderCallableStatus
+from sqlalchemy.schema import Column
 from sqlalchemy.sql import ClauseElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
@@ -58,3 +60,14 @@ def absent_value(columns: Iterable[Any]) -> Any:
         ):
             return UNSET
     return None
+
+
+def table_of(column: Any) -> Any:
+    """The table that an UPDATE of the column writes, also where a SELECT of it is mapped."""
+    bases = [one for one in column.base_columns if isinstance(one, Column)]
+    return (bases[0] if bases else column).table
+
+
+def words(text: str) -> set[str]:
+    """The words of a SQL expression."""
+    return set(re.findall(r"\w+", text.lower()))

@@ -22,7 +22,7 @@ from ...signals.signal import logger
 from ..calling.audience import audience_of
 from ..calling.calls import Calls, ModelCalls, is_sharded
 from ..calling.guard import IN_POST, guarded
-from ..transaction import durable as owed
+from ..transaction import durable
 from ..transaction import frames as transactions
 from .announcement import Announcement
 from .foresight import Foresight, cascade_origins
@@ -131,7 +131,7 @@ class Flush:
         effects = self._effects(rows) if _anybody_waits() else None
         if effects:
             transactions.frame_of(self.session).add(effects)
-            owed.flushed(self.session, effects)
+            durable.flushed(self.session, effects)
         if post_save.table.flush or post_delete.table.flush or self._m2m.has_rows:
             self._send_post(rows)
 

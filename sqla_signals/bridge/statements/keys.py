@@ -104,7 +104,7 @@ class KeyColumns:
     def _alike(
         self, expressions: Sequence[Any], places: tuple[int, ...], keys: list[Key]
     ) -> ColumnElement[bool]:
-        """The same for keys that have values in these places, and NULL in all others."""
+        """Whether they are one of these keys, which have NULL in all but the given places."""
         nulls = [one.is_(None) for i, one in enumerate(expressions) if i not in places]
         values = [self._among([expressions[i] for i in places], places, keys)] if places else []
         return and_(*nulls, *values)

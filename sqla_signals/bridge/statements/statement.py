@@ -1,7 +1,7 @@
 """Statements about many rows: ``pre_bulk`` and ``post_bulk``, or a warning that rows are bypassed.
 
 ORM-enabled ``insert()``, ``update()`` and ``delete()`` come to ``do_orm_execute``, those of
-``Query`` too. The signals of their rows are in :mod:`.bulk_rows`.
+``Query`` too. The signals of their rows are in :mod:`.rows`.
 """
 
 from __future__ import annotations
@@ -11,19 +11,14 @@ import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from sqlalchemy import Table
-from sqlalchemy.orm import FromStatement
-
 from ..._sqlalchemy.sessions import frames_outwards
 from ..._sqlalchemy.statements import (
     SEEN_OPTION,
     dml_mapper,
-    dml_of,
     dml_operation,
     execute_last,
     execution_options_of,
     fetched,
-    is_replacing,
     may_skip_rows,
     returns_rows,
 )
@@ -35,16 +30,19 @@ from ...receivers.receiver import PHASES
 from ...signals.builtin import post_bulk, post_delete, post_save, pre_bulk, pre_delete, pre_save
 from ..calling.calls import Calls, is_sharded
 from ..calling.guard import IN_STATEMENT, guarded
-from ..transaction import frames as transactions
+from ..transaction import frames
 from .binds import bind_of, own_choice_of_bind
 from .changes import changed_rows
 from .inserts import inserted_rows
+from .refusals import check_rows, check_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from sqlalchemy.engine import Result
     from sqlalchemy.orm import Mapper, ORMExecuteState, Session
+
+    from ...signals.signal import Signal
 
 Policy = Literal["warn", "ignore", "raise"]
 POLICIES: Final[tuple[Policy, ...]] = ("warn", "ignore", "raise")
@@ -55,7 +53,7 @@ _ROW_SIGNALS: Final = {
     "delete": (pre_delete, post_delete),
 }
 SIGNALS: Final = (pre_bulk, post_bulk, pre_save, post_save, pre_delete, post_delete)
-"""Without a receiver of one of these there is nothing to listen for."""
+"""The signals for whose receivers an installation listens to statements."""
 
 
 def do_orm_execute(
@@ -64,7 +62,7 @@ def do_orm_execute(
     """Execute a statement that inserts, updates or deletes instances; ``None`` for any other."""
     mapper = dml_mapper(context.statement)
     if mapper is None:
-        _refuse_rows_of_table(context)
+        check_table(context)
         return None
     options = execution_options_of(context)
     if SEEN_OPTION in options:
@@ -91,97 +89,37 @@ def _has_bulk(mapper: Mapper[Any]) -> bool:
     return any(signal.has_receivers_for(mapper.class_) for signal in (pre_bulk, post_bulk))
 
 
-def _refuse_rows(context: ORMExecuteState, mapper: Mapper[Any], operation: str) -> None:
-    if isinstance(context.statement, FromStatement):
-        raise BulkOptionError(
-            'execution option signals="rows" does not work with from_statement(): execute the '
-            "statement itself, with returning()"
-        )
-    if is_replacing(context.statement):
-        raise BulkOptionError(
-            f'execution option signals="rows": which rows {operation.upper()} OR REPLACE deletes '
-            f"is not known. Use on_conflict_do_update(), or delete them before"
-        )
-    if not isinstance(mapper.local_table, Table):
-        raise BulkOptionError(
-            f'execution option signals="rows" does not work with {mapper.class_.__name__}, which '
-            f"is mapped to several tables at once. Name the class of the table that is written"
-        )
-    if is_sharded(context.session):
-        raise BulkOptionError(
-            f'execution option signals="rows" does not work with '
-            f"{type(context.session).__name__}: rows of several shards may have the same primary "
-            f"key. Execute the {operation}() in a Session on the engine of one shard, or connect "
-            f"to post_bulk"
-        )
-
-
-def _refuse_rows_of_table(context: ORMExecuteState) -> None:
-    """Refuse the signals of rows for a statement on a ``Table``, which has no instances."""
-    if execution_options_of(context).get("signals") != "rows":
-        return
-    # From SQLAlchemy 2.1 on, a session may ask so for whatever it executes.
-    if getattr(context.session, "execution_options", {}).get("signals") == "rows":
-        return
-    operation, table = dml_operation(context.statement), str(dml_of(context.statement).table)
-    raise BulkOptionError(
-        f'execution option signals="rows": {operation}() of the Table {table!r} has '
-        f"no instances to tell of; name the class, {operation}(Order). The rows of a "
-        f"secondary table are told by m2m_changed, when the relationship is changed"
-    )
-
-
 def _execute(context: ORMExecuteState, *, sends_rows: bool) -> Result[Any]:
-    session = context.session
+    session, calls = context.session, Calls(context.session)
     # Another listener may have put a statement of its own in place of the first.
     mapper = dml_mapper(context.statement)
-    operation = dml_operation(context.statement) if mapper is not None else ""
-    wants_rows = sends_rows and mapper is not None and bool(_row_receivers(mapper, operation))
-    if mapper is None or not (wants_rows or _has_bulk(mapper)):
-        with own_choice_of_bind(session):
-            return context.invoke_statement()
-    if wants_rows:
-        _refuse_rows(context, mapper, operation)
-    cls, calls = mapper.class_, Calls(session)
-    rows = None
-    if wants_rows:
+    if mapper is None:
+        return _invoke(context)
+    cls, operation, rows = mapper.class_, dml_operation(context.statement), None
+    if sends_rows and _row_receivers(mapper, operation):
+        check_rows(context, mapper, operation)
         rows = (inserted_rows if context.is_insert else changed_rows)(context, mapper, calls)
+    elif not _has_bulk(mapper):
+        return _invoke(context)
     arguments: dict[str, Any] = {
         "operation": operation,
         "statement": context.statement,
         "parameters": context.parameters,
         "using": None if is_sharded(session) else bind_of(context, mapper),
     }
-    receivers = audible(pre_bulk, cls, pre_bulk.table.lookup(cls))
-    if receivers:
-        with guarded(session, IN_STATEMENT):
-            for receiver in receivers:
-                calls.call(pre_bulk, receiver, cls, **arguments)
-    if rows is not None:
-        try:
-            result, rowcount = rows.execute()
-        except BaseException:
-            if rows.executed:
-                fail_transaction(session)
-            raise
-    else:
-        with own_choice_of_bind(session):
-            # Of an INSERT, SQLAlchemy keeps the count of rows only if told to.
-            keep = {"preserve_rowcount": True} if operation == "insert" else None
-            result = context.invoke_statement(execution_options=keep)
-        result, rowcount = counted(result, context)
-    arguments["rowcount"] = rowcount
-    receivers = audible(post_bulk, cls, post_bulk.table.lookup(cls))
+    _send(pre_bulk, calls, cls, arguments)
+    try:
+        result, arguments["rowcount"] = rows.execute() if rows else _counted(context, operation)
+    except BaseException:
+        if rows and rows.are_written:
+            fail_transaction(session)
+        raise
     try:
         if any(post_bulk.table.lookup(cls, on) for on in PHASES if on != "flush"):
-            executed = Executed(cls, arguments, active_mutes())
-            transactions.frame_of(session).add_executed(executed)
-        if rows is not None:
+            frames.frame_of(session).add_executed(Executed(cls, arguments, active_mutes()))
+        if rows:
             rows.send_post()
-        if receivers:
-            with guarded(session, IN_STATEMENT):
-                for receiver in receivers:
-                    calls.call(post_bulk, receiver, cls, **arguments)
+        _send(post_bulk, calls, cls, arguments)
     except BaseException:
         # As after a flush whose post_* receivers raise: what was written must not be committed.
         fail_transaction(session)
@@ -189,8 +127,24 @@ def _execute(context: ORMExecuteState, *, sends_rows: bool) -> Result[Any]:
     return result
 
 
-def counted(result: Result[Any], context: ORMExecuteState) -> tuple[Result[Any], int]:
-    """A result, and how many rows the statement has changed; -1 if the database does not tell."""
+def _send(signal: Signal, calls: Calls, cls: type, arguments: Mapping[str, Any]) -> None:
+    receivers = audible(signal, cls, signal.table.lookup(cls))
+    if receivers:
+        with guarded(calls.session, IN_STATEMENT):
+            for receiver in receivers:
+                calls.call(signal, receiver, cls, **arguments)
+
+
+def _invoke(context: ORMExecuteState, **options: Any) -> Result[Any]:
+    with own_choice_of_bind(context.session):
+        return context.invoke_statement(execution_options=options)
+
+
+def _counted(context: ORMExecuteState, operation: str) -> tuple[Result[Any], int]:
+    """Execute a statement; its result, and how many rows it has changed, -1 if that is unknown."""
+    # SQLAlchemy keeps the count of an INSERT only with this option.
+    options = {"preserve_rowcount": True} if operation == "insert" else {}
+    result = _invoke(context, **options)
     if returns_rows(context.statement):
         # Some databases count the rows only once all were fetched.
         rowcount = fetched(result)

@@ -1,9 +1,9 @@
-"""What durable receivers are owed for a transaction, written into the outbox before it commits.
+"""The events of durable receivers, written into the outbox before their transaction commits.
 
 ``before_commit`` is the last moment at which SQL is part of the transaction. It comes before
 commit's own flushes, so the session is flushed until clean first; then the net effects are what
-commit receivers are going to see. What gets flushed after all, because a ``before_commit`` listener
-behind ours has changed something, is written with that flush.
+commit receivers are going to see. Where a ``before_commit`` listener behind ours changes something,
+the events of the flush that follows are written with it.
 """
 
 from __future__ import annotations
@@ -36,12 +36,11 @@ if TYPE_CHECKING:
 MAX_FLUSHES: Final = 100
 """After as many in one commit, ``SessionTransaction._prepare_impl`` (orm/session.py) gives up."""
 
-_WRITTEN: Final = "sqla_signals.owed"
+_WRITTEN: Final = "sqla_signals.events_written"
 """Kept on the root transaction once its events are in the outbox."""
 
-
-Owed = tuple[Effect, Mapping[str, Any], tuple[str, ...]]
-"""One event for the outbox: what happened, the column values of the row, the names of receivers."""
+Event = tuple[Effect, Mapping[str, Any], tuple[str, ...]]
+"""An event for the outbox: what happened, the column values of the row, the names of receivers."""
 
 
 class Events:
@@ -65,7 +64,7 @@ class Events:
     def __len__(self) -> int:
         return len(self._effects)
 
-    def __iter__(self) -> Iterator[Owed]:
+    def __iter__(self) -> Iterator[Event]:
         session, frame, columns = self._session, self._frame, ColumnsByMapper()
         for effect, receivers in zip(self._effects, self._receivers, strict=True):
             yield effect, delivery.known_values(session, frame, effect, columns), receivers
@@ -178,9 +177,8 @@ def _write(
         if receivers is not named:
             named, names = receivers, tuple(receiver.name for receiver in receivers)
         there = outbox, effect.source.using
-        owed = events.get(there)
-        if owed is None:
-            owed = events[there] = Events(session, frame)
-        owed.add(effect, names)
-    for (outbox, using), owed in events.items():
-        outbox.write(connection or session.connection(bind_arguments={"bind": using}), owed)
+        if there not in events:
+            events[there] = Events(session, frame)
+        events[there].add(effect, names)
+    for (outbox, using), found in events.items():
+        outbox.write(connection or session.connection(bind_arguments={"bind": using}), found)

@@ -6,7 +6,8 @@ https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -58,6 +59,17 @@ class BusyError(SignalsError):
 
     One that :meth:`Publisher.publish` returns for a message is not counted as an attempt.
     """
+
+
+@contextmanager
+def _only_malformed() -> Iterator[None]:
+    """Turn whatever goes wrong in reading a message into a :class:`MalformedMessageError`."""
+    try:
+        yield
+    except MalformedMessageError:
+        raise
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
+        raise MalformedMessageError(f"not a message of sqla_signals: {error!r:.200}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,71 +135,63 @@ class Message:
         return json.dumps(envelope, separators=(",", ":"))
 
     @classmethod
+    @_only_malformed()
     def from_json(cls, text: str | bytes) -> Message:
         """Read a message that :meth:`to_json` has written.
 
         :raises MalformedMessageError: the text is not such a message.
         """
-        if not isinstance(text, str | bytes):
-            raise MalformedMessageError(f"not a message of sqla_signals, but a {type(text)}")
-        envelope = read_json(text, dict)
-        try:
-            if envelope["specversion"] != _SPEC:
-                raise ValueError(f"specversion is {envelope['specversion']!r:.80}")
-            model, _, kind = _text(envelope["type"], 2 * _MAX_NAME).rpartition(".")
-            return cls.checked(
-                id=envelope["id"],
-                sequence=int(_text(envelope["sequence"], 20)),
-                occurred_at=envelope["time"],
-                source=envelope["source"],
-                model=model,
-                subject=envelope.get("subject", ""),
-                kind=kind,
-                data=envelope["data"],
-                receiver=envelope["receiver"],
-                attempt=envelope["attempt"],
-                headers={key: value for key, value in envelope.items() if key not in _OWN},
-            )
-        except MalformedMessageError:
-            raise
-        except (ValueError, LookupError, TypeError) as error:
-            raise MalformedMessageError(
-                f"not a message of sqla_signals: {error!r:.200}; it begins with {text[:80]!r}"
-            ) from error
+        envelope = read_json(text)
+        if type(envelope) is not dict:
+            raise TypeError(f"it begins with {text[:80]!r}")
+        if envelope["specversion"] != _SPEC:
+            raise ValueError(f"specversion is {envelope['specversion']!r:.80}")
+        model, _, kind = _text(envelope["type"], 2 * _MAX_NAME).rpartition(".")
+        return cls.checked(
+            id=envelope["id"],
+            sequence=int(_text(envelope["sequence"], 20)),
+            occurred_at=envelope["time"],
+            source=envelope["source"],
+            model=model,
+            subject=envelope.get("subject", ""),
+            kind=kind,
+            data=envelope["data"],
+            receiver=envelope["receiver"],
+            attempt=envelope["attempt"],
+            headers={key: value for key, value in envelope.items() if key not in _OWN},
+        )
 
     @classmethod
+    @_only_malformed()
     def checked(cls, **values: Any) -> Message:
         """Make a message of values that anybody may have written.
 
         :raises MalformedMessageError: a value has the wrong type, or is too large.
         """
-        try:
-            occurred_at = datetime.fromisoformat(_text(values["occurred_at"], 64))
-            if occurred_at.tzinfo is None or not 1970 <= occurred_at.year < 9999:
-                raise ValueError("the time has no zone, or is none of ours")
-            headers = values["headers"]
-            if not isinstance(headers, dict) or not all(
-                type(header) is str and len(header) <= _MAX_HEADER for header in headers.values()
-            ):
-                raise TypeError("an attribute is not a string")
-            if values["kind"] not in KINDS:
-                raise ValueError(f"nothing that can happen to a row is {values['kind']!r:.80}")
-            return cls(
-                id=UUID(_text(values["id"], 64)),
-                sequence=_number(values["sequence"], _MAX_SEQUENCE),
-                occurred_at=occurred_at.astimezone(UTC),
-                source=_text(values["source"], 2000),
-                model=_text(values["model"]),
-                subject=_text(values["subject"]),
-                kind=values["kind"],
-                data=_data(values["data"]),
-                receiver=_text(values["receiver"]),
-                attempt=_number(values["attempt"], _MAX_ATTEMPT),
-                headers=headers,
-                outbox=values.get("outbox"),
-            )
-        except (ValueError, LookupError, TypeError, OverflowError) as error:
-            raise MalformedMessageError(f"not a message of sqla_signals: {error!r:.200}") from error
+        occurred_at = datetime.fromisoformat(_text(values["occurred_at"], 64))
+        if occurred_at.tzinfo is None or not 1970 <= occurred_at.year < 9999:
+            raise ValueError("the time has no zone, or is none of ours")
+        headers = values["headers"]
+        if not isinstance(headers, dict) or not all(
+            type(header) is str and len(header) <= _MAX_HEADER for header in headers.values()
+        ):
+            raise TypeError("an attribute is not a string")
+        if values["kind"] not in KINDS:
+            raise ValueError(f"nothing that can happen to a row is {values['kind']!r:.80}")
+        return cls(
+            id=UUID(_text(values["id"], 64)),
+            sequence=_number(values["sequence"], _MAX_SEQUENCE),
+            occurred_at=occurred_at.astimezone(UTC),
+            source=_text(values["source"], 2000),
+            model=_text(values["model"]),
+            subject=_text(values["subject"]),
+            kind=values["kind"],
+            data=_data(values["data"]),
+            receiver=_text(values["receiver"]),
+            attempt=_number(values["attempt"], _MAX_ATTEMPT),
+            headers=headers,
+            outbox=values.get("outbox"),
+        )
 
 
 _MAX_HEADER: Final = 10_000
@@ -208,22 +212,15 @@ _OWN: Final = frozenset(
 )
 
 
-def read_json(text: str | bytes, kind: type | None = None) -> Any:
+@_only_malformed()
+def read_json(text: str | bytes) -> Any:
     """Read JSON that anybody may have written.
 
-    :raises MalformedMessageError: it is not JSON, too large, too deep, or not of that type.
+    :raises MalformedMessageError: it is not JSON, too large or too deep.
     """
-    try:
-        if len(text) > MAX_BYTES:
-            raise ValueError(f"{len(text):,} bytes are more than {MAX_BYTES:,}")
-        found = json.loads(text)
-        if kind is not None and type(found) is not kind:
-            raise TypeError(f"not a {kind.__name__}")
-    except (ValueError, TypeError, RecursionError) as error:
-        raise MalformedMessageError(
-            f"not a message of sqla_signals: {error!r:.200}; it begins with {text[:80]!r}"
-        ) from error
-    return found
+    if len(text) > MAX_BYTES:
+        raise ValueError(f"{len(text):,} bytes are more than {MAX_BYTES:,}")
+    return json.loads(text)
 
 
 def _text(value: Any, longest: int = _MAX_NAME) -> str:

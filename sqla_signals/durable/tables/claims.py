@@ -71,7 +71,7 @@ class Claims:
         :returns: how many were claimed.
         """
         with self._connections() as (connection, notes):
-            begun = self._begun(connection)
+            begun = self._noted(connection)
             due = self._due(connection, limit, without=begun)
             count = self._handle(connection, notes, due, publish)
             alone: dict[Any, int] = {}
@@ -93,13 +93,6 @@ class Claims:
 
     # -- which events are due ----------------------------------------------------------------------
 
-    def _begun(self, connection: Connection) -> dict[int, int]:
-        """The notes by event: how often it has begun; the fewest times first."""
-        started = self._started.c
-        noted = select(started.sequence, started.attempts).limit(_MAX_NOTES)
-        rows = connection.execute(noted.order_by(started.attempts, started.sequence))
-        return {key: attempts for key, attempts in rows.all()}
-
     def _due(
         self,
         connection: Connection,
@@ -118,16 +111,13 @@ class Claims:
         if only is not None:
             due = due.where(events.sequence.in_(only))
         if limit is not None:
-            # Not NOT EXISTS: without fresh statistics, which a queue seldom has, PostgreSQL takes
-            # that for rare, and sorts the whole table.
+            # Not by NOT EXISTS: without fresh statistics, which a queue seldom has, PostgreSQL
+            # expects nearly no row of that, and sorts the whole table for each batch.
             due = due.limit(limit + len(without))
-        try:
-            if self._outbox.ordered:
-                found = self._in_order(connection, due, without)
-            else:
-                found = {key: key for key in connection.scalars(due) if key not in without}
-        finally:
-            connection.rollback()
+        if self._outbox.ordered:
+            found = self._in_order(connection, due, without)
+        else:
+            found = {key: key for key in connection.scalars(due) if key not in without}
         return dict(islice(found.items(), limit))
 
     def _in_order(
@@ -213,6 +203,8 @@ class Claims:
     ) -> list[Claim]:
         """Get hold of events, and note that they have begun; leave out those that must wait."""
         found = self._lock(connection, [*keys], 1 if alone else None)
+        if not found:
+            return []
         locked = {claim.sequence: claim for claim in found}
         for key, begun in self._noted(notes, [*locked]).items():
             locked[key].begun = begun
@@ -250,12 +242,12 @@ class Claims:
     def _let_go(self, connection: Connection, keys: Collection[int]) -> None:
         """Let other relays have events at once, where the transaction does not do so at its end."""
 
-    def _noted(self, connection: Connection, keys: Sequence[int]) -> dict[int, int]:
-        """The notes of these events: how often each has begun."""
+    def _noted(self, connection: Connection, keys: Sequence[int] | None = None) -> dict[int, int]:
+        """The notes of all events, or of these: how often each has begun."""
         started = self._started.c
-        if not keys:
-            return {}
-        noted = select(started.sequence, started.attempts).where(started.sequence.in_(keys))
+        noted = select(started.sequence, started.attempts).limit(_MAX_NOTES)
+        if keys is not None:
+            noted = noted.where(started.sequence.in_(keys))
         return {key: attempts for key, attempts in connection.execute(noted).all()}
 
     def _notes(self, attempts: Mapping[int, int]) -> Insert:

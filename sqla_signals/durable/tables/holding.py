@@ -11,8 +11,8 @@ from sqlalchemy import delete, func, literal_column, select, update
 from ...errors import InstallError
 from .claims import Claims
 from .clock import database_time
-from .raw import raw
-from .reading import Claim, bytes_of
+from .raw import bytes_of, raw
+from .reading import Claim
 from .tables import MYSQL
 
 if TYPE_CHECKING:
@@ -72,8 +72,9 @@ class Leases(Claims):
         self, connection: Connection, keys: Sequence[int], limit: int | None
     ) -> Sequence[Claim]:
         events = self._events.c
-        # Its first statement is a write, so the transaction has the lock before it reads, as after
-        # BEGIN IMMEDIATE; which cannot be emitted, since engines begin in several ways.
+        # The next transaction begins with a write, so it has the lock before it reads,
+        # as after BEGIN IMMEDIATE; which cannot be emitted, since engines begin in several ways.
+        connection.rollback()
         statement = (
             update(self._events)
             .where(events.sequence.in_(keys[:limit]), events.available_at <= database_time())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import JSON, DateTime, Text, Uuid, cast, func, literal, type_coerce
+from sqlalchemy import JSON, DateTime, Text, Uuid, cast, func, literal, literal_column, type_coerce
 from sqlalchemy.types import NullType
 
 from ..message.envelope import read_json
@@ -30,17 +30,14 @@ def raw(connection: Connection, column: Column[Any]) -> ColumnElement[Any]:
     return column.label(column.name)
 
 
-def size(connection: Connection, *columns: Column[Any]) -> ColumnElement[Any]:
-    """How many bytes these columns take as text."""
-    sqlite = connection.dialect.name == "sqlite"
-    sizes = [
-        # Of a text SQLite counts characters; octet_length() came with 3.43.
-        func.coalesce((func.length if sqlite else func.octet_length)(raw(connection, column)), 0)
-        for column in columns
-    ]
-    total: ColumnElement[Any] = sizes[0]
-    for one in sizes[1:]:
-        total = total + one
+def bytes_of(connection: Connection, events: Any) -> ColumnElement[Any]:
+    """How many bytes of an event are read, besides names."""
+    # Of a text SQLite counts characters; octet_length() came with 3.43.
+    size = func.length if connection.dialect.name == "sqlite" else func.octet_length
+    columns = events.payload, events.headers, events.receivers
+    total: ColumnElement[Any] = literal_column("0")
+    for column in columns:
+        total = total + func.coalesce(size(raw(connection, column)), 0)
     return total
 
 

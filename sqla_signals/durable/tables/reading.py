@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
 from ..message.envelope import MAX_BYTES, MalformedMessageError, Message
 from .dead_letters import said
-from .raw import from_json, raw, size
+from .raw import from_json, raw
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -63,11 +63,6 @@ class Claim:
     def is_done(self) -> bool:
         """Whether nothing has failed, as far as anybody knows."""
         return not self.failures and self.unread is None
-
-
-def bytes_of(connection: Connection, events: Any) -> ColumnElement[Any]:
-    """How many bytes of an event are read, besides names."""
-    return size(connection, events.payload, events.headers, events.receivers)
 
 
 def read(

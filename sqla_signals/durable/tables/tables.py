@@ -100,6 +100,8 @@ class OutboxTables:
             done_at=database_time(),
         )
         """Made once, because each message needs it."""
+        self.insert_lines: Insert | None = None
+        """The quickest INSERT of events on PostgreSQL, when it was needed for the first time."""
 
     @property
     def channel(self) -> str:

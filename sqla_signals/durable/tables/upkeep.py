@@ -74,7 +74,8 @@ def backlog(connection: Connection, outbox: Outbox, limit: int | None = None) ->
     count = connection.scalar(select(func.count()).select_from(outbox.dead_letters)) or 0
     # Not the payloads, which are large and not shown.
     what = dead.sequence, dead.id, dead.aggregate_type, dead.aggregate_id, dead.event_type
-    became = raw(connection, dead.receivers), dead.attempts, dead.dead_at, dead.last_error
+    error = func.coalesce(dead.last_error, "").label("error")
+    became = raw(connection, dead.receivers), dead.attempts, dead.dead_at, error
     letters: Any = connection.execute(
         select(*what, *became).order_by(dead.sequence).limit(limit)
     ).all()
@@ -84,8 +85,18 @@ def backlog(connection: Connection, outbox: Outbox, limit: int | None = None) ->
         _utc(first[1]) - _utc(first[0]) if first is not None else None,
         count,
         tuple(
-            DeadLetter(*(*event, _names(receivers), attempts, _utc(dead_at), error or ""))
-            for *event, receivers, attempts, dead_at, error in letters
+            DeadLetter(
+                row.sequence,
+                row.id,
+                row.aggregate_type,
+                row.aggregate_id,
+                row.event_type,
+                _names(row.receivers),
+                row.attempts,
+                _utc(row.dead_at),
+                row.error,
+            )
+            for row in letters
         ),
     )
 
