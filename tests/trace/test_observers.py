@@ -430,3 +430,34 @@ def test_what_passes_through_a_delivery_ends_its_call(shop: Engine):
     ]
     with Session(shop) as session:
         assert session.scalars(select(Order.id)).all() == [1]
+
+
+def test_observers_come_and_go_while_other_threads_call():
+    """Each is told the end of exactly the calls whose beginning it was told."""
+    own, done = Signal("own"), threading.Event()
+
+    def hear(sender, **kwargs):
+        pass
+
+    own.connect(hear)
+
+    def send() -> None:
+        while not done.is_set():
+            own.send()
+
+    threads = [threading.Thread(target=send) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    logs: list[list[str]] = []
+    try:
+        for _ in range(300):
+            logs.append([])
+            with observed_by(Log("a", logs[-1])):
+                own.send()
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    for lines in logs:
+        told = [line.split()[1] for line in lines]
+        assert told.count("begin") == told.count("called") == told.count("end") >= 1
