@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from .bridge.calling.raw import raw
 from .bridge.transaction.frames import on_commit, on_rollback
 from .changes.change import UNSET, Change
+from .discovery import autodiscover
 from .errors import (
     AsyncReceiverError,
     AutocommitError,
@@ -63,6 +64,7 @@ __all__ = [
     "SignalsError",
     "SignalsNotInstalledWarning",
     "Trace",
+    "autodiscover",
     "class_prepared",
     "explain",
     "install",

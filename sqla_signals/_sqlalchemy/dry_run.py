@@ -29,7 +29,7 @@ from .instances import PASSIVE_NO_INITIALIZE, PASSIVE_OFF, contains_state
 from .unit_of_work import deleted_states, is_deleted, pending_states
 
 if TYPE_CHECKING:
-    from sqlalchemy.orm import InstanceState, Mapper
+    from sqlalchemy.orm import InstanceState
 
     State = InstanceState[Any]
 
@@ -57,7 +57,12 @@ class DryRun(UOWTransaction):
         """For each state that is written because of another one: that other one."""
         self._presorted: State | None = None
         """The state because of which processors register others at this moment."""
-        self._late_clears: list[tuple[_ForeignKeys, State, State]] = []
+        self.late_clears: list[tuple[_ForeignKeys, State, State]] = []
+        """Foreign keys to clear if something else asks for an extra UPDATE of the child.
+
+        ``OneToManyDP.process_saves`` clears them with ``post_update``, too, but after the UPDATE of
+        the child, and asks for no other.
+        """
 
     def finds(self, state: State) -> bool:
         """Whether the flush finds a state in its session."""
@@ -78,14 +83,9 @@ class DryRun(UOWTransaction):
         """
         if not self.finds(state):
             return False
-        if self._presorted is not None:
-            self.note_cause(state, self._presorted)
+        if self._presorted is not None and self._presorted is not state:
+            self.causes.setdefault(state, self._presorted)
         return super().register_object(state, isdelete, listonly, cancel_delete)
-
-    def note_cause(self, state: State, cause: State) -> None:
-        """Note that a state is written because of another one, unless a cause is known."""
-        if state is not cause:
-            self.causes.setdefault(state, cause)
 
     def presort(self) -> None:
         """Let the processors register what is affected, until there is nothing new (step 2)."""
@@ -106,10 +106,11 @@ class DryRun(UOWTransaction):
         for state in deletes:
             self._presorted = state
             processor.presort_deletes(self, [state])
+        assigns_keys = isinstance(processor, DetectKeySwitch) and not processor.passive_updates
         for state in saves:
             self._presorted = state
-            if isinstance(processor, DetectKeySwitch) and not processor.passive_updates:
-                _KeySwitch(self, processor).saves([state])  # presort_saves() would assign keys
+            if assigns_keys:  # which presort_saves() must not do here
+                _KeySwitch(self, processor).saves([state])
             else:
                 processor.presort_saves(self, [state])
         self._presorted = None
@@ -143,17 +144,9 @@ class DryRun(UOWTransaction):
                     keys = compute(self, action.dependency_processor)
                     keys.deletes(deletes)
                     keys.saves(saves)
-        for keys, child, parent in self._late_clears:
+        for keys, child, parent in self.late_clears:
             if child in self.post_updates:
                 keys.clear(child, parent)
-
-    def clear_late(self, keys: _ForeignKeys, child: State, parent: State) -> None:
-        """Clear a foreign key if something else asks for an extra UPDATE of the child.
-
-        ``OneToManyDP.process_saves`` clears it with ``post_update``, too, but after the UPDATE of
-        the child, and asks for no other.
-        """
-        self._late_clears.append((keys, child, parent))
 
     def forget(self) -> None:
         """Drop all that was found, except the states that were given to ``session.delete()``."""
@@ -191,9 +184,14 @@ class _ForeignKeys:
     row at the other end has it.
     """
 
+    _refers_to_other_end = True
+    """Whether the owner's own row has the foreign key."""
+
     def __init__(self, run: DryRun, processor: Any) -> None:
         self.run = run
         self.processor = processor
+        ends = processor.mapper, processor.parent
+        self._referenced, self._referring = ends if self._refers_to_other_end else ends[::-1]
 
     def deletes(self, owners: Iterable[State]) -> None:
         """Compute what ``process_deletes`` assigns because these are deleted."""
@@ -202,10 +200,6 @@ class _ForeignKeys:
         """Compute what ``process_saves`` assigns because these are saved."""
         raise NotImplementedError
 
-    def _ends(self) -> tuple[Mapper[Any], Mapper[Any]]:
-        """The mapper with the primary key, and the one with the foreign key."""
-        return self.processor.mapper, self.processor.parent
-
     def _history(self, owner: State, passive: Any = PASSIVE_NO_INITIALIZE) -> Any:
         return self.run.get_attribute_history(owner, self.processor.key, passive)  # type: ignore[no-untyped-call]
 
@@ -213,7 +207,7 @@ class _ForeignKeys:
         """Copy the primary key of ``source`` to the foreign key of ``dest`` (``orm/sync.py``)."""
         if dest is not None and self._writes(dest, owner):
             for left, right in self.processor.prop.synchronize_pairs:
-                key = self._ends()[0].get_property_by_column(left).key
+                key = self._referenced.get_property_by_column(left).key
                 self._assign(dest, right, self.run.value(source, key))
 
     def clear(self, dest: State, owner: State) -> None:
@@ -223,24 +217,24 @@ class _ForeignKeys:
                 self._assign(dest, right, None)
 
     def _writes(self, dest: State, owner: State) -> bool:
-        if is_deleted(self.run, dest) and not self.processor.post_update:
+        if not self.processor.post_update and is_deleted(self.run, dest):
             return False
-        self.run.note_cause(dest, owner)
+        if dest is not owner:
+            self.run.causes.setdefault(dest, owner)
         if self.processor.post_update:
             self.run.post_updates.add(dest)
         return True
 
     def _assign(self, dest: State, column: Any, value: Any) -> None:
-        key = self._ends()[1].get_property_by_column(column).key
+        key = self._referring.get_property_by_column(column).key
         impl = dest.manager[key].impl
-        if impl.active_history and key not in dest.dict and key not in dest.committed_state:
+        if key not in dest.dict and key not in dest.committed_state and impl.active_history:
             impl.get(dest, dest.dict, PASSIVE_OFF)  # as the assignment will
         self.run.assigns.setdefault(dest, {})[key] = value
 
 
 class _OneToMany(_ForeignKeys):
-    def _ends(self) -> tuple[Mapper[Any], Mapper[Any]]:
-        return self.processor.parent, self.processor.mapper
+    _refers_to_other_end = False
 
     def deletes(self, owners: Iterable[State]) -> None:
         processor = self.processor
@@ -276,7 +270,7 @@ class _OneToMany(_ForeignKeys):
                 if child is None or processor.hasparent(child):
                     continue
                 if processor.post_update:
-                    self.run.clear_late(self, child, owner)
+                    self.run.late_clears.append((self, child, owner))
                 else:
                     self.clear(child, owner)
             if processor._pks_changed(self.run, owner):

@@ -90,7 +90,7 @@ def state_with_key_of(session: Session, state: State) -> State | None:
 
 
 def in_order(states: Iterable[State]) -> list[State]:
-    """Persistent states by class and primary key, as far as the keys can be compared."""
+    """States by class and primary key, as far as the keys can be compared; without a key first."""
     by_class: dict[type, list[State]] = defaultdict(list)
     for state in states:
         by_class[state.class_].append(state)
@@ -99,7 +99,7 @@ def in_order(states: Iterable[State]) -> list[State]:
         try:
             ordered += sorted(by_class[cls], key=attrgetter("key"))
         except TypeError:
-            ordered += sorted(by_class[cls], key=lambda state: str(state.identity))
+            ordered += sorted(by_class[cls], key=lambda state: str(state.identity or ()))
     return ordered
 
 

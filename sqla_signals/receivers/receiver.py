@@ -342,10 +342,18 @@ def check_callable(
         raise ReceiverTypeError(
             f"{who} is async, but what sends {signal} never awaits. Make it a plain function."
         )
-    if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+    parameters = list(signature.parameters.values())
+    if inspect.isfunction(fn) and parameters and parameters[0].name == "self":
+        raise ReceiverTypeError(
+            f"{who} takes self, so it is a method without an instance. Connect the method of an "
+            f"instance, for example in __init__: {signal}.connect(self.{fn.__name__})"
+        )
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        keywords = inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)
+        mended = signature.replace(parameters=[*parameters, keywords])
         raise ReceiverTypeError(
             f"{who} must accept **kwargs, because signals may send more in a later version. "
-            f"Add it: def {getattr(fn, '__name__', 'receiver')}(sender, **kwargs)"
+            f"Add it: def {getattr(fn, '__name__', 'receiver')}{mended}"
         )
     try:
         if arguments is None:

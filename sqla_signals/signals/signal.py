@@ -9,12 +9,12 @@ from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Generator, Iterable, Iterator, Mapping
 from inspect import isawaitable
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import blinker
 from blinker import ANY
 
-from ..errors import ReceiverOptionError
+from ..errors import ReceiverOptionError, ReceiverTypeError
 from ..receivers import dispatch
 from ..receivers.blocks import block
 from ..receivers.observing import observed, observed_async, observers
@@ -144,6 +144,10 @@ class Signal(blinker.NamedSignal):
         sent = self.arguments
         if durable and sent is not None:
             sent = (*sent, "event")
+        if isinstance(receiver, Signal):
+            raise ReceiverTypeError(
+                f"{self.name}: {receiver.name} is a signal, so it cannot be a receiver"
+            )
         check_callable(receiver, self.name, sent, self._awaits)
         try:
             if on not in self._phases:
@@ -200,6 +204,13 @@ class Signal(blinker.NamedSignal):
             self.forget_lookups()
         self._notify("receiver_connected", receiver=receiver, sender=sender, weak=weak)
         return receiver
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse to be used as a decorator."""
+        raise ReceiverTypeError(
+            f"{self.name} is a signal: it cannot be called, nor used as a decorator. Write "
+            f"@receiver({self.name}) to connect a function, {self.name}.send(sender) to send it"
+        )
 
     def disconnect(  # type: ignore[override]
         self,

@@ -267,6 +267,43 @@ def test_a_receiver_without_kwargs_is_refused_with_the_way_to_mend_it(
     assert not post_save.receivers
 
 
+def test_the_way_to_mend_a_receiver_without_kwargs_keeps_its_own_parameters():
+    """It can be copied."""
+
+    def fn(sender, instance, *, created=False): ...
+
+    with pytest.raises(ReceiverTypeError) as caught:
+        post_save.connect(fn)
+    assert str(caught.value).endswith(
+        "Add it: def fn(sender, instance, *, created=False, **kwargs)"
+    )
+
+
+def test_a_method_that_is_decorated_in_its_class_is_refused_with_what_to_connect_instead():
+    """It would get the sender for ``self``."""
+    with pytest.raises(
+        ReceiverTypeError, match=r"on_save .*takes self.*post_save\.connect\(self\.on_save\)"
+    ):
+
+        class Listener:
+            @receiver(post_save, sender=Author)
+            def on_save(self, instance, **kwargs): ...
+
+    assert not post_save.receivers
+
+
+def test_a_signal_that_is_used_as_a_decorator_says_what_to_write():
+    """And a signal is no receiver of another one."""
+    with pytest.raises(ReceiverTypeError, match=r"post_save is a signal: .*@receiver\(post_save\)"):
+
+        @post_save
+        def fn(sender, **kwargs): ...
+
+    with pytest.raises(ReceiverTypeError, match="post_delete is a signal, so it cannot be a"):
+        post_save.connect(post_delete)
+    assert not post_save.receivers
+
+
 def test_a_receiver_that_takes_no_sender_is_refused():
     """The first argument is the sender; without room for it, no call could work."""
     with pytest.raises(ReceiverTypeError, match="sender"):

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import pytest
 from sqlalchemy import Engine, ForeignKey, String, event, inspect, select
-from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.exc import IntegrityError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import (
     DeclarativeBase,
@@ -736,3 +736,21 @@ def test_a_second_class_of_the_same_name_is_noticed_after_messages_were_run(shop
     assert Worker(shop).run(third)
     assert ledger(shop) == ["a", "c"]
     assert Twin is not Order
+
+
+def test_a_receiver_may_go_on_after_a_savepoint_in_which_a_flush_has_failed(shop: Engine):
+    """The rest of its work is committed, together with the note that it is done."""
+
+    @receiver(post_save, sender=Order, durable=True, name="shop.fn")
+    def fn(sender, session, **kwargs):
+        session.add(Ledger(id=1, entry="first"))
+        session.flush()
+        session.expunge_all()
+        with suppress(IntegrityError), session.begin_nested():
+            session.add(Ledger(id=1, entry="again"))
+        session.add(Ledger(id=2, entry="second"))
+
+    place(shop, "a")
+    (message,) = messages(shop)
+    assert [Worker(shop).run(message) for _ in range(2)] == [True, False]
+    assert ledger(shop) == ["first", "second"]
