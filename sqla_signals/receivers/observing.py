@@ -62,7 +62,7 @@ class Call:
         known = self.arguments
         about: tuple[Any, ...]
         if "instance" in known:  # with on="commit", each receiver gets one of its own
-            about = row_of(known["instance"]), known.get("action")
+            about = row_of(known["instance"]), identity(known.get("action"))
         elif "statement" in known:
             about = (id(known["statement"]),)
         else:

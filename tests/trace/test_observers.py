@@ -24,6 +24,7 @@ from sqla_signals import (
     post_save,
     pre_save,
     receiver,
+    trace,
 )
 from sqla_signals.receivers.blocks import block
 from sqla_signals.receivers.observing import Call, Observer, observers
@@ -430,3 +431,54 @@ def test_what_passes_through_a_delivery_ends_its_call(shop: Engine):
     ]
     with Session(shop) as session:
         assert session.scalars(select(Order.id)).all() == [1]
+
+
+def test_observers_come_and_go_while_other_threads_call():
+    """Each is told the end of exactly the calls whose beginning it was told."""
+    own, done = Signal("own"), threading.Event()
+
+    def hear(sender, **kwargs):
+        pass
+
+    own.connect(hear)
+
+    def send() -> None:
+        while not done.is_set():
+            own.send()
+
+    threads = [threading.Thread(target=send) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    logs: list[list[str]] = []
+    try:
+        for _ in range(300):
+            logs.append([])
+            with observed_by(Log("a", logs[-1])):
+                own.send()
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    for lines in logs:
+        told = [line.split()[1] for line in lines]
+        assert told.count("begin") == told.count("called") == told.count("end") >= 1
+
+
+def test_what_a_signal_of_your_own_sends_is_not_compared():
+    """Its values need not have a truth, as the comparisons of arrays have none."""
+
+    class Array:
+        __hash__ = None  # type: ignore[assignment]
+
+        def __eq__(self, other: object) -> bool:
+            raise ValueError("the truth value is ambiguous")
+
+    own = Signal("own")
+    own.connect(lambda sender, **kwargs: None, weak=False)
+    own.connect(lambda sender, **kwargs: None, weak=False)
+    thing = Array()
+    with trace() as traced:
+        for _ in range(2):
+            own.send(instance=thing, action=Array(), operation=Array())
+    kinds = [step.kind for step in traced.root.walk()]
+    assert kinds == ["trace", *["signal", "receiver", "receiver"] * 2]
