@@ -166,7 +166,6 @@ def test_models_of_which_a_relationship_leads_nowhere_are_in_nobodys_way(
     post_save.connect(log, weak=False, sender=Lost)
     assert "Log" in str(sqla_signals.explain(base.Good))
     (notice,) = sqla_signals.explain().notices
-    assert notice.never
     assert "SQLAlchemy cannot configure Lost" in notice.text
     with pytest.raises(InvalidRequestError, match="Nowhere"):
         sqla_signals.explain(Lost)
