@@ -110,11 +110,8 @@ def listen_where_needed() -> None:
     if now == _settled and not _new_mappers:
         return
     with _lock:
-        new: set[Mapper[Any]] = set()
-        while _new_mappers:
-            mapper = _new_mappers.pop()()
-            if mapper is not None:
-                new.add(mapper)
+        configured = list(_new_mappers)
+        new = {mapper for reference in configured if (mapper := reference()) is not None}
         known: set[Receiver] = set()
         if _settled is not None and _settled[1] >= now[1]:
             known.update(receiver for table in _settled[0] for receiver in table.receivers)
@@ -125,7 +122,9 @@ def listen_where_needed() -> None:
                 for mapper in mappers:
                     if receiver.matches(mapper.class_):
                         _listen(mapper, listeners)
+        # Last: until then a flush of another thread waits for the lock.
         _settled = now
+        del _new_mappers[: len(configured)]
 
 
 def _listeners_for(signal: Signal, receiver: Receiver) -> Mapping[str, Callable[..., None]]:
