@@ -29,6 +29,7 @@ from sqla_signals import (
     pre_save,
     receiver,
 )
+from sqla_signals.receivers.receiver import Phase
 
 
 class Base(DeclarativeBase):
@@ -237,6 +238,35 @@ def test_a_model_class_that_is_forgotten_is_not_held(
     assert reference() is None
     connected = bool(post_save.receivers)
     assert connected is (sender in ("name", "any")), "a connection ends with the class it names"
+
+
+@pytest.mark.parametrize("on", ["flush", "commit", "rollback"])
+def test_a_receiver_that_is_disconnected_is_not_held(sessions: sessionmaker[Session], on: Phase):
+    """Though its model, which it refers to, is never flushed again."""
+
+    def live() -> tuple[weakref.ref[Any], weakref.ref[type]]:
+        class OwnBase(DeclarativeBase):
+            pass
+
+        class Passing(OwnBase):
+            __tablename__ = "passing"
+            id: Mapped[int] = mapped_column(primary_key=True)
+
+        def called(sender, **kwargs):
+            assert sender is Passing
+
+        with sessions() as session, post_save.connected_to(called, Passing, on=on):
+            OwnBase.metadata.create_all(session.connection())
+            session.add(Passing())
+            session.flush()
+        return weakref.ref(called), weakref.ref(Passing)
+
+    called, model = live()
+    with sessions() as session:
+        session.add(Thing())
+        session.flush()
+    gc.collect()
+    assert (called(), model()) == (None, None)
 
 
 def test_a_model_class_with_a_secondary_table_is_not_held(installed: sqla_signals.Installation):

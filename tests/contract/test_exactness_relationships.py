@@ -10,6 +10,7 @@ from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
     Session,
+    make_transient,
     mapped_column,
     relationship,
 )
@@ -328,6 +329,35 @@ def test_replacing_a_single_parents_child_deletes_the_old_one(special: Session, 
     special.delete(person)
     assert flushed(special, log) == ["post_delete Passport(new)", "post_delete Person(p)"]
     assert log.one("post_delete", person.passport)["origin"] is person
+
+
+def test_the_child_that_a_copy_of_a_single_parent_gives_up_is_announced_first(
+    special: Session, log: Log
+):
+    """The instance that is inserted as a copy was the only parent of what it referred to."""
+    person = Person(name="p", passport=Passport(name="old"))
+    special.add(person)
+    special.commit()
+    load(special, person, person.passport)
+    person.passport = Passport(name="new")
+    make_transient(person)
+    person.id = None  # type: ignore[assignment]
+    special.add(person)
+    special.connection().execute(Person.__table__.update().values(passport_id=None))
+
+    def veto(sender, **kwargs):
+        raise ZeroDivisionError
+
+    with pre_delete.connected_to(veto), pytest.raises(ZeroDivisionError):
+        special.flush()
+    assert rows(special, Passport.name) == ["old"]
+    assert person in special
+    assert flushed(special, log) == [
+        "post_delete Passport(old)",
+        "post_save created Passport(new)",
+        "post_save created Person(p)",
+    ]
+    assert rows(special, Passport.name) == ["new"]
 
 
 def test_a_tree_is_deleted_row_by_row(special: Session, log: Log):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC
 from typing import Any
 
 import pytest
@@ -165,6 +166,38 @@ def test_an_unmapped_base_reaches_subclasses_at_any_depth(vehicles: Session):
     log = listen(sender=OwnBase)
     all_vehicles(vehicles)
     assert [sent.sender for sent in log.sent if sent.signal == "post_save"] == [Vehicle, Car, Taxi]
+
+
+@pytest.mark.parametrize("sender", ["registered", "hooked", "object"])
+def test_an_unmapped_sender_means_subclasses_that_are_not_below_it_too(
+    session: Session, sender: str
+):
+    """What ``issubclass()`` says counts, also for models that were listened to before."""
+
+    class Registered(ABC):  # noqa: B024
+        pass
+
+    class Hooked(ABC):  # noqa: B024
+        @classmethod
+        def __subclasshook__(cls, other: type) -> bool:
+            return other is Author
+
+    Registered.register(Author)
+    one = Author(name="a")
+    session.add(one)
+    session.flush()
+    log = listen(sender={"registered": Registered, "hooked": Hooked, "object": object}[sender])
+    one.name = "b"
+    session.flush()
+    session.delete(one)
+    session.flush()
+    assert log.lines == [
+        "pre_save updated Author(b)",
+        "post_save updated Author(b)",
+        "pre_delete Author(b)",
+        "post_delete Author(b)",
+    ]
+    assert rows(session, Author.name) == []
 
 
 def test_a_class_that_is_mapped_later_means_exactly_that_class(engine, installed):

@@ -41,7 +41,6 @@ class Audience:
     __slots__ = (
         "_columns",
         "_property_count",
-        "_tables",
         "hears_before_deletes",
         "hears_before_saves",
         "notes_saves",
@@ -52,10 +51,9 @@ class Audience:
         "waits",
     )
 
-    def __init__(self, mapper: Mapper[Any]) -> None:
+    def __init__(self, mapper: Mapper[Any], of_signals: Tables) -> None:
         cls = mapper.class_
-        self._tables: Tables = tables()
-        self.table_of: Mapping[Signal, Table] = dict(zip(ROW_SIGNALS, self._tables, strict=True))
+        self.table_of: Mapping[Signal, Table] = dict(zip(ROW_SIGNALS, of_signals, strict=True))
         """The receivers of each signal, as they were then."""
         self.phases: Mapping[Signal, Mapping[Phase, tuple[Receiver, ...]]] = {
             signal: table.phases(cls) for signal, table in self.table_of.items()
@@ -78,9 +76,9 @@ class Audience:
         self._property_count = property_count(mapper)
         self._columns: Columns | None = None
 
-    def is_current(self, mapper: Mapper[Any]) -> bool:
-        """Whether nothing has changed since: no receiver, and no attribute of the class."""
-        return self._tables == tables() and self._property_count == property_count(mapper)
+    def has_attributes_of(self, mapper: Mapper[Any]) -> bool:
+        """Whether the class has gained no attribute since."""
+        return self._property_count == property_count(mapper)
 
     def columns_of(self, mapper: Mapper[Any]) -> Columns:
         """The columns of the class; they know what of them receivers have named."""
@@ -96,14 +94,20 @@ class Audience:
                         yield from one.columns(mapper)
 
 
-_audiences: WeakKeyDictionary[Mapper[Any], Audience] = WeakKeyDictionary()
+_known: tuple[Tables, WeakKeyDictionary[Mapper[Any], Audience]] | None = None
+"""The receivers, and the audiences made of them: dropped together, so that no receiver that was
+disconnected is held by a model that is not flushed any more."""
 
 
 def audience_of(mapper: Mapper[Any]) -> Audience:
     """The :class:`Audience` of a mapper as it is now."""
-    found = _audiences.get(mapper)
-    if found is None or not found.is_current(mapper):
-        found = _audiences[mapper] = Audience(mapper)
+    global _known
+    now, known = tables(), _known
+    if known is None or known[0] != now:
+        known = _known = now, WeakKeyDictionary()
+    found = known[1].get(mapper)
+    if found is None or not found.has_attributes_of(mapper):
+        found = known[1][mapper] = Audience(mapper, now)
     return found
 
 

@@ -216,13 +216,19 @@ class Foresight:
 class Relations:
     """What of one mapper's instances can make a flush write other rows, or a foreign key."""
 
-    __slots__ = ("_changes", "_downward", "are_none", "can_orphan", "size")
+    __slots__ = ("_changes", "_of_pending", "are_none", "can_orphan", "size")
 
     def __init__(self, mapper: Mapper[Any]) -> None:
         self.size: int = relations_size(mapper)
         active = [prop for prop in mapper.relationships if not prop.viewonly]
         keys = {prop.key for prop in active}
-        self._downward = frozenset(prop.key for prop in active if prop.direction is not MANYTOONE)
+        # A new row writes its own foreign keys alone. But one that was another row before, as with
+        # make_transient(), may have been the only parent of what it referred to.
+        self._of_pending = frozenset(
+            prop.key
+            for prop in active
+            if prop.direction is not MANYTOONE or prop.cascade.delete_orphan
+        )
         keys |= {mapper.get_property_by_column(column).key for column in mapper.primary_key}
         keys |= set(referenced_keys(mapper))
         self._changes = frozenset(keys)
@@ -232,7 +238,7 @@ class Relations:
 
     def of_pending(self, state: State) -> bool:
         """Whether adding this instance can change the row of another one."""
-        return not self._downward.isdisjoint(state.dict)
+        return not self._of_pending.isdisjoint(state.dict)
 
     def of_persistent(self, state: State) -> bool:
         """Whether this instance's changes are more than columns of its own."""

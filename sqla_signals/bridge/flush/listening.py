@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
 from sqlalchemy.orm import Mapper
-from sqlalchemy.util import walk_subclasses
 
 from ..._sqlalchemy.events import (
     is_last_listener,
@@ -22,7 +21,7 @@ from ..._sqlalchemy.events import (
     unlisten,
     unlisten_to_class,
 )
-from ..._sqlalchemy.mappers import all_mappers, is_mapped, mapper_of
+from ..._sqlalchemy.mappers import all_mappers, mapper_of
 from ...receivers.observing import observers
 from ...signals.builtin import post_save, pre_save
 from ..calling.audience import ROW_SIGNALS, Tables, tables
@@ -112,11 +111,8 @@ def listen_where_needed() -> None:
     if now == _settled and not _new_mappers:
         return
     with _lock:
-        new: set[Mapper[Any]] = set()
-        while _new_mappers:
-            mapper = _new_mappers.pop()()
-            if mapper is not None:
-                new.add(mapper)
+        configured = list(_new_mappers)
+        new = {mapper for reference in configured if (mapper := reference()) is not None}
         known: set[Receiver] = set()
         if _settled is not None and _settled[1] >= is_observed:
             known = {receiver for table in _settled[0] for receiver in table.receivers}
@@ -127,7 +123,9 @@ def listen_where_needed() -> None:
                 for mapper in mappers:
                     if receiver.matches(mapper.class_):
                         _listen(mapper, listeners)
+        # Last: until then a flush of another thread waits for the lock.
         _settled = now
+        del _new_mappers[: len(configured)]
 
 
 def _listeners_for(
@@ -144,12 +142,10 @@ def _listeners_for(
 def _mappers_of(receiver: Receiver) -> Iterable[Mapper[Any]]:
     """The mappers that a receiver may be for."""
     sender = receiver.sender
-    if not isinstance(sender, type):
-        return all_mappers()
-    classes = {sender}
-    if receiver.propagate or not is_mapped(sender):
-        classes.update(walk_subclasses(sender))
-    return [mapper for cls in classes if (mapper := mapper_of(cls)) is not None]
+    mapper = mapper_of(sender) if isinstance(sender, type) and not receiver.propagate else None
+    # A sender that is no mapped class stands for what issubclass() says, which an abstract base
+    # class may say of any class.
+    return all_mappers() if mapper is None else [mapper]
 
 
 def _listen(mapper: Mapper[Any], listeners: Mapping[str, Callable[..., None]]) -> None:
