@@ -16,6 +16,7 @@ from ..bridge.flush.m2m import association_of
 from ..errors import printable
 from ..receivers.dispatch import audible
 from ..receivers.installations import model_signals
+from ..receivers.mapped import unknown_class
 from ..receivers.receiver import Receiver, matches, qualified_name
 from ..signals.kinds import AssociationSignal
 from .parts import Notice, place_of
@@ -77,10 +78,7 @@ def _never_matched(receiver: Receiver, mappers: list[Mapper[Any]]) -> str | None
     if sender is ANY:
         return "no class is mapped. Import the models"
     if isinstance(sender, str):
-        names = {name for mapper in all_mappers() for name in _names_of(mapper.class_)}
-        close = get_close_matches(sender, sorted(names), n=1)
-        hint = f"Did you mean {close[0]!r}?" if close else "Import its module, or mend the name"
-        return f"no mapped class is called {sender!r}. {hint}"
+        return unknown_class(sender)
     return (
         f"{getattr(sender, '__name__', sender)} is not mapped and no model inherits it. Import the "
         f"models, or give a mapped class"

@@ -6,20 +6,34 @@ changed, so that a send needs no lock and uses the receivers that there were whe
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextvars import ContextVar
+from difflib import get_close_matches
 from itertools import chain
 from operator import attrgetter
-from typing import Any, NamedTuple, Protocol
-from weakref import WeakKeyDictionary
+from typing import Any, Final, NamedTuple, Protocol
+from weakref import WeakKeyDictionary, WeakSet
 
 from blinker import ANY
 
 from .._sqlalchemy.mappers import is_mapped
 from ..errors import AsyncReceiverError, ReceiverOptionError
 from .blocks import block
-from .receiver import PHASES, Phase, Receiver, describe_sender, identity, matches, sender_list
+from .receiver import (
+    PHASES,
+    Phase,
+    Receiver,
+    describe,
+    describe_sender,
+    identity,
+    matches,
+    sender_list,
+)
+
+_logger: Final = logging.getLogger("sqla_signals")
 
 
 class Table:
@@ -138,6 +152,22 @@ class AnySignal(Protocol):
         ...
 
 
+_signals: Final[WeakSet[AnySignal]] = WeakSet()
+_signals_lock: Final = threading.Lock()
+
+
+def add_signal(signal: AnySignal) -> None:
+    """Note a new signal, for :func:`known_signals`."""
+    with _signals_lock:
+        _signals.add(signal)
+
+
+def known_signals() -> list[AnySignal]:
+    """Every signal of the process, those of users included, by name."""
+    with _signals_lock:
+        return sorted(_signals, key=lambda signal: signal.name)
+
+
 class _Mute(NamedTuple):
     signal: AnySignal | None
     sender: Any
@@ -174,11 +204,28 @@ def mute(
             f"mute(): {signal!r} is not a signal; mute(signal=None, sender=None, receiver=None)"
         )
     who = identity(receiver) if receiver is not None else None
+    if receiver is not None:
+        _warn_if_unknown(receiver, who)
     token = _mutes.set(_mutes.get() + tuple(_Mute(signal, s, who) for s in sender_list(sender)))
     try:
         yield
     finally:
         _mutes.reset(token)
+
+
+_warned: Final[set[str]] = set()
+
+
+def _warn_if_unknown(receiver: Callable[..., Any] | str, who: Any) -> None:
+    """Log, once, that there is no receiver for a :func:`mute` to silence."""
+    known = [one for signal in known_signals() for one in signal.table.receivers]
+    name = receiver if isinstance(receiver, str) else describe(receiver)
+    if name in _warned or any(who in (one.fn_id, one.name) for one in known):
+        return
+    _warned.add(name)
+    close = get_close_matches(name, [one.name for one in known], n=1)
+    hint = f"Did you mean {close[0]!r}?" if close else "Connect it first, or mend the name"
+    _logger.warning("mute(receiver=...) silences nothing: no receiver is %s. %s", name, hint)
 
 
 def audible(

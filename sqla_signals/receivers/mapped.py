@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any, Final
 
 from sqlalchemy import Table, event
@@ -62,6 +63,15 @@ def outbox_of(mapper: Mapper[Any], receiver: Receiver) -> Any:
         f"its messages to. Add it to the metadata of the model, before receivers are connected: "
         f"sqla_signals.durable.outbox_table({mapper.class_.__name__}.metadata)"
     )
+
+
+def unknown_class(name: str) -> str:
+    """What to say of a name that no mapped class has, with the nearest name that there is."""
+    classes = [mapper.class_ for mapper in all_mappers()]
+    names = {one for cls in classes for one in (cls.__name__, qualified_name(cls))}
+    close = get_close_matches(name, sorted(names), n=1)
+    hint = f"Did you mean {close[0]!r}?" if close else "Import its module, or mend the name"
+    return f"no mapped class is called {name!r}. {hint}"
 
 
 def connect(signal: AnySignal, receivers: Iterable[Receiver]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Generator, Iterable, Iterator, Mapping
 from inspect import isawaitable
@@ -36,14 +35,10 @@ Results = list[tuple[Callable[..., Any], Any]]
 
 logger: Final = logging.getLogger("sqla_signals")
 
-_signals: Final[weakref.WeakSet[Signal]] = weakref.WeakSet()
-_signals_lock: Final = threading.Lock()
-
 
 def known_signals() -> list[Signal]:
     """Every signal of the process, those of users included, by name."""
-    with _signals_lock:
-        return sorted(_signals, key=lambda signal: signal.name)
+    return [signal for signal in dispatch.known_signals() if isinstance(signal, Signal)]
 
 
 class Signal(blinker.NamedSignal):
@@ -82,8 +77,7 @@ class Signal(blinker.NamedSignal):
         """The receivers as they are now; a new object after each change."""
         # Reentrant: garbage collection inside the lock may run a weak reference's callback.
         self._lock = threading.RLock()
-        with _signals_lock:
-            _signals.add(self)
+        dispatch.add_signal(self)
 
     @property
     def receivers(self) -> Mapping[Any, Any]:  # type: ignore[override]

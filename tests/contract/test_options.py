@@ -24,6 +24,7 @@ from sqla_signals import (
     ReceiverOptionError,
     Signal,
     SignalsError,
+    mute,
     post_bulk,
     post_delete,
     post_init,
@@ -34,6 +35,7 @@ from sqla_signals import (
     receiver,
     receiver_failed,
 )
+from sqla_signals.receivers import dispatch
 
 from .models import Author, Base, Book, Named, Tag
 from .observing import FLUSH_SIGNALS, Log, both, listen, rows
@@ -382,6 +384,81 @@ def test_on_flush_is_the_default_and_means_in_the_transaction(session: Session):
     assert seen == [["a"]]
     session.rollback()
     assert rows(session, Author.name) == []
+
+
+def test_a_name_that_no_mapped_class_has_at_the_first_flush_is_logged_once(
+    session: Session, caplog: pytest.LogCaptureFixture
+):
+    """With the place of the receiver, and the nearest name that there is."""
+    log = Log()
+
+    def fn(sender, **kwargs):
+        log(sender, **kwargs)
+
+    post_save.connect(fn, sender="Athor")
+    post_save.connect(log, sender="Author", fields={"name"})
+    for _ in range(2):
+        session.add(Author(name="a"))
+        session.flush()
+        post_delete.connect(log, sender=Author)  # which makes the next flush look again
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "post_save: receiver" in message
+    assert f"fn ({__file__}:" in message
+    assert message.endswith("no mapped class is called 'Athor'. Did you mean 'Author'?")
+    assert log.lines == ["post_save created Author(a)"] * 2
+
+
+def test_a_name_that_a_class_gets_before_the_first_flush_is_not_logged(
+    engine: Engine, installed, caplog: pytest.LogCaptureFixture
+):
+    """Receivers may be connected before the models are imported."""
+    log = Log()
+    post_save.connect(log, sender="Latecomer")
+
+    class LateBase(DeclarativeBase):
+        pass
+
+    class Latecomer(LateBase):
+        __tablename__ = "latecomers"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        name: Mapped[str | None]
+
+    LateBase.metadata.create_all(engine)
+    with Session(engine) as own:
+        own.add(Latecomer(name="a"))
+        own.commit()
+        assert rows(own, Latecomer.name) == ["a"]
+    assert log.lines == ["post_save created Latecomer(a)"]
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_a_mute_that_silences_nobody_is_logged_once(
+    session: Session,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    by_name: bool,
+):
+    """With the nearest name; a receiver of any signal is somebody."""
+    monkeypatch.setattr(dispatch, "_warned", set())
+    own = Signal("own")
+
+    def mistaken(sender, **kwargs): ...
+
+    def heard(sender, **kwargs): ...
+
+    own.connect(heard, name="shop.reindex")
+    for _ in range(2):
+        with mute(receiver="shop.reindx" if by_name else mistaken):
+            session.add(Author(name="a"))
+            session.flush()
+        with mute(receiver="shop.reindex" if by_name else heard):
+            pass
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "mute(receiver=...) silences nothing" in message
+    assert ("Did you mean 'shop.reindex'?" in message) is by_name
+    assert ("shop.reindx" if by_name else f"mistaken ({__file__}:") in message
+    assert rows(session, Author.name) == ["a", "a"]
 
 
 # -- created -------------------------------------------------------------------------------------

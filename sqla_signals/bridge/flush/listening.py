@@ -10,7 +10,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy.orm import Mapper
 
@@ -22,8 +22,11 @@ from ..._sqlalchemy.events import (
     unlisten_to_class,
 )
 from ..._sqlalchemy.mappers import all_mappers, mapper_of
+from ...receivers.mapped import unknown_class
 from ...receivers.observing import observers
+from ...receivers.receiver import matches
 from ...signals.builtin import post_save, pre_save
+from ...signals.signal import logger
 from ..calling.audience import ROW_SIGNALS, Tables, tables
 from .flush import flushes, no_flush
 
@@ -120,12 +123,27 @@ def listen_where_needed() -> None:
             for receiver in table.receivers:
                 listeners = _listeners_for(signal, receiver, is_observed)
                 mappers = new if receiver in known else {*new, *_mappers_of(receiver)}
-                for mapper in mappers:
-                    if receiver.matches(mapper.class_):
-                        _listen(mapper, listeners)
+                mine = [mapper for mapper in mappers if receiver.matches(mapper.class_)]
+                for mapper in mine:
+                    _listen(mapper, listeners)
+                if receiver not in known and not mine:
+                    _warn_if_misspelt(signal, receiver)
         # Last: until then a flush of another thread waits for the lock.
         _settled = now
         del _new_mappers[: len(configured)]
+
+
+_warned: Final[WeakSet[Receiver]] = WeakSet()
+
+
+def _warn_if_misspelt(signal: Signal, receiver: Receiver) -> None:
+    """Log, once, that no mapped class has the name that a receiver was connected to."""
+    name = receiver.sender
+    if isinstance(name, str) and receiver not in _warned:
+        _warned.add(receiver)
+        if not any(matches(name, mapper.class_, receiver.propagate) for mapper in all_mappers()):
+            why = unknown_class(name)
+            logger.warning("%s: receiver %s is not called: %s", signal.name, receiver, why)
 
 
 def _listeners_for(
