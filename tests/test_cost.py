@@ -221,6 +221,9 @@ def test_finding_out_who_is_called_grows_with_the_receivers_and_not_faster() -> 
     def first_flush(models: int) -> int:
         with elsewhere(models, receivers=10), installed()(), Session(engine) as session:
             session.add(Thing(a=1, b="x"))
+            gc.collect()
+            assert pre_save.receivers  # forgets those of models that were collected
+            assert post_save.receivers
             return calls_in(session.flush)
 
     first_flush(1)

@@ -110,7 +110,9 @@ def requests(kind: Kind, count: int, engine: Engine = engine) -> Iterator[Work]:
     def update() -> None:
         for _ in range(count):
             with Session(engine) as session:
-                session.get_one(Thing, 1).a = next(values)
+                thing = session.get(Thing, 1)
+                assert thing is not None
+                thing.a = next(values)
                 session.commit()
 
     yield insert if kind == "insert" else update
