@@ -454,8 +454,8 @@ def test_a_mute_that_silences_nobody_is_logged_once(
             session.flush()
         with mute(receiver="shop.reindex" if by_name else heard):
             pass
-    (message,) = [record.getMessage() for record in caplog.records]
-    assert "mute(receiver=...) silences nothing" in message
+    logged = [record.getMessage() for record in caplog.records]
+    (message,) = [one for one in logged if "mute(receiver=...) silences nothing" in one]
     assert ("Did you mean 'shop.reindex'?" in message) is by_name
     assert ("shop.reindx" if by_name else f"mistaken ({__file__}:") in message
     assert rows(session, Author.name) == ["a", "a"]
