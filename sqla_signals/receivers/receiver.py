@@ -82,9 +82,6 @@ class Receiver:
         self.location: str = location(fn)
         self._columns: WeakKeyDictionary[Mapper[Any], frozenset[str]] = WeakKeyDictionary()
 
-        self.was_used: bool = False
-        """Of a weakly connected one: whether it was ever about to be called."""
-
         me = weakref.ref(self)
 
         def forget_me(_: object) -> None:
@@ -119,7 +116,6 @@ class Receiver:
     @property
     def fn(self) -> Callable[..., Any] | None:
         """The callable, or ``None`` once a weakly connected one was garbage collected."""
-        self.was_used = True
         return self._fn()
 
     @property

@@ -73,9 +73,6 @@ class Signal(blinker.NamedSignal):
             self.arguments = tuple(arguments)
         self._connected: dict[Any, Receiver] = {}
         self._forgotten: deque[Receiver] = deque()
-        self._unused: set[str] = set()
-        """What was forgotten before it was ever called, and is not logged yet; by name and place,
-        because a function may be defined and forgotten again and again."""
         self.table: dispatch.Table = dispatch.Table(self._current)
         """The receivers as they are now; a new object after each change."""
         # Reentrant: garbage collection inside the lock may run a weak reference's callback.
@@ -367,17 +364,7 @@ class Signal(blinker.NamedSignal):
     def _current(self) -> list[Receiver]:
         with self._lock:
             self._prune()
-            connected = list(self._connected.values())
-            unused, self._unused = self._unused, set()
-        for name in sorted(unused):
-            logger.warning(
-                "%s: receiver %s was garbage collected before it was ever called, because "
-                "connect() holds it weakly. Keep a reference to it, or connect it with weak=False "
-                "or @receiver",
-                self.name,
-                name,
-            )
-        return connected
+            return list(self._connected.values())
 
     def forget_lookups(self) -> None:
         """Let new mappings be seen by the next lookup."""
@@ -406,15 +393,11 @@ class Signal(blinker.NamedSignal):
             receiver = self._forgotten.popleft()
             if self._connected.get(receiver.key) is receiver:
                 del self._connected[receiver.key]
-                # Not where the sender is gone too, with what listened to it.
-                if not receiver.was_used and receiver.sender is not None:
-                    self._unused.add(str(receiver))
 
     def _clear_state(self) -> None:
         """Disconnect every receiver. For tests."""
         with self._lock:
             self._connected.clear()
-            self._unused.clear()
             self.forget_lookups()
 
 

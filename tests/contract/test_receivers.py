@@ -338,39 +338,6 @@ def test_a_receiver_of_ones_own_signal_may_require_anything():
         declared.connect(fn)
 
 
-def test_a_weak_receiver_that_is_collected_before_it_was_called_is_logged_once(
-    session: Session, caplog: pytest.LogCaptureFixture
-):
-    """As a lambda or a local function is; with what to do about it."""
-    called = []
-
-    def connect() -> None:
-        def heard(sender, **kwargs):
-            called.append(sender)
-
-        def never_called(sender, **kwargs): ...
-
-        post_save.connect(heard, sender=Author)
-        post_save.connect(never_called, sender=Author)
-        post_save.connect(lambda sender, **kwargs: called.append("kept"), Author, weak=False)
-        post_save.disconnect(never_called)
-        session.add(Author(name="a"))
-        session.flush()
-        post_save.connect(never_called, sender=Author)
-
-    connect()
-    gc.collect()
-    for _ in range(2):
-        session.add(Author(name="b"))
-        session.flush()
-        post_save.forget_lookups()
-    (message,) = [record.getMessage() for record in caplog.records]
-    assert "never_called" in message
-    assert f"({__file__}:" in message
-    assert "weak=False" in message
-    assert called == [Author, "kept", "kept", "kept"]
-
-
 # -- kinds of callables --------------------------------------------------------------------------
 
 
