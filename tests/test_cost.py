@@ -191,11 +191,12 @@ def elsewhere(models: int, receivers: int) -> Iterator[None]:
     class Base(DeclarativeBase):
         pass
 
-    for i in range(models):
+    def model(i: int) -> type:
         members = {"__tablename__": f"model_{i}", "id": mapped_column(primary_key=True)}
-        type(f"Model{i}", (Base,), members | {"__annotations__": {"id": Mapped[int]}})
+        return type(f"Model{i}", (Base,), members | {"__annotations__": {"id": Mapped[int]}})
+
+    classes = [model(i) for i in range(models)]
     Base.registry.configure()
-    classes = [mapper.class_ for mapper in Base.registry.mappers]
     with ExitStack() as stack:
         for i in range(receivers):
             for signal in (pre_save, post_save):
