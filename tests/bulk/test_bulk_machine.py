@@ -335,6 +335,7 @@ class Program:
         assert not witnessed(world.session)
         STEPS["refused"] += 1
         for each in self.worlds:
+            each.session.reads_home = True
             each.session.rollback()
 
     def do(self, world: World, step: tuple[Any, ...]) -> Any:
