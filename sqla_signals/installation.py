@@ -13,7 +13,6 @@ from sqlalchemy.orm import Session, SessionTransaction, UOWTransaction
 from ._sqlalchemy.events import is_listener, listen_to, listen_to_class, unlisten, unlisten_to_class
 from ._sqlalchemy.instances import are_instances
 from ._sqlalchemy.sessions import all_sessions, is_scoped
-from ._sqlalchemy.transactions import connections_of
 from .bridge import instances
 from .bridge.calling.calls import async_session_of
 from .bridge.delivery.session import SessionSource
@@ -151,9 +150,7 @@ class Installation:
             flush.is_over = True
             _let_go()
             raise
-        durable.refuse_autocommit(
-            session, connections_of(session), lambda: states_to_flush(session, objects)
-        )
+        durable.refuse_autocommit(session, lambda: states_to_flush(session, objects))
         # A pre_* receiver may have connected one of a model that had none.
         mapper_events.listen_where_needed()
         for mapper in flush.announcement.updated_mappers:
@@ -180,7 +177,7 @@ class Installation:
         self, session: Session, transaction: SessionTransaction, connection: Connection
     ) -> None:
         if self._is_mine(session):
-            durable.refuse_autocommit(session, [connection], lambda: states_in_flush(session))
+            durable.refuse_autocommit(session, lambda: states_in_flush(session), connection)
             transactions.begun(session, transaction, connection)
 
     def _before_commit(self, session: Session) -> None:
@@ -200,15 +197,17 @@ class Installation:
             transactions.rolled_back(session)
 
     def _after_transaction_end(self, session: Session, transaction: SessionTransaction) -> None:
-        if _leaving:
-            if transaction.parent is not None and not transaction.nested:
-                Flush.ended(session)  # its own subtransaction, which is rolled back if it fails
-            _let_go()
+        # The subtransaction of a flush, which is rolled back if the flush fails.
         of_flush = transaction.parent is not None and not transaction.nested
-        if observers and self._is_mine(session):
-            tell("after_transaction_end", session, transaction)
-        if not of_flush and self._is_mine(session):
-            transactions.ended(session, transaction, session_source, durable.left)
+        if _leaving:
+            if of_flush:
+                Flush.ended(session)
+            _let_go()
+        if (observers or not of_flush) and self._is_mine(session):
+            if observers:
+                tell("after_transaction_end", session, transaction)
+            if not of_flush:
+                transactions.ended(session, transaction, session_source, durable.left)
 
     def _do_orm_execute(self, context: ORMExecuteState) -> Result[Any] | None:
         if not context.statement.is_dml or not self._is_mine(context.session):

@@ -17,7 +17,7 @@ from ..errors import printable
 from ..receivers.dispatch import audible
 from ..receivers.installations import model_signals
 from ..receivers.mapped import unknown_class
-from ..receivers.receiver import Receiver, matches, qualified_name
+from ..receivers.receiver import Receiver, matches, names_of
 from ..signals.kinds import AssociationSignal
 from .parts import Notice, place_of
 
@@ -85,16 +85,12 @@ def _never_matched(receiver: Receiver, mappers: list[Mapper[Any]]) -> str | None
     )
 
 
-def _names_of(cls: type) -> set[str]:
-    return {cls.__name__, qualified_name(cls)}
-
-
 def is_meant(receiver: Receiver, mapper: Mapper[Any]) -> bool:
     """Whether the sender of a receiver looks like a misspelt name of this class."""
     sender = receiver.sender
     return (
         isinstance(sender, str)
-        and bool(get_close_matches(sender, _names_of(mapper.class_), n=1))
+        and bool(get_close_matches(sender, names_of(mapper.class_), n=1))
         and not any(receiver.matches(known.class_) for known in all_mappers())
     )
 

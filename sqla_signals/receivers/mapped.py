@@ -25,7 +25,7 @@ from .installations import (
     warn_at_flush,
     warn_not_installed,
 )
-from .receiver import Receiver, qualified_name
+from .receiver import Receiver, names_of, qualified_name
 
 OUTBOX: Final = "sqla_signals.outbox"
 """Key in ``MetaData.info`` of what writes the durable messages of its models."""
@@ -67,8 +67,7 @@ def outbox_of(mapper: Mapper[Any], receiver: Receiver) -> Any:
 
 def unknown_class(name: str) -> str:
     """What to say of a name that no mapped class has, with the nearest name that there is."""
-    classes = [mapper.class_ for mapper in all_mappers()]
-    names = {one for cls in classes for one in (cls.__name__, qualified_name(cls))}
+    names = {one for mapper in all_mappers() for one in names_of(mapper.class_)}
     close = get_close_matches(name, sorted(names), n=1)
     hint = f"Did you mean {close[0]!r}?" if close else "Import its module, or mend the name"
     return f"no mapped class is called {name!r}. {hint}"

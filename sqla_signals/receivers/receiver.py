@@ -251,6 +251,11 @@ def is_named(cls: type, name: str) -> bool:
     return name in (qualified_name(cls), f"{cls.__module__}.{cls.__name__}")
 
 
+def names_of(cls: type) -> set[str]:
+    """The bare and the dotted name by which a class is meant to be called."""
+    return {cls.__name__, qualified_name(cls)}
+
+
 def is_class_name(name: str) -> bool:
     """Whether some class could have this bare or dotted name."""
     return all(part.isidentifier() or part == "<locals>" for part in name.split("."))

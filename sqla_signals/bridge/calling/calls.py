@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -62,8 +62,7 @@ class Calls(dict["Mapper[Any]", "ModelCalls"]):
         try:
             session = self.session_for(signal, receiver, sender)
             if observers:
-                wait_for = partial(_wait_for, self.async_session, signal, receiver, sender)
-                fn = observed(fn, signal, receiver, wait_for)
+                fn = _observed(fn, self.async_session, signal, receiver, sender)
             result = fn(sender, **arguments, session=session, signal=signal)
             if result is not None and inspect.isawaitable(result):
                 _wait_for(self.async_session, signal, receiver, sender, result)
@@ -91,6 +90,18 @@ def _wait_for(
     if async_session is None:
         cannot_await(result, unawaitable(signal, receiver, sender, PLAIN_SESSION))
     await_only(result)
+
+
+def _observed(
+    fn: Callable[..., Any],
+    async_session: AsyncSession | None,
+    signal: Signal,
+    receiver: Receiver,
+    sender: Any,
+) -> Callable[..., Any]:
+    """``fn``, which tells the observers, and awaits its own result inside of that."""
+    wait_for = partial(_wait_for, async_session, signal, receiver, sender)
+    return observed(fn, signal, receiver, wait_for)
 
 
 def cannot_await(result: Awaitable[Any], error: AsyncReceiverError) -> NoReturn:
@@ -184,8 +195,7 @@ class ModelCalls:
             ):
                 continue
             if observers:
-                wait_for = partial(_wait_for, self._async_session, signal, receiver, cls)
-                fn = observed(fn, signal, receiver, wait_for)
+                fn = _observed(fn, self._async_session, signal, receiver, cls)
             try:
                 result = fn(
                     cls,
@@ -222,8 +232,7 @@ class ModelCalls:
             if fn is None:
                 continue
             if observers:
-                wait_for = partial(_wait_for, self._async_session, signal, receiver, cls)
-                fn = observed(fn, signal, receiver, wait_for)
+                fn = _observed(fn, self._async_session, signal, receiver, cls)
             try:
                 result = fn(
                     cls,

@@ -20,7 +20,7 @@ from ...signals.builtin import m2m_changed, pre_delete, pre_save
 from ..calling.audience import Audiences, audience_of
 from ..calling.guard import IN_PRE, guarded
 from ..columns.columns import NOTHING
-from .foresight import Foresight, Relations, mappers_of, relations_of
+from .foresight import Foresight, Relations, RelationsByMapper, mappers_of
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, Mapper, Session
@@ -289,7 +289,7 @@ def _are_settled(
         left = {one for one in states if one.manager.mapper in heard}.difference(announced)
     if left:
         return False
-    related = {mapper: relations_of(mapper) for mapper in mappers}
-    if all([relations.are_none for relations in related.values()]):
+    relations = RelationsByMapper()
+    if not relations.matter_to(mappers):
         return True
-    return not any(matters(related[state.manager.mapper], state) for state in states)
+    return not any(matters(relations[state.manager.mapper], state) for state in states)

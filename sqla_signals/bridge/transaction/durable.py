@@ -12,7 +12,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from ..._sqlalchemy.instances import state_of
-from ..._sqlalchemy.transactions import fail_transaction, is_autocommit, is_committing
+from ..._sqlalchemy.transactions import (
+    connections_of,
+    fail_transaction,
+    is_autocommit,
+    is_committing,
+)
 from ..._sqlalchemy.unit_of_work import is_clean
 from ...changes.effects import Effect, Frame
 from ...errors import AutocommitError, InstallError
@@ -71,7 +76,9 @@ class Events:
 
 
 def refuse_autocommit(
-    session: Session, connections: Iterable[Connection], states: Callable[[], Iterable[State]]
+    session: Session,
+    states: Callable[[], Iterable[State]],
+    connection: Connection | None = None,
 ) -> None:
     """Refuse to write rows of durable receivers where each statement is committed at once.
 
@@ -79,11 +86,14 @@ def refuse_autocommit(
     SQLAlchemy does not know, is not noticed.
 
     :param states: tells what the session is going to write.
+    :param connection: the one that it is going to write to, if that is known; else any of those
+        that its transaction has.
     :raises AutocommitError: it is going to write such a row to one of the connections.
     """
     if not (post_save.table.durable or post_delete.table.durable):
         return
-    engines = {connection.engine for connection in connections if is_autocommit(connection)}
+    connections = connections_of(session) if connection is None else [connection]
+    engines = {one.engine for one in connections if is_autocommit(one)}
     if not engines:
         return
     calls = Calls(session)
